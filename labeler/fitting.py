@@ -1,0 +1,320 @@
+"""Fitting a model by transformers' Trainer: our inference path for validation, two learning rates, no hidden NaN."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from labeler.artifacts import BadInputError, LabelerError, write_json
+from labeler.baselines import linear_probe
+from labeler.batches import StorePairs, collate, label_targets
+from labeler.evaluation import Predictions, decide, fit_thresholds, statistics
+from labeler.layers import labelling_loss
+from labeler.models import Building, model_module
+from labeler.prediction import choose_device, logits, model_outputs, scores_of
+from labeler.store import Store
+from labeler.training import METRICS, TrainOptions
+
+log = logging.getLogger("labeler")
+
+
+class Fit:
+    """One model being fitted: the data, the model, and whether Ctrl-C has asked it to stop."""
+
+    def __init__(self, model: str, data: Path, options: TrainOptions, seed: int, device: str):
+        """Open the store, build the model from its towers with `seed`, and tokenize train and validation."""
+        self.store = Store(data, check=False)  # `train` has just verified it
+        self.task = self.store.label_set.task
+        self.options, self.seed, self.interrupted, self.step = options, seed, False, 0
+        self.device = choose_device(device)
+        train_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
+        texts = [self.store.rows["text"][row] or "" for row in train_rows]
+        set_seed(seed)
+        module = model_module(model)
+        towers = self.store.towers
+        self.model, self.tokenizer = module.build(
+            Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts, options.n_coattn)
+        )
+        names = self.store.label_set.names
+        self.model.config.id2label = dict(enumerate(names))
+        self.model.config.label2id = {name: number for number, name in enumerate(names)}
+        self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
+        self.train_pairs = StorePairs(self.store, train_rows, self.tokenizer, self.max_tokens)
+        self.validation_pairs = StorePairs(self.store, validation_rows, self.tokenizer, self.max_tokens)
+
+    def run(self, folder: Path, *, resume: bool) -> dict[str, Any]:
+        """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+        watch = Watch(self)
+        trainer = LabelTrainer(
+            self,
+            args=training_arguments(folder / "trainer", self.options, self.seed, self.device),
+            callbacks=[watch, EarlyStoppingCallback(self.options.patience)],
+        )
+        trainer.remove_callback(PrinterCallback)  # standard output is for data
+        trainer.remove_callback(ProgressCallback)
+        checkpoint = newest_checkpoint(folder / "trainer") if resume else None
+        if checkpoint:
+            log.info("going on from %s", checkpoint.name)
+        started = time.perf_counter()
+        if not checkpoint:
+            self.start_head()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.perf_counter() - started
+        return self.history(trainer.state.log_history) | {
+            "train_seconds": round(seconds, 2),
+            "pairs_per_second": round(watch.pairs / watch.seconds, 2) if watch.seconds else None,
+            "precision": "bf16" if trainer.args.bf16 else "fp32",
+            "device": str(self.device),
+        }
+
+    def start_head(self) -> float | None:
+        """Fit the head as a linear probe on what the untrained model gives; return its validation metric, if it has one.
+
+        A model without `features` starts with the head that it has.
+        """
+        if not hasattr(self.model, "features"):
+            return None
+        pairs = (self.train_pairs, self.validation_pairs)
+        inputs = [
+            model_outputs(self.model, part, self.tokenizer.pad_token_id, self.model.features, "fitting the head")
+            for part in pairs
+        ]
+        truths = [self.store.truth(part.rows) for part in pairs]
+        probe = linear_probe(self.task, inputs[0], truths[0], inputs[1], truths[1])
+        self.model.head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe[:4]))
+        log.info("head fitted on the untrained model: validation %s %.4f", METRICS[self.task], probe.validation)
+        return probe.validation
+
+    def history(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the learning curve from the Trainer's log: one item an epoch and one a logged step."""
+        steps = [
+            {key: entry.get(name) for key, name in
+             (("step", "step"), ("epoch", "epoch"), ("loss", "loss"), ("learning_rate", "learning_rate"))}
+            for entry in entries if "loss" in entry
+        ]  # fmt: skip
+        epochs: list[dict[str, Any]] = []
+        for entry in entries:
+            if "eval_loss" in entry:
+                number = len(epochs) + 1
+                losses = [step["loss"] for step in steps if number - 1 < step["epoch"] <= number]
+                epochs.append({"epoch": number, "train_loss": float(np.mean(losses)) if losses else None,
+                               "validation_loss": entry["eval_loss"], "validation_metric": entry["eval_metric"]})  # fmt: skip
+        best = max(range(len(epochs)), key=lambda epoch: epochs[epoch]["validation_metric"], default=-1)
+        return {"metric": METRICS[self.task], "best_epoch": best + 1, "epochs": epochs, "steps": steps,
+                "train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}  # fmt: skip
+
+    def validate(self) -> tuple[float, float, np.ndarray]:
+        """Return loss, metric and scores [N, L] on the validation split."""
+        values = logits(self.model, self.validation_pairs, self.tokenizer.pad_token_id)
+        truth = self.store.truth(self.validation_pairs.rows)
+        loss = labelling_loss(torch.from_numpy(values), torch.from_numpy(label_targets(truth, self.task))).item()
+        scores = scores_of(self.task, values)
+        nobody = [""] * len(truth)
+        predictions = Predictions(nobody, nobody, truth, scores, decide(self.task, scores))
+        return loss, float(statistics(self.task, predictions, np.ones((len(truth), 1)))[METRICS[self.task]][0]), scores
+
+    def save(self, folder: Path, history: dict[str, Any]) -> None:
+        """Write the trained model and all that is needed to label with it."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_json(folder / "history.json", history)
+        write_json(folder / "preprocessor.json", {"max_text_tokens": self.max_tokens, **self.store.towers})
+        (folder / "labels.json").write_text(self.store.label_set.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if self.task == "multi":
+            _, _, scores = self.validate()
+            thresholds = fit_thresholds(scores, self.store.truth(self.validation_pairs.rows))
+            write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
+
+
+class LabelTrainer(Trainer):
+    """transformers' Trainer with our sampler, our two rates, our validation, and a stop at the first loss that is no number."""
+
+    def __init__(self, fit: Fit, **options: Any):
+        """Train what `fit` holds."""
+        self.fit = fit
+        super().__init__(
+            model=fit.model,
+            train_dataset=fit.train_pairs,
+            eval_dataset=fit.validation_pairs,
+            data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
+            **options,
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        # Trainer's own strategy finds lengths only in items that are dictionaries.
+        return cast(
+            "Sampler[int]", LengthGroupedSampler(self.args.train_batch_size, lengths=self.fit.train_pairs.lengths)
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return AdamW with the higher rate for the model's new weights, and no decay for biases and norms."""
+        if self.optimizer is None:
+            groups = parameter_groups(
+                self.fit.model, self.fit.options, set(self.get_decay_parameter_names(self.fit.model))
+            )
+            self.optimizer = torch.optim.AdamW(groups, lr=self.fit.options.learning_rate, fused=True)
+        return self.optimizer
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """Return the step's loss; raises LabelerError when it is NaN or infinite, before the weights are changed by it."""
+        loss = super().training_step(*arguments, **options)
+        if not torch.isfinite(loss):
+            raise LabelerError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
+                "kept: try a lower --learning-rate and --new-learning-rate, or --precision fp32"
+            )
+        return loss
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Return the validation loss and metric, by the same inference path as every other stage."""
+        loss, metric, _ = self.fit.validate()
+        metrics = {"eval_loss": loss, "eval_metric": metric}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Watch(TrainerCallback):
+    """Draws the progress bar, says a line an epoch, measures training apart from validation, passes Ctrl-C on."""
+
+    def __init__(self, fit: Fit):
+        """Watch `fit`."""
+        self.fit, self.pairs, self.seconds, self.loss = fit, 0, 0.0, float("nan")
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar."""
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started, self.first = time.perf_counter(), state.global_step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock: validation and saving are not training."""
+        self.seconds += time.perf_counter() - self.started
+        steps = state.global_step - self.first
+        self.pairs += min(steps * args.train_batch_size, len(self.fit.train_pairs))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar; after Ctrl-C, save a checkpoint and stop."""
+        self.bar.update()
+        self.fit.step = state.global_step
+        if self.fit.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Show the loss."""
+        self.loss = (logs or {}).get("loss", self.loss)
+        self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Say how the epoch went."""
+        epoch, name = round(state.epoch), METRICS[self.fit.task]
+        line = (f"epoch {epoch}/{self.fit.options.epochs}: training loss {self.loss:.3f}, "
+                f"validation loss {metrics['eval_loss']:.3f}, {name} {metrics['eval_metric']:.4f}")  # fmt: skip
+        self.bar.clear()
+        log.info("%s", line)
+        self.bar.refresh()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+def parameter_groups(model: PreTrainedModel, options: TrainOptions, decayed: set[str]) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: pretrained and new weights, each with and without weight decay."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith(model.new_weights), name in decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": options.new_learning_rate if new else options.learning_rate,
+            "weight_decay": options.weight_decay if decay else 0.0,
+        }
+        for (new, decay), parameters in groups.items()
+    ]
+
+
+def training_arguments(folder: Path, options: TrainOptions, seed: int, device: torch.device) -> TrainingArguments:
+    """Return the Trainer's settings."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warmup_steps=options.warmup,
+        lr_scheduler_type="linear",
+        max_grad_norm=1.0,
+        bf16=use_bf16(options.precision, device),
+        use_cpu=device.type == "cpu",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_metric",
+        greater_is_better=True,
+        logging_steps=5,
+        logging_nan_inf_filter=False,  # on by default, and then a NaN loss is logged as 0
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type != "cpu",
+        disable_tqdm=True,
+        seed=seed,
+    )
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Return whether to compute in bf16: as asked, or with `auto` where the processor has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks: list[Callable[[], bool]] = [
+        getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return sys.platform == "linux" and any(check() for check in checks)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that is whole, None where there is none; says which ones are damaged."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            with safe_open(path / "model.safetensors", "pt") as weights:
+                weights.keys()
+            torch.load(path / "optimizer.pt", weights_only=True, mmap=True)
+            (path / "trainer_state.json").read_text(encoding="utf-8")
+            return path
+        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+            log.warning("%s is damaged (%s); trying the one before it", path.name, str(error).splitlines()[0])
+    if found:
+        raise BadInputError(f"{folder}: no whole checkpoint to resume from; leave out --resume to start again")
+    return None

@@ -1,0 +1,129 @@
+"""The only place where image bytes are decoded: formats by whitelist, limits first, right RGB out."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens over forty by default
+MAX_FILE_BYTES = 64 << 20
+MAX_PIXELS = 50_000_000  # 150 MB as RGB
+HASH_SIDE = 16
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; `code` is the reject's code."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+def resolve_image(root: Path, name: str, *, allow_outside: bool = False) -> Path:
+    """Return the path of the image `name` below `root`.
+
+    Raises ImageError when it lies outside `root`, by `..`, as an absolute path or through a link, unless
+    `allow_outside`.
+    """
+    path = root / name
+    if allow_outside:
+        return path
+    real, real_root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if not real.is_relative_to(real_root):
+        raise ImageError("image-outside", f"{name} lies outside {root}; --allow-outside reads it all the same")
+    return path
+
+
+def read_image_file(path: Path) -> bytes:
+    """Return the bytes of a picture's file.
+
+    Raises ImageError when it is missing, no regular file (a FIFO or a device would hang), empty or over 64 MiB.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ImageError("image-missing", f"{path}: no such file") from None
+    except OSError as error:
+        raise ImageError("image-unreadable", f"{path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("image-unreadable", f"{path}: not a regular file")
+        if status.st_size == 0:
+            raise ImageError("image-unreadable", f"{path}: empty")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(
+                "image-too-large", f"{path}: {status.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read"
+            )
+        return file.read()
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Return the picture in `data` as RGB: upright, its first frame, transparency over white.
+
+    Raises ImageError when the format is not in FORMATS, it has over 50 million pixels (found before any is
+    decoded), or its data are cut off or broken.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(
+                    "image-too-large", f"{image.width}x{image.height}, at most {MAX_PIXELS:,} pixels are decoded"
+                )
+            image.load()  # verify() would pass a truncated JPEG
+            return to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken data
+        raise ImageError("image-unreadable", f"not a whole {'/'.join(FORMATS)} picture ({error})"[:300]) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return `image` as RGB; transparent parts become white, 16-bit grey keeps its shades."""
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow's own conversion clips at 255, which turns 16-bit grey white.
+        values = np.asarray(image, dtype=np.float32)
+        scale = 257.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
+        image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def load_image(path: Path) -> Image.Image:
+    """Return the picture at `path` as RGB; raises ImageError (see `read_image_file`, `decode_image`)."""
+    return decode_image(read_image_file(path))
+
+
+def thumbnail(image: Image.Image, side: int = 320, quality: int = 85) -> bytes:
+    """Return `image` as WebP with no side over `side` pixels."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=quality, method=2)
+    return buffer.getvalue()
+
+
+def difference_hash(image: Image.Image) -> str | None:
+    """Return 256 bits of a picture's brightness gradients as hex: equal for re-encoded or resized copies.
+
+    None for pictures so even that the bits would say nothing (a blank page matches every blank page).
+    Source: the "dHash" of Krawetz (2013), on a 17x16 grid.
+    """
+    grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(grey, dtype=np.int16)
+    bits = pixels[:, 1:] > pixels[:, :-1]
+    if not HASH_SIDE <= bits.sum() <= bits.size - HASH_SIDE:
+        return None
+    return np.packbits(bits).tobytes().hex()

@@ -1,0 +1,367 @@
+"""Stage `ingest`: any labelled source in, canonical records out, with every row that was left out accounted for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from labeler.artifacts import BadInputError, Input, Recipe, already_made, making, sha256_bytes, sha256_file, sha256_json
+from labeler.images import ImageError, decode_image, difference_hash, read_image_file, resolve_image
+from labeler.records import (
+    SPLITS,
+    Record,
+    Reject,
+    Row,
+    RowError,
+    Task,
+    jsonable,
+    label_set,
+    record_from,
+    write_records,
+)
+from labeler.sources import image_root, read_source
+from labeler.sources.jsonl import LITERAL_MARK
+from labeler.splits import group_rows, leaks, split_groups
+
+log = logging.getLogger("labeler")
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How `ingest` reads a source; every field is recorded in the manifest."""
+
+    label: str | None = None
+    task: str = "auto"
+    mapping: dict[str, str] = field(default_factory=dict)
+    separator: str = "|"
+    split: str = "auto"
+    group_by: str | None = None
+    allow_missing_image: bool = False
+    allow_outside: bool = False
+    strict: bool = False
+
+    def fields(self) -> dict[str, str]:
+        """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
+        named = {"labels": self.label, "group": self.group_by}
+        return self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
+
+
+class Candidate(NamedTuple):
+    """A row on its way to a record: the row, the record, its image file and that file's sha256."""
+
+    row: Row
+    record: Record
+    path: Path | None = None
+    sha256: str | None = None
+    size: tuple[int, int] | None = None
+    look: str | None = None
+
+
+class Ingested(NamedTuple):
+    """What `ingest` did: where, whether it had been made before, and the counts of `profile.json`."""
+
+    out: Path
+    already: bool
+    profile: dict[str, Any]
+
+
+class Rejects:
+    """The rows left out so far; in strict mode the first one ends the stage."""
+
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self.items: list[Reject] = []
+
+    def add(self, reject: Reject) -> None:
+        """Keep `reject`; raises BadInputError in strict mode."""
+        if self.strict:
+            raise BadInputError(
+                f"{reject.source}:{reject.line}: {reject.message} [{reject.code}] (--strict stops here)"
+            )
+        self.items.append(reject)
+
+    def add_row(self, row: Row, identity: str | None, code: str, message: str) -> None:
+        """Keep a row that was read but cannot be used."""
+        self.add(Reject(row.source, row.line, identity, code, message))
+
+
+def ingest(
+    sources: Sequence[Path], out: Path, options: IngestOptions | None = None, *, seed: int = 0, force: bool = False
+) -> Ingested:
+    """Read labelled sources and publish `records.jsonl`, `labels.json`, `rejects.jsonl` and `profile.json` in `out`.
+
+    Rows that cannot be used are in `rejects.jsonl`; the rest goes on. Splits that are not given are drawn with
+    `seed` so that no picture, no text and no group lies in two of them.
+
+    Raises BadInputError when nothing usable is left, when fewer than two labels occur, when a fixed split is
+    asked for that the data do not have, or in strict mode at the first row that cannot be used.
+    """
+    options = options or IngestOptions()
+    rejects = Rejects(options.strict)
+    root = Path(os.path.commonpath([os.path.abspath(image_root(source)) for source in sources]))
+    rows, counts = read_rows(sources, rejects)
+    candidates = unique([item for row in rows if (item := candidate(row, root, options, rejects))], rejects)
+    candidates = hash_images(candidates, options, rejects)
+    recipe = Recipe("ingest", input_hashes(sources, candidates), asdict(options), seed)
+    if not force and already_made(out, recipe):
+        return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
+    candidates = decode_images(candidates, rejects)
+    if not candidates:
+        reasons = Counter(reject.code for reject in rejects.items)
+        raise BadInputError(f"{sources[0]}: no usable row among {counts['rows']} ({dict(reasons)})")
+    task = choose_task(options.task, rows, options)
+    candidates = one_label_each(candidates, task, rejects)
+    labels = label_set((item.record for item in candidates), task)
+    records, split_profile = assign_splits(candidates, options, seed)
+    profile = profile_of(candidates, records, rejects.items, counts, split_profile)
+    profile |= {"task": task, "root": os.path.relpath(root, out.absolute())}
+    with making(out, recipe) as folder:
+        write_records(folder / "records.jsonl", records)
+        (folder / "labels.json").write_text(labels.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_jsonl(folder / "rejects.jsonl", (reject._asdict() for reject in rejects.items))
+        (folder / "profile.json").write_text(json.dumps(profile, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return Ingested(out, False, profile)
+
+
+def write_jsonl(path: Path, items: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line; half surrogates, which a damaged row may hold, are escaped."""
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+
+
+def read_rows(sources: Sequence[Path], rejects: Rejects) -> tuple[list[Row], Counter[str]]:
+    """Return every readable row, and counts of rows and of Python-literal lines."""
+    rows: list[Row] = []
+    counts: Counter[str] = Counter(rows=0, python_literal_lines=0)
+    for source in sources:
+        for item in read_source(source):
+            counts["rows"] += 1
+            if isinstance(item, Reject):
+                rejects.add(item)
+                continue
+            counts["python_literal_lines"] += bool(item.fields.pop(LITERAL_MARK, False))
+            rows.append(item)
+    return rows, counts
+
+
+def candidate(row: Row, root: Path, options: IngestOptions, rejects: Rejects) -> Candidate | None:
+    """Return the row as a candidate, its image's path made relative to `root`; None where it was rejected."""
+    try:
+        record = record_from(row, options.fields(), separator=options.separator)
+        if record.image is None:
+            return Candidate(row, record)
+        path = resolve_image(image_root(Path(row.source)), record.image, allow_outside=options.allow_outside)
+        relative = Path(os.path.relpath(path, root)).as_posix()
+        return Candidate(row, record.model_copy(update={"image": relative}), path)
+    except (RowError, ImageError) as error:
+        identity = row.fields.get("id")
+        rejects.add_row(row, None if identity is None else str(identity), error.code, str(error))
+        return None
+
+
+def unique(candidates: list[Candidate], rejects: Rejects) -> list[Candidate]:
+    """Return the candidates with each id once: equal rows are one row, differing rows are all rejected."""
+    by_id: dict[str, list[Candidate]] = {}
+    for item in candidates:
+        by_id.setdefault(item.record.id, []).append(item)
+    kept = []
+    for identity, items in by_id.items():
+        if any(item.record != items[0].record for item in items):
+            for item in items:
+                rejects.add_row(
+                    item.row, identity, "id-conflict", f"the id {identity!r} stands on {len(items)} rows that differ"
+                )
+            continue
+        kept.append(items[0])
+        for item in items[1:]:
+            rejects.add_row(
+                item.row, identity, "duplicate", f"the same row as {items[0].row.source}:{items[0].row.line}"
+            )
+    return kept
+
+
+def in_threads(function: Any, items: Sequence[Any], what: str) -> list[Any]:
+    """Return `function` of every item, in order, worked by a thread a core, with a progress bar on a terminal."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(tqdm(pool.map(function, items), total=len(items), desc=what, unit="pair", disable=None))
+
+
+def hash_images(candidates: list[Candidate], options: IngestOptions, rejects: Rejects) -> list[Candidate]:
+    """Return the candidates with their image files' sha256; those whose file cannot be read are rejected."""
+
+    def hashed(item: Candidate) -> Candidate | ImageError:
+        try:
+            return item if item.path is None else item._replace(sha256=sha256_bytes(read_image_file(item.path)))
+        except ImageError as error:
+            return error
+
+    kept = []
+    for item, result in zip(candidates, in_threads(hashed, candidates, "reading pictures"), strict=True):
+        if isinstance(result, Candidate):
+            kept.append(result)
+        elif result.code == "image-missing" and options.allow_missing_image and item.record.text:
+            kept.append(item._replace(path=None, record=item.record.model_copy(update={"image": None})))
+        else:
+            rejects.add_row(item.row, item.record.id, result.code, str(result))
+    return kept
+
+
+def decode_images(candidates: list[Candidate], rejects: Rejects) -> list[Candidate]:
+    """Return the candidates whose pictures decode, with each picture's size and difference hash."""
+
+    def decoded(item: Candidate) -> Candidate | ImageError:
+        if item.path is None:
+            return item
+        try:
+            image = decode_image(read_image_file(item.path))
+        except ImageError as error:
+            return error
+        return item._replace(size=image.size, look=difference_hash(image))
+
+    kept = []
+    for item, result in zip(candidates, in_threads(decoded, candidates, "checking pictures"), strict=True):
+        if isinstance(result, Candidate):
+            kept.append(result)
+        else:
+            rejects.add_row(item.row, item.record.id, result.code, f"{item.record.image}: {result}")
+    return kept
+
+
+def input_hashes(sources: Sequence[Path], candidates: Sequence[Candidate]) -> tuple[Input, ...]:
+    """Return the sources' sha256, and one sha256 over those of all image files."""
+    files = [Input(str(source), sha256_file(source)) for source in sources if source.is_file()]
+    rows = [[item.record.id, item.record.image, item.record.text, item.sha256] for item in candidates]
+    return (*files, Input("records and pictures", sha256_json(rows)))
+
+
+def choose_task(task: str, rows: Sequence[Row], options: IngestOptions) -> Task:
+    """Return the task asked for; by itself `multi` where any row holds a list of labels, else `single`."""
+    if task in ("single", "multi"):
+        return "multi" if task == "multi" else "single"
+    for row in rows:
+        try:
+            record = record_from(row, options.fields(), separator=options.separator)
+        except RowError:
+            continue
+        name = options.fields().get("labels") or next(
+            (key for key in ("label", "labels", "tags") if key in row.fields), ""
+        )
+        if len(record.labels) > 1 or isinstance(row.fields.get(name), list):
+            return "multi"
+    return "single"
+
+
+def one_label_each(candidates: list[Candidate], task: Task, rejects: Rejects) -> list[Candidate]:
+    """Return the candidates that fit the task: for `single`, those with exactly one label."""
+    if task == "multi":
+        return candidates
+    kept = []
+    for item in candidates:
+        if len(item.record.labels) == 1:
+            kept.append(item)
+        else:
+            message = f"{len(item.record.labels)} labels where the task is single; --task multi takes several"
+            rejects.add_row(item.row, item.record.id, "label-count", message)
+    return kept
+
+
+def assign_splits(
+    candidates: Sequence[Candidate], options: IngestOptions, seed: int
+) -> tuple[list[Record], dict[str, Any]]:
+    """Return the records with split and group set, and what to say about it in the profile."""
+    keys = [leak_keys(item) for item in candidates]
+    groups = group_rows(keys)
+    given = [item.record.split for item in candidates]
+    if options.split == "keep" or (options.split == "auto" and any(given)):
+        missing = [item for item, split in zip(candidates, given, strict=True) if split is None]
+        if missing:
+            where = f"{missing[0].row.source}:{missing[0].row.line}"
+            raise BadInputError(
+                f"{where}: {len(missing)} rows have no split; give all rows one, or --split 0.7,0.15,0.15"
+            )
+        splits = [split for split in given if split is not None]
+        how = "kept as given"
+    else:
+        fractions = parse_fractions("0.7,0.15,0.15" if options.split == "auto" else options.split)
+        splits = split_groups(groups, [item.record.labels for item in candidates], fractions, seed)
+        how = f"drawn: {', '.join(f'{name} {share:g}' for name, share in zip(SPLITS, fractions, strict=True))}"
+    names = [candidates[group].record.id for group in groups]
+    records = [
+        item.record.model_copy(update={"split": split, "group": name, "meta": jsonable(meta_of(item))})
+        for item, split, name in zip(candidates, splits, names, strict=True)
+    ]
+    sizes = Counter(groups)
+    return records, {"split": how, "groups": len(sizes), "joined_rows": sum(size for size in sizes.values() if size > 1),
+                     "leaked_rows": leaks(groups, splits)}  # fmt: skip
+
+
+def leak_keys(item: Candidate) -> list[tuple[str, str]]:
+    """Return what must not lie in two splits: the picture's bytes and look, the text without case and spaces, the group."""
+    text = "".join(character for character in (item.record.text or "").casefold() if character.isalnum())
+    found = [("bytes", item.sha256), ("look", item.look), ("text", text), ("group", item.record.group)]
+    return [(kind, value) for kind, value in found if value]
+
+
+def meta_of(item: Candidate) -> dict[str, Any]:
+    """Return the record's own meta, with the picture's sha256 and the user's group added."""
+    own = item.record.meta | ({"group": item.record.group} if item.record.group else {})
+    return own | ({"image_sha256": item.sha256} if item.sha256 else {})
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+    """Return train, validation and test shares; raises BadInputError unless they are three and add up to one."""
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or abs(sum(shares) - 1) > 1e-6:
+        raise BadInputError(f"--split {text}: expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15")
+    return shares
+
+
+def profile_of(
+    candidates: Sequence[Candidate],
+    records: Sequence[Record],
+    rejects: Sequence[Reject],
+    counts: Counter[str],
+    split_profile: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the figures of `profile.json`: rows in and out, rejects by code, labels by split, sizes, leaks."""
+    by_split = {split: [record for record in records if record.split == split] for split in SPLITS}
+    unused = Counter(key for item in candidates for key in item.record.meta)
+    return {
+        "rows": counts["rows"],
+        "python_literal_lines": counts["python_literal_lines"],
+        "kept": len(records),
+        "rejected": len(rejects),
+        "rejects": dict(Counter(reject.code for reject in rejects).most_common()),
+        "splits": {split: len(rows) for split, rows in by_split.items()},
+        "labels": {
+            split: dict(Counter(name for row in rows for name in row.labels)) for split, rows in by_split.items()
+        },
+        **split_profile,
+        "without_image": sum(record.image is None for record in records),
+        "without_text": sum(record.text is None for record in records),
+        "text_characters": quantiles([len(record.text) for record in records if record.text]),
+        "image_width": quantiles([item.size[0] for item in candidates if item.size]),
+        "image_height": quantiles([item.size[1] for item in candidates if item.size]),
+        "unused_fields": dict(unused.most_common()),
+    }
+
+
+def quantiles(values: list[int]) -> dict[str, int] | None:
+    """Return the smallest, median, 95th-percentile and largest value; None where there is none."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    at = {"min": 0, "median": len(ordered) // 2, "p95": int(0.95 * (len(ordered) - 1)), "max": len(ordered) - 1}
+    return {name: ordered[index] for name, index in at.items()}

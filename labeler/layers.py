@@ -1,0 +1,204 @@
+"""Layers with two users or more: co-attention, the fused VisualBERT encoder, pooling and the head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import VisualBertModel
+
+
+class Streams(NamedTuple):
+    """The two streams: text [B, T, D] and visual [B, V, D]."""
+
+    text: Tensor
+    visual: Tensor
+
+
+def labelling_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss of logits [B, L]: softmax for labels [B] int64, sigmoid for labels [B, L] float."""
+    if labels.dim() == 1:
+        return functional.cross_entropy(logits.float(), labels)
+    return functional.binary_cross_entropy_with_logits(logits.float(), labels)
+
+
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean [B, D] of hidden [B, N, D] where mask [B, N] is True; zeros where nothing is."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)  # [B, N, 1]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class FusedEncoder(nn.Module):
+    """VisualBERT's one stream over [text; visual], opened at its fusion point.
+
+    Li et al. 2019, "VisualBERT: A Simple and Performant Baseline for Vision and Language"; transformers'
+    `VisualBertModel` holds the weights.
+    """
+
+    def __init__(self, visual_bert: VisualBertModel, position_offset: int = 0):
+        """Take a VisualBertModel; text positions start at `position_offset` (RoBERTa's start behind its padding's)."""
+        super().__init__()
+        self.embeddings = visual_bert.embeddings
+        self.encoder = visual_bert.encoder
+        self.position_offset = position_offset
+        # the picture's tokens together start with the weight of one word: 49 untrained ones would drown a title
+        self.visual_weight = nn.Parameter(torch.zeros(()))
+
+    def embed(self, input_ids: Tensor, visual_tokens: Tensor) -> Streams:
+        """Return the streams before the encoder, from input_ids [B, T] and visual_tokens [B, V, D_image]."""
+        length = input_ids.shape[1]
+        positions = torch.arange(length, device=input_ids.device).unsqueeze(0) + self.position_offset  # [1, T]
+        embedded = self.embeddings(input_ids, position_ids=positions, visual_embeds=visual_tokens)  # [B, T + V, D]
+        return Streams(embedded[:, :length], embedded[:, length:])
+
+    def forward(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Streams:
+        """Return the streams after the encoder; a token attends where text_mask [B, T] and visual_mask [B, V] are True."""
+        fused = torch.cat([streams.text, streams.visual], dim=1)
+        mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
+        tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
+        visual_bias = (self.visual_weight - tokens.log()).expand_as(visual_mask)  # [B, V]
+        bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
+        bias = bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]  # [B, 1, 1, T + V]
+        hidden = self.encoder(fused, attention_mask=bias.to(fused.dtype)).last_hidden_state
+        return Streams(hidden[:, : streams.text.shape[1]], hidden[:, streams.text.shape[1] :])
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that what it adds to a residual starts as nothing."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class CrossAttention(nn.Module):
+    r"""Multi-head attention from one stream to the other.
+
+        queries [B, N, D] --q--> [B, H, N, d] --+
+                                                softmax(q k' / sqrt(d), masked) v --> [B, N, D] --output--> [B, N, D]
+        context [B, M, D] -k,v-> [B, H, M, d] --+
+
+    The output projection starts at zero: until it is trained the layer gives zeros, and the model around
+    it is the model without it. Vaswani et al. 2017, section 3.2.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        """Make `heads` heads over streams of `width`; raises ValueError unless heads divide width."""
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = ZeroLinear(width, width)
+
+    def forward(self, queries: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """Return [B, N, D] for queries [B, N, D], context [B, M, D] and context_mask [B, M] (True = real).
+
+        A row whose context is masked out as a whole attends to nothing and gets the output of zeros.
+        """
+        query, key, value = (
+            self._split(self.query(queries)),
+            self._split(self.key(context)),
+            self._split(self.value(context)),
+        )
+        nothing = ~context_mask.any(dim=1)  # [B]
+        # softmax over no key at all would be NaN; such rows see every key here and are zeroed below
+        mask = (context_mask | nothing.unsqueeze(1))[:, None, None, :]  # [B, 1, 1, M]
+        dropout = self.dropout if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        attended = attended.masked_fill(nothing[:, None, None, None], 0.0)
+        merged = attended.transpose(1, 2).flatten(2)  # [B, H, N, d] -> [B, N, D]
+        return self.output(merged)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, N, D] -> [B, H, N, d]
+
+
+class CoAttentionStream(nn.Module):
+    """One stream's half of a co-attention block: attend the other stream, then a feed-forward layer, each as a residual."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+        """Make the layers; `hidden` is the feed-forward layer's width."""
+        super().__init__()
+        self.query_norm, self.context_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = CrossAttention(width, heads, dropout)
+        self.feed_in, self.feed_out = nn.Linear(width, hidden), ZeroLinear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, own: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
+        """Return own [B, N, D] after it has attended other [B, M, D] under other_mask [B, M]."""
+        attended = self.attention(self.query_norm(own), self.context_norm(other), other_mask)
+        own = own + self.dropout(attended)
+        return own + self.dropout(self.feed_out(functional.gelu(self.feed_in(self.feed_norm(own)))))
+
+
+class CoAttention(nn.Module):
+    """A co-attention block: each stream's queries attend the other stream's keys and values, under the other's mask.
+
+    Lu et al. 2019, "ViLBERT", figure 2b. There LayerNorm follows each residual; here it precedes each layer,
+    because only then does a block whose output projections are zero change nothing at all.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.1):
+        """Make one half for each stream."""
+        super().__init__()
+        self.text = CoAttentionStream(width, heads, hidden, dropout)
+        self.visual = CoAttentionStream(width, heads, hidden, dropout)
+
+    def forward(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Streams:
+        """Return both streams; both halves read the streams as they came in."""
+        return Streams(
+            self.text(streams.text, streams.visual, visual_mask),
+            self.visual(streams.visual, streams.text, text_mask),
+        )
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return x [..., D] at length 1; zeros stay zeros."""
+    return functional.normalize(x, dim=-1, eps=1e-6)
+
+
+class ProbeHead(nn.Module):
+    """Logits from pooled features: standardised, dropout, one linear layer that can start as a fitted linear probe.
+
+    Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution": from a
+    random head, the first steps spoil what the towers know; a head that is fitted first leaves it in place.
+    """
+
+    def __init__(self, width: int, labels: int, dropout: float = 0.1):
+        """Make a head for features of `width` and `labels` labels."""
+        super().__init__()
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, labels)
+
+    @torch.no_grad()
+    def start_from(self, center: Tensor, scale: Tensor, weights: Tensor, bias: Tensor) -> None:
+        """Take over a probe: center [D], scale [D], weights [D, L], bias [L]."""
+        self.center.copy_(center)
+        self.scale.copy_(scale)
+        self.classifier.weight.copy_(weights.T)
+        self.classifier.bias.copy_(bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits [B, L] for features [B, D]."""
+        return self.classifier(self.dropout((features - self.center) / self.scale))
+
+
+def fused_features(streams: Streams, text_mask: Tensor, visual_mask: Tensor, visual_tokens: Tensor) -> Tensor:
+    """Return [B, 2 D + D_image]: the means of both streams and of what the image tower gave, each at length 1.
+
+    The mean over words is how MiniLM was trained to be read (Reimers and Gurevych 2019). A missing part gives zeros.
+    """
+    parts = [
+        masked_mean(streams.text, text_mask),
+        masked_mean(streams.visual, visual_mask),
+        masked_mean(visual_tokens, visual_mask),
+    ]
+    return torch.cat([unit(part.float()) for part in parts], dim=1)

@@ -1,0 +1,72 @@
+"""`visualbert`: one transformer over the words and the picture's tokens side by side.
+
+    input_ids      [B, T]         -> embeddings -> text   [B, T, D] --+
+                                                                      [text; visual] -> encoder -> mean of each -> logits
+    visual_tokens  [B, V, D_image] -> projection -> visual [B, V, D] -+
+
+Li et al. 2019, "VisualBERT: A Simple and Performant Baseline for Vision and Language". The encoder starts from a
+BERT-like text tower, every weight of it; only the projection of the visual tokens and the head are new.
+Differences from the paper: visual tokens are a grid instead of detected regions, and the head reads the mean of
+each stream instead of [CLS], which MiniLM was never trained to be read by.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from labeler.encoders.visualbert import load_visualbert
+from labeler.layers import FusedEncoder, ProbeHead, fused_features, labelling_loss
+from labeler.models import Building, Built
+
+
+class Config(VisualBertConfig):
+    """VisualBertConfig, and where text positions start."""
+
+    model_type = "labeler-visualbert"
+
+    position_offset: int = 0
+
+
+class Model(PreTrainedModel):
+    """VisualBERT with a head for labels: a batch (see `labeler.batches`) in, logits [B, L] out."""
+
+    config_class = Config
+    base_model_prefix = "fused"
+    main_input_name = "input_ids"
+    new_weights = ("fused.embeddings.visual_", "fused.visual_weight", "head.")  # trained at the higher rate
+
+    def __init__(self, config: Config, visual_bert: VisualBertModel | None = None):
+        """Take the encoder of `visual_bert`, or make an untrained one from `config`."""
+        super().__init__(config)
+        visual_bert = visual_bert or VisualBertModel(config, add_pooling_layer=False)
+        self.fused = FusedEncoder(visual_bert, config.position_offset)
+        width = 2 * config.hidden_size + config.visual_embedding_dim
+        self.head = ProbeHead(width, config.num_labels, config.hidden_dropout_prob)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        visual_tokens: Tensor,
+        visual_mask: Tensor,
+        labels: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Return logits [B, L], and the loss where labels are given."""
+        logits = self.head(self.features(input_ids, text_mask, visual_tokens, visual_mask))
+        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
+
+    def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
+        """Return what the head reads, [B, 2 D + D_image]."""
+        streams = self.fused.embed(input_ids, visual_tokens)
+        streams = self.fused(streams, text_mask, visual_mask)
+        return fused_features(streams, text_mask, visual_mask, visual_tokens)
+
+
+def build(task: Building) -> Built:
+    """Return VisualBERT on the text tower's weights, with its tokenizer."""
+    start = load_visualbert(task.text_encoder, task.visual_width)
+    config = Config(**{**start.config_values, "num_labels": len(task.label_set.labels)})
+    return Built(Model(config, start.visual_bert), start.tokenizer)

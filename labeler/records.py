@@ -1,0 +1,222 @@
+"""Records: one image+text pair a row, in one canonical jsonl; and the labels that a dataset uses."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from labeler.artifacts import BadInputError
+
+Split = Literal["train", "validation", "test"]
+Task = Literal["single", "multi"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLIT_ALIASES: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
+                                   "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+
+# What a field may be called on the way in; the first that a row has is taken.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "ID", "uid", "guid"),
+    "image": ("image", "img", "file_name", "path", "image_path"),
+    "text": ("text", "caption", "title", "Utterance"),
+    "labels": ("label", "labels", "tags", "category", "Emotion", "Sentiment"),
+    "split": ("split",),
+    "group": ("group",),
+}
+MAX_TEXT_CHARACTERS = 20_000
+
+
+class Record(BaseModel):
+    """One pair. `image` is relative to the dataset's root; one of `image` and `text` may be None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    image: str | None = None
+    text: str | None = None
+    labels: tuple[str, ...] = ()
+    split: Split | None = None
+    group: str | None = None
+    meta: dict[str, Any] = {}
+
+
+class Row(NamedTuple):
+    """One row as a source gave it: where it stood, and its fields."""
+
+    source: str
+    line: int
+    fields: dict[str, Any]
+
+
+class Reject(NamedTuple):
+    """One row that cannot be used: where it stood, a code for counting, a sentence for reading."""
+
+    source: str
+    line: int
+    id: str | None
+    code: str
+    message: str
+
+
+class Label(BaseModel):
+    """One label, how many records carry it, and the label that it brings with it, if any."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    count: int
+    parent: str | None = None
+
+
+class LabelSet(BaseModel):
+    """What a dataset can be labelled with. Task `single`: one label a pair; `multi`: any number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    task: Task
+    labels: tuple[Label, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Return the label names in the order of the model's outputs."""
+        return [label.name for label in self.labels]
+
+
+class RowError(ValueError):
+    """A row that cannot become a record; `code` is the reject's code."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, separator: str = "|") -> Record:
+    """Return the record that a source's row stands for.
+
+    Args:
+        row: the row as read.
+        mapping: {our field: their field}; what is not in it is found by ALIASES.
+        labelled: whether the row must carry a label.
+        separator: what stands between labels where one string holds several.
+
+    Raises RowError with the reject's code where a field is missing or cannot be used.
+    """
+    taken = {ours: find_field(row.fields, ours, mapping) for ours in ALIASES}
+    values = {ours: row.fields.get(theirs) if theirs else None for ours, theirs in taken.items()}
+    image = clean_text(values["image"], "image")
+    text = clean_text(values["text"], "text")
+    if image is None and text is None:
+        raise RowError("empty", "neither an image nor a text")
+    identity = clean_text(values["id"], "id") or image or f"{Path(row.source).name}:{row.line}"
+    labels = parse_labels(values["labels"], separator)
+    if labelled and labels is None:
+        raise RowError("label-missing", f"no label: expected one of the fields {', '.join(ALIASES['labels'])}")
+    others = {key: value for key, value in row.fields.items() if key not in taken.values()}
+    return Record(id=identity, image=image, text=text, labels=labels or (), split=parse_split(values["split"]),
+                  group=clean_text(values["group"], "group"), meta=jsonable(others))  # fmt: skip
+
+
+def find_field(fields: Mapping[str, Any], ours: str, mapping: Mapping[str, str]) -> str | None:
+    """Return the name under which `fields` holds our field, or None."""
+    if ours in mapping:
+        return mapping[ours]
+    return next((name for name in ALIASES[ours] if name in fields), None)
+
+
+def clean_text(value: Any, field: str) -> str | None:
+    """Return a string in NFC with outer blanks removed; None where it is missing or blank.
+
+    Raises RowError for what no export could carry: lone surrogates, NUL, over 20,000 characters, a container.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (dict, list, tuple, set, bytes, bool)):
+        raise RowError(f"{field}-invalid", f"{field} is a {type(value).__name__}, expected a string")
+    text = unicodedata.normalize("NFC", str(value)).strip()
+    if "\0" in text or any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise RowError(f"{field}-invalid", f"{field} holds a NUL or half a surrogate pair, which no file can carry")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise RowError(
+            f"{field}-too-long", f"{field} has {len(text):,} characters, at most {MAX_TEXT_CHARACTERS:,} are read"
+        )
+    return text or None
+
+
+def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
+    """Return the labels in a field's value, each once, in order; None where the field is missing or blank."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise RowError("label-invalid", f"labels {value[:80]!r} look like a JSON list and are none") from None
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(separator)
+    names = [clean_text(int(part) if isinstance(part, bool) else part, "label") for part in parts]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def parse_split(value: Any) -> Split | None:
+    """Return train, validation or test for a split's name or alias; None where it is missing."""
+    if value is None or value == "":
+        return None
+    split = SPLIT_ALIASES.get(str(value).strip().lower())
+    if split is None:
+        raise RowError("split-unknown", f"split {value!r} is none of {', '.join(SPLIT_ALIASES)}")
+    return split
+
+
+def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields` with what JSON cannot carry turned into strings."""
+    return cast(dict[str, Any], json.loads(json.dumps(fields, default=str, ensure_ascii=False)))
+
+
+def label_set(records: Iterable[Record], task: Task) -> LabelSet:
+    """Return the labels of `records`, most frequent first, ties by name.
+
+    Raises BadInputError when fewer than two labels occur: there would be nothing to tell apart.
+    """
+    counts = Counter(label for record in records for label in record.labels)
+    labels = tuple(
+        Label(name=name, count=count) for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
+    if len(labels) < 2:
+        found = f"only the label {labels[0].name!r}" if labels else "no label"
+        raise BadInputError(f"{found} occurs in the data; a labeler needs at least two to tell apart")
+    return LabelSet(task=task, labels=labels)
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records as canonical jsonl: fixed field order, UTF-8, one line each."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(json.dumps(record.model_dump(), ensure_ascii=False) + "\n")
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Yield the records of the artifact that `labeler ingest` wrote.
+
+    Raises BadInputError naming the line where one is not a record.
+    """
+    path = folder / "records.jsonl"
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for line, text in enumerate(file, 1):
+            try:
+                yield Record.model_validate_json(text)
+            except ValidationError as error:
+                raise BadInputError(f"{path}:{line}: not a record ({error.errors()[0]['msg']})") from error
+
+
+def read_label_set(folder: Path) -> LabelSet:
+    """Return the label set in `folder`/labels.json; raises BadInputError where it cannot be read."""
+    path = folder / "labels.json"
+    try:
+        return LabelSet.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise BadInputError(f"{path}: not a label set ({str(error).splitlines()[0]})") from error

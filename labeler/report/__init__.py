@@ -1,0 +1,109 @@
+"""Report: runs compared on the same rows, as one offline page, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from labeler.artifacts import (
+    MANIFEST,
+    BadInputError,
+    Input,
+    Recipe,
+    already_made,
+    input_of,
+    locked,
+    read_manifest,
+    work_folder,
+    write_json,
+    write_manifest,
+    write_text,
+)
+from labeler.report.comparison import collect, compare_models
+from labeler.report.page import render_markdown, render_page
+from labeler.report.runs import Run, read_runs
+
+log = logging.getLogger("labeler")
+
+FILES = ("comparison.json", "comparison.md", "index.html")
+
+
+def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = False) -> dict[str, Any]:
+    """Return the comparison of `runs` on their split, after writing it to the folder `out`.
+
+    Writes `comparison.json`, `comparison.md`, `index.html` and the manifest. Other files in `out` stay as they are and
+    are no part of the manifest. Made already from the same inputs, nothing is written unless `force`.
+
+    Raises UsageError without runs, LockedError when another process writes to `out`, and BadInputError when a run is not
+    evaluated on `split`, when the runs differ in data, split, task or labels, or when `out` belongs to something else.
+    """
+    found = read_runs(runs, split)
+    recipe = _recipe(found, split)
+    _refuse_foreign(out)
+    if not force and already_made(out, recipe):
+        log.info("%s: already made from the same inputs; --force makes it again", out)
+        return json.loads((out / FILES[0]).read_text(encoding="utf-8"))
+    with _adding(out, recipe) as work:
+        models = collect(found)
+        comparison = compare_models(found, models)
+        write_json(work / "comparison.json", comparison)
+        write_text(work / "comparison.md", render_markdown(comparison))
+        write_text(work / "index.html", render_page(comparison, found, models))
+    return comparison
+
+
+def _recipe(runs: list[Run], split: str) -> Recipe:
+    """Return what decides the report: the runs' files and paths, the split, and whether there are pictures."""
+    inputs = [item for run in runs for item in run.inputs]
+    try:
+        inputs.append(input_of(runs[0].store, read_manifest(runs[0].store)))
+    except BadInputError:
+        inputs.append(Input(str(runs[0].store), "missing"))
+    return Recipe("report", tuple(inputs), {"runs": [str(run.folder) for run in runs], "split": split})
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise BadInputError when writing to `out` would replace a file that is not this stage's."""
+    if (out / MANIFEST).exists():
+        read_manifest(out, "report")
+        return
+    taken = [name for name in FILES if (out / name).exists()]
+    if taken or (out.exists() and not out.is_dir()):
+        raise BadInputError(
+            f"{out / taken[0] if taken else out}: exists and was not made by `labeler report`, so it is left alone; "
+            "choose another --out, or move it away"
+        )
+
+
+@contextmanager
+def _adding(out: Path, recipe: Recipe) -> Iterator[Path]:
+    """Yield a work folder; without an error, move its files into `out`, the manifest last.
+
+    `artifacts.making` replaces a folder as a whole; here others keep files in it (labels predicted for new pairs).
+    A crash between two moves leaves hashes that do not fit, so that the report is made again.
+    """
+    started = datetime.now(timezone.utc)
+    work = work_folder(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"{out.parent}: cannot be made a folder ({error.strerror}); choose another --out"
+        ) from error
+    with locked(out):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            yield work
+            write_manifest(work, recipe, started)
+            out.mkdir(exist_ok=True)
+            for name in (*FILES, MANIFEST):
+                (work / name).replace(out / name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,67 @@
+"""Charts as numbers: the geometry that the SVG macros of `charts.html.j2` draw."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+COLOURS = 8  # series colours in the style sheet; from the ninth on they come again, dashed
+
+
+class Series(NamedTuple):
+    """One line: a value for each epoch, and the epoch to mark."""
+
+    name: str
+    points: list[tuple[float, float]]
+    marked: float | None = None
+
+
+def line_chart(title: str, y_title: str, series: list[Series]) -> dict[str, Any]:
+    """Return a chart over epochs for the macro `lines`: ticks and points in pixels of a 460 x 270 box."""
+    values = [point for line in series for point in line.points]
+    x_low, x_high = min(x for x, _ in values), max(x for x, _ in values)
+    y_ticks = ticks(min(y for _, y in values), max(y for _, y in values))
+
+    def across(x: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (x - x_low) / ((x_high - x_low) or 1), 1)
+
+    def up(y: float) -> float:
+        span = y_ticks[-1] - y_ticks[0]
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - y_ticks[0]) / span, 1)
+
+    lines = [
+        {
+            "name": line.name,
+            "colour": number % COLOURS + 1,
+            "dashed": number >= COLOURS,
+            "dots": [(across(x), up(y), x == line.marked) for x, y in line.points],
+        }
+        for number, line in enumerate(series)
+    ]
+    whole = [x for x in ticks(x_low, x_high, 6) if x == int(x) and x_low <= x <= x_high]
+    return {
+        "title": title,
+        "y_title": y_title,
+        "x_ticks": [(across(x), f"{x:g}") for x in whole],
+        "y_ticks": [(up(y), f"{y:g}") for y in y_ticks],
+        "lines": lines,
+        "box": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM},
+    }
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return at most `most` + 2 round numbers (1, 2 or 5 times a power of ten apart) that enclose low and high."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= most)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def axis_of(intervals: list[list[float]]) -> tuple[float, float]:
+    """Return the ends of one axis, in steps of 10 %, that holds all intervals (fractions in 0..1)."""
+    low, high = min(bounds[0] for bounds in intervals), max(bounds[1] for bounds in intervals)
+    first, last = math.floor(low * 10 + 1e-9) / 10, math.ceil(high * 10 - 1e-9) / 10
+    return max(first, 0.0), max(last, first + 0.1)

@@ -1,0 +1,220 @@
+"""The comparison: every model on the same rows, every pair tested, and the answer in words."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from labeler.artifacts import SCHEMA_VERSION, sha256_file
+from labeler.evaluation import HEADLINE, Predictions, compare, resample
+from labeler.report.runs import Run, read_rows
+
+METRICS = {
+    "single": ("accuracy", "balanced_accuracy", "weighted_f1", "macro_f1"),
+    "multi": ("mean_average_precision", "micro_f1", "macro_f1", "sample_f1", "subset_accuracy"),
+}
+COSTS = ("parameters", "trainable_parameters", "train_seconds", "pairs_per_second", "evaluate_pairs_per_second")
+BASELINES = ("majority", "logistic-regression")
+STRONGEST = "logistic-regression"
+WORDS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}
+
+
+class Model(NamedTuple):
+    """One row of the table: a run, or a baseline that was measured with a run."""
+
+    name: str  # unique in the report
+    baseline: bool
+    run: Run
+    metrics: dict[str, Any]
+    predictions: Predictions
+
+
+def collect(runs: list[Run]) -> list[Model]:
+    """Return the baselines in a fixed order, each distinct one once, then the runs in the order given.
+
+    Raises BadInputError when a predictions file is damaged or not the one that the metrics are from.
+    """
+    found: list[tuple[bool, Run, dict[str, Any], Predictions]] = []
+    seen = set()
+    baselines = [(run, metrics) for run in runs for metrics in run.metrics["baselines"]]
+    for run, metrics in sorted(baselines, key=_baseline_order):
+        key = (metrics["name"], sha256_file(run.folder / metrics["predictions"]))
+        if key not in seen:
+            found.append((True, run, metrics, read_rows(run, metrics["predictions"], metrics["n"])))
+        seen.add(key)
+    for run in runs:
+        predictions = f"predictions-{run.metrics['data']['split']}.jsonl"
+        found.append((False, run, run.metrics, read_rows(run, predictions, run.metrics["n"])))
+    names = _unique([(metrics["name"], run) for _, run, metrics, _ in found])
+    return [Model(name, *parts) for name, parts in zip(names, found, strict=True)]
+
+
+def _baseline_order(pair: tuple[Run, dict[str, Any]]) -> int:
+    name = pair[1]["name"]
+    return BASELINES.index(name) if name in BASELINES else len(BASELINES)
+
+
+def _unique(pairs: list[tuple[str, Run]]) -> list[str]:
+    """Return the names, each made unique by the run folder's name or, where that is not enough, its path."""
+    names = [name for name, _ in pairs]
+    for suffix in (lambda run: run.folder.name, lambda run: str(run.folder)):
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            f"{plain} ({suffix(run)})" if name in twice else name
+            for name, (plain, run) in zip(names, pairs, strict=True)
+        ]
+    return names
+
+
+def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
+    """Return what `comparison.json` holds: the data, a row for each model, all pairs in table order, seeds, the answer.
+
+    `comparisons` say how b differs from a (see `evaluation.compare`); `seeds` has the mean and the standard deviation
+    for each model that was trained more than once with nothing but another seed.
+    """
+    first = runs[0].metrics
+    task = first["task"]
+    drawn = {model.name: resample(task, model.predictions) for model in models}
+    comparisons = [
+        {"a": a.name, "b": b.name}
+        | compare(task, a.predictions, b.predictions, resampled=(drawn[a.name], drawn[b.name]))
+        for a, b in combinations(models, 2)
+    ]
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "data": {key: first["data"][key] for key in ("name", "sha256", "split")} | {"n": first["n"]},
+        "task": task,
+        "models": [_row(task, model) for model in models],
+        "comparisons": comparisons,
+        "seeds": _seeds(task, models),
+    }
+    return result | {"answer": answer(result), "against_baseline": against_baseline(result)}
+
+
+def _row(task: str, model: Model) -> dict[str, Any]:
+    metrics, run = model.metrics, model.run.metrics
+    row = {
+        "name": model.name,
+        "run": str(model.run.folder),
+        "preset": None if metrics["name"] == "majority" else run.get("preset"),
+        "baseline": model.baseline,
+        "seed": None if model.baseline else run["seed"],
+        "n": metrics["n"],
+    }
+    for metric in METRICS[task]:
+        row |= {metric: metrics.get(metric), f"{metric}_ci95": metrics.get(f"{metric}_ci95")}
+    return row | {key: metrics.get(key) for key in COSTS} | {"best_epoch": metrics.get("best_epoch")}
+
+
+def _seeds(task: str, models: list[Model]) -> list[dict[str, Any]]:
+    """Return for each model trained with several seeds the mean, standard deviation and range of its metrics."""
+    groups: dict[str, list[Model]] = {}
+    for model in models:
+        if not model.baseline:
+            settings = {key: value for key, value in model.metrics["settings"].items() if key != "seed"}
+            groups.setdefault(
+                json.dumps([model.metrics["name"], model.metrics.get("preset"), settings], sort_keys=True), []
+            ).append(model)
+    rows = []
+    for group in groups.values():
+        seeds = [model.metrics["seed"] for model in group]
+        if len(set(seeds)) < 2:
+            continue
+        row: dict[str, Any] = {"name": group[0].metrics["name"], "runs": [m.name for m in group], "seeds": seeds}
+        for metric in METRICS[task]:
+            values = [model.metrics[metric] for model in group]
+            if None not in values:
+                row[metric] = {"mean": mean(values), "sd": stdev(values), "min": min(values), "max": max(values)}
+        rows.append(row)
+    return rows
+
+
+def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the models from the best down, by accuracy or mean average precision; equals in table order."""
+    headline = HEADLINE[comparison["task"]]
+    return sorted(comparison["models"], key=lambda model: -(model[headline] or 0.0))
+
+
+def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
+    """Return how b differs from a: delta, ci95, mcnemar_p, verdict; for either order of the two."""
+    key = f"delta_{HEADLINE[comparison['task']]}"
+    for found in comparison["comparisons"]:
+        if (found["a"], found["b"]) == (a, b):
+            return {"delta": found[key]} | {name: found[name] for name in ("ci95", "mcnemar_p", "verdict")}
+        if (found["a"], found["b"]) == (b, a):
+            turned = {"better": "worse", "worse": "better"}.get(found["verdict"], found["verdict"])
+            bounds = found["ci95"] and [-found["ci95"][1], -found["ci95"][0]]
+            return {"delta": -found[key], "ci95": bounds, "mcnemar_p": found["mcnemar_p"], "verdict": turned}
+    raise AssertionError(f"{a} and {b} are not compared")
+
+
+def answer(comparison: dict[str, Any]) -> str:
+    """Return in one or two sentences which model is best, by how much, and whether that can be told from luck."""
+    headline, data = HEADLINE[comparison["task"]], comparison["data"]
+    best, *rest = ranked(comparison)
+    value = f"{WORDS[headline]} {percent(best[headline])}{_between(best[f'{headline}_ci95'])}"
+    if not rest:
+        return (
+            f"{best['name']} reaches {value} on {data['n']} {data['split']} rows. There is nothing to compare it with."
+        )
+    found = pair(comparison, rest[0]["name"], best["name"])
+    if found["delta"] == 0:
+        return (
+            f"{best['name']} and {rest[0]['name']} are level at the top of {len(rest) + 1} models on {data['n']} "
+            f"{data['split']} rows: {value}."
+        )
+    luck = "more than luck explains" if found["verdict"] == "better" else "a difference that cannot be told from luck"
+    return (
+        f"{best['name']} is the best of {len(rest) + 1} models on {data['n']} {data['split']} rows: {value}. That is "
+        f"{abs(100 * found['delta']):.1f} points above {rest[0]['name']}, the next: {luck} ({evidence(found)})."
+    )
+
+
+def against_baseline(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return for each run whether it beats the strongest logistic regression: {name, baseline, beats, text, ...pair}."""
+    baselines = [model for model in ranked(comparison) if model["baseline"] and model["name"].startswith(STRONGEST)]
+    rows: list[dict[str, Any]] = []
+    for model in comparison["models"] if baselines else []:
+        if model["baseline"]:
+            continue
+        other = baselines[0]["name"]
+        found = pair(comparison, other, model["name"])
+        words = {"better": "beats", "worse": "is worse than", "cannot tell": "is not shown to beat"}[found["verdict"]]
+        text = f"{model['name']} {words} {other}: {points(found['delta'])} points ({evidence(found)})."
+        rows.append(
+            {"name": model["name"], "baseline": other, "beats": found["verdict"] == "better", "text": text} | found
+        )
+    return rows
+
+
+def evidence(found: dict[str, Any]) -> str:
+    """Return the interval of a difference and McNemar's p in words."""
+    bounds = found["ci95"]
+    text = f"95 % interval {points(bounds[0])} to {points(bounds[1])} points" if bounds else "no interval"
+    return text if found["mcnemar_p"] is None else f"{text}, McNemar p\u00a0{p_value(found['mcnemar_p'])}"
+
+
+def _between(bounds: list[float] | None) -> str:
+    return f" (95 % interval {100 * bounds[0]:.1f} to {percent(bounds[1])})" if bounds else ""
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as "78.0 %", None as a dash."""
+    return "–" if value is None else f"{100 * value:.1f}\u00a0%"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of fractions in percentage points with its sign: "+2.4", "−1.2", "0.0"."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def p_value(value: float | None) -> str:
+    """Return "= 0.031" or "< 0.001" (with no-break spaces), None as a dash."""
+    if value is None:
+        return "–"
+    return "<\u00a00.001" if value < 0.001 else f"=\u00a0{value:.3f}"

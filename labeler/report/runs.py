@@ -1,0 +1,101 @@
+"""Runs as a report reads them: what `labeler train` and `labeler evaluate` left in their folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labeler.artifacts import BadInputError, Input, UsageError, input_of, read_manifest, sha256_file
+from labeler.evaluation import HEADLINE, Predictions, read_predictions
+
+
+class Run(NamedTuple):
+    """One run folder, read."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    metrics: dict[str, Any]
+    history: dict[str, Any] | None
+    names: list[str]  # of the labels, in order
+    store: Path
+    inputs: tuple[Input, ...]  # every file that was read, with its sha256
+
+
+def read_runs(folders: list[Path], split: str) -> list[Run]:
+    """Return the runs in the order given; one that is given twice, or by a link too, counts once.
+
+    Raises UsageError without folders, and BadInputError when one is no run or not evaluated on `split`, or when the
+    runs differ in data, split, task or labels.
+    """
+    if not folders:
+        raise UsageError("no runs given to report on; type `labeler report checkpoints/RUN...`")
+    distinct: dict[Path, Path] = {}
+    for folder in folders:
+        real = folder.resolve()
+        if real not in distinct or distinct[real].is_symlink():
+            distinct[real] = folder
+    runs = [_read_run(folder, split) for folder in distinct.values()]
+    for run in runs[1:]:
+        _refuse_other_rows(runs[0], run)
+    return runs
+
+
+def _read_run(folder: Path, split: str) -> Run:
+    """Return the run in `folder`; raises BadInputError saying what is missing and what to type."""
+    manifest = read_manifest(folder, "train")
+    trained_on = manifest["inputs"][0]["path"] if manifest["inputs"] else "STORE"
+    command = f"labeler evaluate {folder} --data {trained_on} --split {split}"
+    if not (folder / f"metrics-{split}.json").is_file():
+        raise BadInputError(f"{folder}: no metrics-{split}.json in it, the run is not evaluated; type `{command}`")
+    metrics = _read_json(folder / f"metrics-{split}.json", command)
+    try:
+        store = Path(metrics["data"]["store"])
+        wrong = metrics["data"]["split"] != split or metrics[HEADLINE[metrics["task"]]] is None
+        names = [label["name"] for label in _read_json(folder / "labels.json", command)["labels"]]
+        used = [f"predictions-{split}.jsonl", *(baseline["predictions"] for baseline in metrics["baselines"])]
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"{folder / f'metrics-{split}.json'}: no usable {error} in it; type `{command}`") from error
+    if wrong:
+        raise BadInputError(f"{folder}: nothing is measured on a split {split!r} with rows; type `{command}`")
+    history = folder / "history.json"
+    files = [f"metrics-{split}.json", "labels.json", *used, *(["history.json"] if history.is_file() else [])]
+    for name in files:
+        if not (folder / name).is_file():
+            raise BadInputError(f"{folder / name}: missing; type `{command}`")
+    inputs = [input_of(folder, manifest), *(Input(str(folder / name), sha256_file(folder / name)) for name in files)]
+    curve = _read_json(history, command) if history.is_file() else None
+    return Run(folder, manifest, metrics, curve, names, store, tuple(inputs))
+
+
+def _read_json(path: Path, command: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: not readable as JSON; type `{command}`") from error
+
+
+def _refuse_other_rows(first: Run, run: Run) -> None:
+    """Raise BadInputError when `run` was not measured on the rows and labels of `first`."""
+    for what, one, other in (
+        ("task", first.metrics["task"], run.metrics["task"]),
+        ("data sha256", first.metrics["data"]["sha256"], run.metrics["data"]["sha256"]),
+        ("split", first.metrics["data"]["split"], run.metrics["data"]["split"]),
+        ("labels", first.names, run.names),
+    ):
+        if one != other:
+            raise BadInputError(
+                f"{run.folder}: its {what} is {other!s:.80}, that of {first.folder} is {one!s:.80}; only runs measured "
+                f"on the same rows can be compared: type `labeler evaluate {run.folder} --data {first.store}`, or report on one"
+            )
+
+
+def read_rows(run: Run, name: str, count: int) -> Predictions:
+    """Return the predictions in the run's file `name`; raises BadInputError when they are not `count` rows."""
+    predictions = read_predictions(run.folder / name, run.names)
+    if len(predictions.ids) != count:
+        raise BadInputError(
+            f"{run.folder / name}: {len(predictions.ids)} rows, the metrics beside it say {count}; "
+            f"type `labeler evaluate {run.folder} --data {run.store} --force`"
+        )
+    return predictions

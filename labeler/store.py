@@ -1,0 +1,102 @@
+"""The store: one Lance dataset a data set, with small pictures, text, labels and what the frozen towers see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from labeler.artifacts import BadInputError, read_manifest, verify
+from labeler.records import LabelSet, Split, read_label_set
+
+DATASET = "pairs.lance"
+THUMBNAIL_MIME = "image/webp"
+
+
+class Example(NamedTuple):
+    """One pair to look at; `image` holds the bytes of a picture file of type `mime`."""
+
+    text: str | None
+    image: bytes | None
+    mime: str | None
+
+
+class Store:
+    """A preprocessed data set, read by row numbers; nothing is held in memory."""
+
+    def __init__(self, folder: Path, *, check: bool = True):
+        """Open `folder`; with `check`, compare every file with its sha256 first, since Lance reads flipped bits silently.
+
+        Raises BadInputError when it is no store, or damaged.
+        """
+        import lance
+
+        self.folder = folder
+        self.manifest = (verify if check else read_manifest)(folder, "preprocess")
+        self.label_set: LabelSet = read_label_set(folder)
+        self.dataset = lance.dataset(str(folder / DATASET))
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the store's content: of the records, the pictures and the towers' weights."""
+        return self.manifest["content_sha256"]
+
+    @cached_property
+    def towers(self) -> dict[str, Any]:
+        """Return which towers made the visual tokens and the text features, with their hashes and shapes."""
+        return json.loads((self.folder / "towers.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def rows(self) -> dict[str, list[Any]]:
+        """Return the small columns whole: id, split, group, text, labels."""
+        return self.dataset.to_table(columns=["id", "split", "group", "text", "labels"]).to_pydict()
+
+    def rows_of(self, split: Split) -> np.ndarray:
+        """Return the numbers of the rows in `split`, in the store's order.
+
+        Raises BadInputError when there is none.
+        """
+        found = np.flatnonzero(np.array(self.rows["split"]) == split)
+        if not len(found):
+            raise BadInputError(f"{self.folder}: no row in the {split} split; ingest with --split 0.7,0.15,0.15")
+        return found
+
+    def truth(self, rows: np.ndarray) -> np.ndarray:
+        """Return [N, L] bool: which labels each of `rows` carries."""
+        truth = np.zeros((len(rows), len(self.label_set.names)), dtype=bool)
+        for position, row in enumerate(rows):
+            truth[position, self.rows["labels"][row]] = True
+        return truth
+
+    def visual_tokens(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the frozen image tower's tokens [N, V, D] float16, and [N] bool: which rows have a picture."""
+        shape = self.towers["image"]
+        column = self.dataset.take(list(rows), columns=["visual_tokens"]).column(0).combine_chunks()
+        real = ~np.asarray(column.is_null())
+        tokens = np.zeros((len(rows), shape["tokens"], shape["width"]), dtype=np.float16)
+        tokens[real] = column.drop_null().flatten().to_numpy().reshape(-1, shape["tokens"], shape["width"])
+        return tokens, real
+
+    def features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the frozen towers' pooled features: image [N, Di] (mean of the tokens) and text [N, Dt], float32."""
+        image = np.concatenate([tokens.mean(axis=1, dtype=np.float32) for tokens in self._token_pieces(rows)])
+        column = self.dataset.take(list(rows), columns=["text_features"]).column(0).combine_chunks()
+        return image, column.flatten().to_numpy().reshape(len(rows), -1).astype(np.float32)
+
+    def _token_pieces(self, rows: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
+        for start in range(0, len(rows), size):
+            yield self.visual_tokens(rows[start : start + size])[0]
+
+
+def read_examples(folder: Path, ids: Sequence[str]) -> dict[str, Example]:
+    """Return {id: Example} for those of `ids` that the store holds."""
+    store = Store(folder, check=False)
+    numbers = {identity: row for row, identity in enumerate(store.rows["id"])}
+    known = [identity for identity in dict.fromkeys(ids) if identity in numbers]
+    table = store.dataset.take([numbers[identity] for identity in known], columns=["text", "image"]).to_pydict()
+    rows = zip(known, table["text"], table["image"], strict=True)
+    return {identity: Example(text, image, THUMBNAIL_MIME if image else None) for identity, text, image in rows}

@@ -1,0 +1,184 @@
+"""Stage `train`: one training path for all models, over a store's frozen visual tokens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labeler.artifacts import (
+    BadInputError,
+    InterruptedRun,
+    LabelerError,
+    Recipe,
+    already_made,
+    input_of,
+    making,
+    sha256_json,
+    verify,
+    work_folder,
+    write_json,
+    write_text,
+)
+from labeler.models import model_module
+
+log = logging.getLogger("labeler")
+METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a model is trained; every field is recorded in the manifest. A model's file may hold other defaults.
+
+    learning_rate: of pretrained weights; new_learning_rate: of weights that start at random; patience: epochs
+    without a better validation metric before training stops; precision: `bf16`, `fp32`, or `auto` (bf16 where the
+    processor has instructions for it).
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    new_learning_rate: float = 2.5e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    patience: int = 3
+    max_text_tokens: int = 128
+    n_coattn: int = 1
+    precision: str = "auto"
+
+
+class Trained(NamedTuple):
+    """What `train` did: where, whether it had been made before, and the history."""
+
+    out: Path
+    already: bool
+    history: dict[str, Any]
+
+
+def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions:
+    """Return the model's own defaults with what was `given` in their place; a value of None counts as not given.
+
+    Raises LabelerError naming the option and what it takes when a value is out of range.
+    """
+    defaults = getattr(model_module(model), "TRAINING", {})
+    options = replace(
+        TrainOptions(), **defaults, **{key: value for key, value in (given or {}).items() if value is not None}
+    )
+    for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "patience", "max_text_tokens"):
+        if not getattr(options, name) > 0:
+            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
+    if options.n_coattn < 0 or not 0 <= options.warmup < 1:
+        raise LabelerError("n-coattn must be 0 or more, warmup a share of the steps from 0 up to 1")
+    return options
+
+
+def train(
+    model: str,
+    data: Path,
+    out: Path,
+    options: TrainOptions | None = None,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "auto",
+) -> Trained:
+    """Train `model` on the train split of the store `data` and publish the run `out`.
+
+    The weights kept are those of the epoch that was best on the validation split: by macro F1 (single) or mean
+    average precision (multi). The test split is not read. The seed decides the new weights, the order of the
+    pairs and the dropout. An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there.
+
+    Raises UsageError for an unknown model; BadInputError when `data` is no store or lacks a split; LabelerError
+    when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
+    """
+    options = options or options_for(model)
+    manifest = verify(data, "preprocess")
+    recipe = Recipe("train", (input_of(data, manifest),), {"model": model, **asdict(options)}, seed)
+    if not force and already_made(out, recipe):
+        return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
+    from labeler.fitting import Fit  # torch and transformers are imported only when there is something to train
+
+    fit = Fit(model, data, options, seed, device)
+    continued = resume and interrupted_run(out, recipe)
+    if not continued and (work_folder(out) / "trainer").is_dir():
+        log.warning("%s: an interrupted run is started anew (--resume would have gone on with it)", out)
+    with making(out, recipe, resume=continued, keep=True) as folder:
+        write_json(folder / "recipe.json", recipe_key(recipe))
+        with stop_on_interrupt(fit):
+            history = fit.run(folder, resume=continued)
+        if fit.interrupted:
+            raise InterruptedRun(f"stopped after step {fit.step}; the same command with --resume goes on from there")
+        fit.save(folder, history)
+        shutil.rmtree(folder / "trainer")
+        (folder / "recipe.json").unlink()
+        write_text(folder / "README.md", model_card(model, data, recipe, history))
+    return Trained(out, False, history)
+
+
+def recipe_key(recipe: Recipe) -> dict[str, str]:
+    """Return a hash that two runs of the same recipe share."""
+    return {
+        "sha256": sha256_json([recipe.stage, [item.sha256 for item in recipe.inputs], recipe.arguments, recipe.seed])
+    }
+
+
+def interrupted_run(out: Path, recipe: Recipe) -> bool:
+    """Return whether an interrupted run of this recipe lies beside `out`.
+
+    Raises BadInputError when one of another recipe does.
+    """
+    path = work_folder(out) / "recipe.json"
+    if not path.is_file():
+        log.info("%s: nothing to resume, starting at the first step", out)
+        return False
+    if json.loads(path.read_text(encoding="utf-8")) != recipe_key(recipe):
+        raise BadInputError(
+            f"{out}: the interrupted run had other arguments or data; repeat those, or leave out --resume"
+        )
+    return True
+
+
+@contextmanager
+def stop_on_interrupt(fit: Any) -> Iterator[None]:
+    """Let the first Ctrl-C ask `fit` to stop after the step it is in, and the second end it at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        fit.interrupted = True
+        signal.signal(signal.SIGINT, before)
+        log.warning("stopping after this step and saving a checkpoint; Ctrl-C again stops at once")
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread, where no signal arrives either
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def model_card(model: str, data: Path, recipe: Recipe, history: dict[str, Any]) -> str:
+    """Return the run's README: what it is, how it was trained, how to use it."""
+    best = history["epochs"][history["best_epoch"] - 1]
+    return f"""# {model}
+
+Trained by `labeler train {model} {data}` with seed {recipe.seed} on {time.strftime("%Y-%m-%d", time.gmtime())}.
+Best of {len(history["epochs"])} epochs: epoch {history["best_epoch"]}, validation {history["metric"]} {best["validation_metric"]:.4f}
+on {history["validation_pairs"]} pairs; trained on {history["train_pairs"]} pairs.
+
+Label a folder of pictures:
+
+    labeler predict FOLDER --model THIS_FOLDER --out labels.jsonl
+
+`manifest.json` holds the arguments, the data's hash, the versions and a sha256 for every file.
+Figures on the test split are in `metrics-test.json` once `labeler evaluate` has run.
+"""

@@ -1,0 +1,395 @@
+"""The report: what it says, what it refuses, and that nothing from the data can act on the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import datetime, timezone
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from labeler import artifacts
+from labeler.artifacts import BadInputError, read_manifest, verify, write_json
+from labeler.evaluation import Predictions, decide, measure, round_scores, write_predictions
+from labeler.report import report
+from labeler.report.charts import ticks
+
+NAMES = ["animals", "buildings", "food", "music", "people", "plants"]
+EVIL = "<script>alert(1)</script>\"'\n{{ 7*7 }} & |"
+PIXEL = b"\x89PNG\r\n\x1a\n not decoded by the report"
+DRAWS = 200
+BOTH = ["majority", "logistic-regression"]
+
+
+def simulate(task: str, names: list[str], rows: int, skill: float, seed: int, data_seed: int = 7) -> Predictions:
+    """Return predictions as a model of that skill makes them: the truth depends on `data_seed` alone."""
+    data, noise = np.random.default_rng(data_seed), np.random.default_rng([seed, 1])
+    share = np.linspace(2, 1, len(names)) / np.linspace(2, 1, len(names)).sum()
+    truth = np.arange(len(names)) == data.choice(len(names), rows, p=share)[:, None]
+    if task == "multi":
+        truth |= data.random((rows, len(names))) < share / 2
+    logits = skill * (truth + data.normal(0, 0.4, truth.shape)) + noise.normal(0, 1, truth.shape)
+    if task == "single":
+        scores = round_scores(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    else:
+        scores = round_scores(1 / (1 + np.exp(2.5 - logits)))
+    ids = [f"row-{i}" for i in range(rows)]
+    groups = [f"group-{i // 2}" if i < 20 else f"row-{i}" for i in range(rows)]
+    return Predictions(ids, groups, truth, scores, decide(task, scores))
+
+
+def write_run(
+    folder: Path, name: str = "visualbert", *, task: str = "single", skill: float = 3.0, seed: int = 0,
+    names: list[str] | None = None, rows: int = 80, sha256: str = "ab" * 32, split: str = "test",
+    baselines: bool = True, preset: str = "embedded", store: str = "data/clipart/store",
+) -> Path:  # fmt: skip
+    """Write a run folder as `labeler train` and `labeler evaluate` leave it; return it."""
+    names = names or NAMES
+    folder.mkdir(parents=True)
+    labels = [{"name": label, "count": 9, "parent": None} for label in names]
+    write_json(folder / "labels.json", {"schema_version": 1, "task": task, "labels": labels})
+    keys = ("epoch", "train_loss", "validation_loss", "validation_metric")
+    values = [(n, 2.5 / (n + 0.4 * seed), 1.6 + abs(n - 3) / 8, 0.7 - abs(n - 3) / 25) for n in range(1, 7)]
+    epochs = [dict(zip(keys, row, strict=True)) for row in values]
+    metric = "macro_f1" if task == "single" else "mean_average_precision"
+    write_json(folder / "history.json", {"metric": metric, "best_epoch": 3, "epochs": epochs, "steps": []})
+    recipe = artifacts.Recipe("train", (artifacts.Input(store, sha256),), {"model": name, "epochs": 6}, seed)
+    artifacts.write_manifest(folder, recipe, datetime(2025, 1, 2, tzinfo=timezone.utc))
+    found = simulate(task, names, rows, skill, seed + round(100 * skill))
+    write_predictions(folder / f"predictions-{split}.jsonl", names, found)
+    head = {
+        "schema_version": 1, "name": name, "run": str(folder), "preset": preset, "task": task, "seed": seed,
+        "data": {"name": "clipart-category", "sha256": sha256, "split": split, "n": rows, "store": store},
+        "parameters": 23_451_122, "trainable_parameters": 23_000_000, "train_seconds": 812.4,
+        "pairs_per_second": 31.7, "evaluate_pairs_per_second": 95.2, "best_epoch": 3,
+        "settings": {"learning_rate": 5e-5, "epochs": 6, "batch_size": 32, "seed": seed},
+    }  # fmt: skip
+    measured = measure(task, names, found, draws=DRAWS)
+    both = (("majority", 0.0), ("logistic-regression", 2.4)) if baselines else ()
+    others = [_baseline(folder, task, names, rows, split, *one) for one in both]
+    write_json(folder / f"metrics-{split}.json", head | measured | {"baselines": others})
+    return folder
+
+
+def _baseline(folder: Path, task: str, names: list[str], rows: int, split: str, name: str, skill: float) -> dict:
+    found = simulate(task, names, rows, skill, 5)
+    if name == "majority":
+        scores = round_scores(np.tile(found.truth.mean(axis=0), (rows, 1)))
+        found = found._replace(scores=scores, predicted=decide(task, scores))
+    write_predictions(folder / f"baseline-{name}-{split}.jsonl", names, found)
+    settings = {"C": 0.01} if skill else {}
+    head = {"name": name, "parameters": 6, "train_seconds": 0.2, "settings": settings}
+    return head | {"predictions": f"baseline-{name}-{split}.jsonl"} | measure(task, names, found, draws=DRAWS)
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its tags and attributes, and whether each tag is closed."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the tag; a void one is not left open."""
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a self-closed tag."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        """Check that the tag closed is the one opened last."""
+        assert self.open.pop() == tag, f"</{tag}> closes nothing, or something else"
+
+    def handle_data(self, data: str) -> None:
+        """Collect the text."""
+        self.text += data
+
+
+@pytest.fixture
+def examples(monkeypatch, tmp_path):
+    """A store beside the runs: change the dict to change what the rows show."""
+    (tmp_path / "store").mkdir()
+    found = {f"row-{i}": SimpleNamespace(text=f"text of row {i}", image=PIXEL, mime="image/png") for i in range(80)}
+    reader = SimpleNamespace(read_examples=lambda folder, ids: {i: found[i] for i in ids if i in found})
+    monkeypatch.setitem(sys.modules, "labeler.store", reader)
+    return found
+
+
+def two_runs(tmp_path: Path, **settings) -> list[Path]:
+    """Return a good and a poor run."""
+    runs = (("visualbert", 4.5), ("resnet-gru", 1.2))
+    return [write_run(tmp_path / "checkpoints" / name, name, skill=skill, **settings) for name, skill in runs]
+
+
+def page(out: Path) -> Page:
+    """Return the parsed page, after checking that it loads nothing and every tag is closed."""
+    html = (out / "index.html").read_text(encoding="utf-8")
+    found = Page(html)
+    assert found.open == []
+    assert not [tag for tag, _ in found.tags if tag in ("script", "link", "iframe", "object", "embed", "base", "form")]
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    for _, attributes in found.tags:
+        for name in ("src", "href", "xlink:href", "data", "srcset", "poster", "background"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/"))
+    assert not re.search(r"@import|url\(", html)
+    return found
+
+
+def test_the_comparison_names_the_best_model_and_tests_it_against_the_baseline(tmp_path):
+    comparison = report(two_runs(tmp_path), tmp_path / "report")
+    assert [model["name"] for model in comparison["models"]] == [*BOTH, "visualbert", "resnet-gru"]
+    assert len(comparison["comparisons"]) == 6
+    assert comparison["data"] == {"name": "clipart-category", "sha256": "ab" * 32, "split": "test", "n": 80}
+    assert comparison["answer"].startswith("visualbert is the best of 4 models on 80 test rows: accuracy ")
+    assert "more than luck explains" in comparison["answer"]
+    good, poor = comparison["against_baseline"]
+    assert good["text"].startswith("visualbert beats logistic-regression: +")
+    assert not poor["beats"]
+    model = comparison["models"][2]
+    stored = json.loads((tmp_path / "checkpoints/visualbert/metrics-test.json").read_text())
+    for key in ("n", "accuracy", "accuracy_ci95", "weighted_f1", "train_seconds", "pairs_per_second", "parameters"):
+        assert model[key] == stored[key]
+    assert json.loads((tmp_path / "report/comparison.json").read_text()) == comparison
+
+
+def test_a_model_that_is_level_with_the_baseline_is_not_called_better(tmp_path):
+    comparison = report([write_run(tmp_path / "run", skill=2.5)], tmp_path / "report")
+    assert comparison["against_baseline"][0]["verdict"] == "cannot tell"
+    assert "is not shown to beat logistic-regression" in comparison["against_baseline"][0]["text"]
+
+
+def test_one_run_without_baselines_and_history_has_nothing_to_be_compared_with(tmp_path):
+    run = write_run(tmp_path / "run", baselines=False)
+    (run / "history.json").unlink()
+    comparison = report([run], tmp_path / "report")
+    assert comparison["comparisons"] == []
+    assert "nothing to compare" in comparison["answer"]
+    text = page(tmp_path / "report").text
+    assert "No logistic regression was measured" in text
+    assert "Learning curves" not in text
+
+
+def test_the_page_is_one_file_with_every_section(tmp_path, examples):
+    report(two_runs(tmp_path, store=str(tmp_path / "store")), tmp_path / "report")
+    found = page(tmp_path / "report")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "comparison.json", "comparison.md", "index.html", "manifest.json"}  # fmt: skip
+    ids = {attributes["id"] for tag, attributes in found.tags if tag == "section"}
+    assert ids == {"table", "pairs", "curves", "confusion", "labels", "pictures", "how"}
+    pictures = [attributes for tag, attributes in found.tags if tag == "img"]
+    assert len([picture["alt"] for picture in pictures]) > 10
+    assert "text of row" in found.text
+    svgs = [attributes for tag, attributes in found.tags if tag == "svg"]
+    assert all("aria-label" in svg or "aria-labelledby" in svg for svg in svgs)
+    assert sum(tag == "h1" for tag, _ in found.tags) == 1
+
+
+def test_labels_texts_ids_and_names_are_inert(tmp_path, examples):
+    for row in range(80):
+        examples[f"row-{row}"] = SimpleNamespace(text=EVIL + "\ud800\x00", image=PIXEL, mime="image/png")
+    names = [EVIL, "=cmd|' /C calc'!A0", "<img src=x onerror=alert(1)>", "]]>", "a\u202eb", "\u732b"]
+    run = write_run(tmp_path / "<b onclick=x>", EVIL, names=names, store=str(tmp_path / "store"))
+    report([run], tmp_path / "report")
+    found = page(tmp_path / "report")
+    assert "<script>alert(1)</script>" in found.text
+    assert "{{ 7*7 }}" in found.text
+    markdown = (tmp_path / "report/comparison.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown
+    widths = {line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}
+    assert widths == {14, 7}
+
+
+def test_a_picture_of_another_type_or_over_the_budget_is_left_out(tmp_path, examples, monkeypatch):
+    for row in range(80):
+        mime = "image/svg+xml" if row % 2 else "image/png"
+        examples[f"row-{row}"] = SimpleNamespace(text="text", image=PIXEL, mime=mime)
+    monkeypatch.setattr("labeler.report.pictures.BUDGET", 200)
+    report([write_run(tmp_path / "run", store=str(tmp_path / "store"))], tmp_path / "report")
+    found = page(tmp_path / "report")
+    pictures = [attributes["src"] or "" for tag, attributes in found.tags if tag == "img"]
+    assert pictures
+    assert sum(len(picture.split(",")[1]) for picture in pictures) <= 200
+    assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
+    assert "no picture" in found.text
+
+
+def test_without_the_store_the_report_says_that_pictures_are_missing(tmp_path):
+    report(two_runs(tmp_path, store="gone/store"), tmp_path / "report")
+    found = page(tmp_path / "report")
+    assert "Pictures and texts are left out: the store gone/store is not there" in found.text
+    assert not [tag for tag, _ in found.tags if tag == "img"]
+
+
+def test_several_labels_a_row(tmp_path):
+    comparison = report(two_runs(tmp_path, task="multi"), tmp_path / "report")
+    assert "mean average precision" in comparison["answer"]
+    assert "accuracy" not in comparison["models"][0]
+    assert comparison["comparisons"][0]["mcnemar_p"] is None
+    for key in ("micro_f1", "macro_f1", "sample_f1", "mean_average_precision", "subset_accuracy"):
+        assert f"{key}_ci95" in comparison["models"][2]
+    found = page(tmp_path / "report")
+    assert "Average precision" in found.text
+    assert "McNemar" not in found.text
+    assert not [1 for tag, attributes in found.tags if attributes.get("id") == "confusion"]
+
+
+def test_a_class_absent_from_the_split_is_a_dash_with_its_reason(tmp_path):
+    run = write_run(tmp_path / "run", names=[*NAMES, "never"], rows=12)
+    per_class = json.loads((run / "metrics-test.json").read_text())["per_class"]
+    absent = [row["label"] for row in per_class if not row["support"]]
+    report([run], tmp_path / "report")
+    assert re.search(r"no row carries these labels.*" + absent[-1], page(tmp_path / "report").text)
+
+
+def test_runs_of_one_name_get_their_folders_names_and_seeds_are_summed_up(tmp_path):
+    runs = [write_run(tmp_path / f"s{seed}", seed=seed) for seed in (0, 1, 2)]
+    comparison = report([*runs, write_run(tmp_path / "other", "flava")], tmp_path / "report")
+    names = [model["name"] for model in comparison["models"]]
+    assert names == [*BOTH, "visualbert (s0)", "visualbert (s1)", "visualbert (s2)", "flava"]
+    (seeds,) = comparison["seeds"]
+    values = [model["accuracy"] for model in comparison["models"][2:5]]
+    assert seeds["seeds"] == [0, 1, 2]
+    assert seeds["accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert seeds["accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert "Several seeds" in page(tmp_path / "report").text
+    twins = [write_run(tmp_path / "a/run"), write_run(tmp_path / "b/run", skill=2.0)]
+    assert report(twins, tmp_path / "report")["models"][-1]["name"] == f"visualbert ({tmp_path / 'b/run'})"
+
+
+def test_baselines_that_differ_between_runs_are_both_shown(tmp_path):
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", "flava", preset="hub")
+    other = simulate("single", NAMES, 80, 2.0, 99)
+    write_predictions(second / "baseline-logistic-regression-test.jsonl", NAMES, other)
+    names = [model["name"] for model in report([first, second], tmp_path / "report")["models"]]
+    assert names[:3] == ["majority", "logistic-regression (a)", "logistic-regression (b)"]
+
+
+def test_a_run_given_twice_or_by_a_link_counts_once(tmp_path):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "best").symlink_to(run)
+    comparison = report([tmp_path / "best", run, run], tmp_path / "report")
+    assert [model["run"] for model in comparison["models"] if not model["baseline"]] == [str(run)]
+
+
+def test_two_reports_are_the_same_bytes_and_the_second_says_already_made(tmp_path, caplog):
+    runs, out = two_runs(tmp_path), tmp_path / "report"
+    first = report(runs, out)
+    before = {name: (out / name).read_bytes() for name in ("comparison.json", "comparison.md", "index.html")}
+    stamp = (out / "index.html").stat().st_mtime_ns
+    with caplog.at_level("INFO", logger="labeler"):
+        assert report(runs, out) == first
+    assert "already made from the same inputs" in caplog.text
+    assert (out / "index.html").stat().st_mtime_ns == stamp
+    report(runs, out, force=True)
+    report(runs, tmp_path / "second")
+    for name, content in before.items():
+        assert (out / name).read_bytes() == content
+        assert (tmp_path / "second" / name).read_bytes() == content
+    assert (out / "index.html").stat().st_mtime_ns != stamp
+
+
+def test_changed_inputs_or_a_damaged_page_make_it_again(tmp_path):
+    runs, out = two_runs(tmp_path), tmp_path / "report"
+    report(runs, out)
+    assert len(report(runs[:1], out)["models"]) == 3
+    (out / "index.html").write_text("damaged")
+    report(runs[:1], out)
+    assert verify(out, "report")["stage"] == "report"
+
+
+def test_files_of_others_in_the_folder_survive_and_do_not_count(tmp_path):
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / "unseen-labels.jsonl").write_text("before\n")
+    runs = two_runs(tmp_path)
+    report(runs, out)
+    (out / "unseen-labels.jsonl").write_text("changed\n")
+    verify(out, "report")
+    report(runs, out, force=True)
+    assert (out / "unseen-labels.jsonl").read_text() == "changed\n"
+    assert set(read_manifest(out)["files"]) == {"comparison.json", "comparison.md", "index.html"}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_error_while_writing_leaves_the_old_report_whole(tmp_path, monkeypatch):
+    runs, out = two_runs(tmp_path), tmp_path / "report"
+    report(runs, out)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("labeler.report.render_page", full)
+    with pytest.raises(OSError, match="no space left"):
+        report(runs[:1], out)
+    assert len(json.loads((out / "comparison.json").read_text())["models"]) == 4
+    verify(out, "report")
+
+
+def test_what_is_refused(tmp_path):
+    run, out = write_run(tmp_path / "run"), tmp_path / "report"
+    with pytest.raises(artifacts.UsageError, match=r"no runs given.*labeler report checkpoints"):
+        report([], out)
+    with pytest.raises(
+        BadInputError, match=r"type `labeler evaluate .*run --data data/clipart/store --split validation`"
+    ):
+        report([run], out, split="validation")
+    other = write_run(tmp_path / "other", sha256="cd" * 32)
+    with pytest.raises(BadInputError, match=r"other: its data sha256 is cdcd.*that of .*run is abab"):
+        report([run, other], out)
+    with pytest.raises(BadInputError, match=r"its task is multi, that of .*run is single"):
+        report([run, write_run(tmp_path / "multi", task="multi")], out)
+    with pytest.raises(BadInputError, match="its labels is"):
+        report([run, write_run(tmp_path / "names", names=NAMES[::-1])], out)
+    assert not out.exists()
+
+
+def test_damaged_run_files_are_refused_with_the_command(tmp_path):
+    run, out = write_run(tmp_path / "run"), tmp_path / "report"
+    predictions = (run / "predictions-test.jsonl").read_text()
+    (run / "predictions-test.jsonl").write_text("".join(predictions.splitlines(keepends=True)[:-1]))
+    with pytest.raises(BadInputError, match=r"79 rows, the metrics beside it say 80; type `labeler evaluate"):
+        report([run], out)
+    (run / "predictions-test.jsonl").write_text(predictions[:-30])
+    with pytest.raises(BadInputError, match=r"predictions-test.jsonl:80: not a row"):
+        report([run], out)
+    (run / "baseline-majority-test.jsonl").unlink()
+    with pytest.raises(BadInputError, match=r"baseline-majority-test.jsonl: missing; type `labeler evaluate"):
+        report([run], out)
+    (run / "metrics-test.json").write_text("{}")
+    with pytest.raises(BadInputError, match="no usable 'data' in it"):
+        report([run], out)
+    (run / "metrics-test.json").write_text("{")
+    with pytest.raises(BadInputError, match="not readable as JSON"):
+        report([run], out)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    run, site = write_run(tmp_path / "run"), tmp_path / "site"
+    site.mkdir()
+    (site / "index.html").write_text("mine")
+    with pytest.raises(BadInputError, match=r"site/index.html: exists and was not made by `labeler report`"):
+        report([run], site, force=True)
+    with pytest.raises(BadInputError, match="made by `labeler train`, expected the output of `labeler report`"):
+        report([run], run)
+    with artifacts.locked(tmp_path / "report"), pytest.raises(artifacts.LockedError, match="another labeler process"):
+        report([run], tmp_path / "report")
+    assert (site / "index.html").read_text() == "mine"
+
+
+def test_ticks_enclose_the_values_in_equal_round_steps():
+    for low, high in [(0, 1), (0.412, 0.7391), (3, 3), (0, 0), (-2, 5000), (1, 6)]:
+        found = ticks(low, high)
+        assert found[0] <= low + 1e-9 <= high <= found[-1] + 1e-9
+        assert 2 <= len(found) <= 7
+        assert np.allclose(np.diff(found), found[1] - found[0])
