@@ -203,9 +203,7 @@ def render(svg: str) -> bytes:
     import resvg_py
 
     # Without a dpi resvg refuses sizes in mm; without system fonts every machine draws the same.
-    drawn = resvg_py.svg_to_bytes(
-        svg_string=svg, width=PIXELS, height=PIXELS, dpi=96, skip_system_fonts=True
-    )
+    drawn = resvg_py.svg_to_bytes(svg_string=svg, width=PIXELS, height=PIXELS, dpi=96, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(drawn)).convert("RGBA")
     canvas = Image.new("RGBA", (PIXELS, PIXELS), "white")
     corner = ((PIXELS - picture.width) // 2, (PIXELS - picture.height) // 2)

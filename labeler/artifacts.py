@@ -129,8 +129,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def read_manifest(folder: Path, made_by: str | None = None) -> dict[str, Any]:
-    """Return the manifest of the artifact `folder`.
+def read_manifest(folder: Path, made_by: str | None = None, name: str = MANIFEST) -> dict[str, Any]:
+    """Return the manifest of the artifact `folder`; `name` is another than MANIFEST for files added to a folder.
 
     Raises BadInputError when the folder is missing or holds no manifest (an artifact cut off, or not
     ours), when another schema version wrote it, or when `made_by` names another stage.
@@ -139,12 +139,10 @@ def read_manifest(folder: Path, made_by: str | None = None) -> dict[str, Any]:
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such artifact folder; {step}")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        stage, schema_version = manifest["stage"], manifest["schema_version"]
+        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
+        stage, schema_version = manifest["stage"], 0 + manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInputError(
-            f"{folder}: no readable {MANIFEST} in it, so it is not a finished artifact; {step}"
-        ) from error
+        raise BadInputError(f"{folder}: no readable {name} in it, so it is not a finished artifact; {step}") from error
     if schema_version != SCHEMA_VERSION:
         age = "newer" if schema_version > SCHEMA_VERSION else "older"
         raise BadInputError(
@@ -156,19 +154,19 @@ def read_manifest(folder: Path, made_by: str | None = None) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: Path, made_by: str | None = None) -> dict[str, Any]:
+def verify(folder: Path, made_by: str | None = None, name: str = MANIFEST) -> dict[str, Any]:
     """Return the manifest after comparing every file with its recorded sha256.
 
     Raises BadInputError naming the first file that is missing or differs.
     """
-    manifest = read_manifest(folder, made_by)
-    for name, expected in manifest["files"].items():
-        path = folder / name
+    manifest = read_manifest(folder, made_by, name)
+    for file, expected in manifest["files"].items():
+        path = folder / file
         if not path.is_file():
             raise BadInputError(f"{path}: missing; make it again with `labeler {manifest['stage']} --force`")
         if sha256_file(path) != expected:
             raise BadInputError(
-                f"{path}: damaged (its sha256 is not the one in {MANIFEST}); make it again with "
+                f"{path}: damaged (its sha256 is not the one in {name}); make it again with "
                 f"`labeler {manifest['stage']} --force`"
             )
     return manifest
@@ -179,12 +177,12 @@ def input_of(folder: Path, manifest: dict[str, Any]) -> Input:
     return Input(str(folder), manifest["content_sha256"])
 
 
-def already_made(folder: Path, recipe: Recipe) -> bool:
+def already_made(folder: Path, recipe: Recipe, name: str = MANIFEST) -> bool:
     """Return whether `folder` holds a whole, undamaged artifact of this very recipe; log why not."""
-    if not (folder / MANIFEST).is_file():
+    if not (folder / name).is_file():
         return False
     try:
-        manifest = verify(folder, recipe.stage)
+        manifest = verify(folder, recipe.stage, name)
     except BadInputError as error:
         log.warning("%s", error)
         return False
@@ -253,12 +251,7 @@ def making(
     Raises LockedError (see `locked`), and BadInputError when `folder` exists and is no artifact of ours.
     """
     refuse_foreign(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(
-            f"{folder.parent}: cannot be made a folder ({error.strerror}); choose another --out"
-        ) from error
+    make_parent(folder)
     work = work_folder(folder)
     started = datetime.now(timezone.utc)
     with locked(folder):
@@ -284,10 +277,46 @@ def refuse_foreign(folder: Path) -> None:
     raise BadInputError(f"{folder}: exists and was not made by labeler, so it is left alone; choose another --out")
 
 
-def write_manifest(work: Path, recipe: Recipe, started: datetime, content: str | None = None) -> None:
-    """Write `manifest.json` into `work`; nothing may be written there afterwards."""
+@contextmanager
+def adding(folder: Path, recipe: Recipe, name: str = MANIFEST) -> Iterator[Path]:
+    """Yield a work folder; when the block ends without an error, move its files into `folder`, the manifest `name` last.
+
+    For a folder that holds other things too: files of other names stay as they are and are no part of the
+    manifest. After a crash between two moves the manifest's hashes do not fit, so the stage is run again.
+
+    Raises LockedError (see `locked`), and BadInputError when `folder` cannot be made.
+    """
+    work = folder.with_name(f".{folder.name}.adding")
+    started = datetime.now(timezone.utc)
+    make_parent(folder)
+    with locked(folder):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            yield work
+            write_manifest(work, recipe, started, name=name)
+            folder.mkdir(exist_ok=True)
+            for path in sorted(work.iterdir(), key=lambda path: path.name == name):
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def make_parent(folder: Path) -> None:
+    """Make the folder that `folder` will lie in; raises BadInputError when that cannot be."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{folder.parent}: cannot be made a folder ({error.strerror}); choose another --out"
+        raise BadInputError(message) from error
+
+
+def write_manifest(
+    work: Path, recipe: Recipe, started: datetime, content: str | None = None, name: str = MANIFEST
+) -> None:
+    """Write the manifest into `work`; nothing may be written there afterwards."""
     files = file_hashes(work)
-    write_json(work / MANIFEST, {
+    write_json(work / name, {
         "stage": recipe.stage,
         "schema_version": SCHEMA_VERSION,
         "inputs": [item._asdict() for item in recipe.inputs],
@@ -304,8 +333,16 @@ def write_manifest(work: Path, recipe: Recipe, started: datetime, content: str |
 def replace_folder(work: Path, folder: Path) -> None:
     """Rename `work` to `folder`, moving what stood there out of the way first and deleting it last."""
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     if folder.exists():
         folder.replace(old)
     work.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder with all that is in it; of a link only the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

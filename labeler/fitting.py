@@ -64,6 +64,10 @@ class Fit:
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
         self.train_pairs = StorePairs(self.store, train_rows, self.tokenizer, self.max_tokens)
         self.validation_pairs = StorePairs(self.store, validation_rows, self.tokenizer, self.max_tokens)
+        full = sum(length == self.max_tokens for length in self.train_pairs.lengths)
+        if full:
+            log.info("%d of %d texts reach %d tokens; what lies beyond is cut (--max-text-tokens)",
+                     full, len(self.train_pairs), self.max_tokens)  # fmt: skip
 
     def run(self, folder: Path, *, resume: bool) -> dict[str, Any]:
         """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""
@@ -91,31 +95,23 @@ class Fit:
             "device": str(self.device),
         }
 
-    def start_head(self) -> float | None:
-        """Fit the head as a linear probe on what the untrained model gives; return its validation metric, if it has one.
-
-        A model without `features` starts with the head that it has.
-        """
+    def start_head(self) -> None:
+        """Fit the head as a linear probe on what the untrained model gives; one without `features` keeps its own."""
         if not hasattr(self.model, "features"):
-            return None
-        pairs = (self.train_pairs, self.validation_pairs)
-        inputs = [
-            model_outputs(self.model, part, self.tokenizer.pad_token_id, self.model.features, "fitting the head")
-            for part in pairs
-        ]
-        truths = [self.store.truth(part.rows) for part in pairs]
-        probe = linear_probe(self.task, inputs[0], truths[0], inputs[1], truths[1])
-        self.model.head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe[:4]))
-        log.info("head fitted on the untrained model: validation %s %.4f", METRICS[self.task], probe.validation)
-        return probe.validation
+            return
+        parts, padding = (self.train_pairs, self.validation_pairs), self.tokenizer.pad_token_id
+        features = [model_outputs(self.model, part, padding, self.model.features, "fitting the head") for part in parts]
+        truths = [self.store.truth(part.rows) for part in parts]
+        probe = linear_probe(self.task, features[0], truths[0], features[1], truths[1])
+        self.model.head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe))
+        log.info("head fitted on the untrained model: validation %s %.4f", METRICS[self.task], self.validate()[1])
 
     def history(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the learning curve from the Trainer's log: one item an epoch and one a logged step."""
-        steps = [
-            {key: entry.get(name) for key, name in
-             (("step", "step"), ("epoch", "epoch"), ("loss", "loss"), ("learning_rate", "learning_rate"))}
-            for entry in entries if "loss" in entry
-        ]  # fmt: skip
+        logged = ("step", "epoch", "loss", "learning_rate")
+        steps: list[dict[str, Any]] = [
+            {name: entry.get(name) for name in logged} for entry in entries if "loss" in entry
+        ]
         epochs: list[dict[str, Any]] = []
         for entry in entries:
             if "eval_loss" in entry:
@@ -251,7 +247,9 @@ def parameter_groups(model: PreTrainedModel, options: TrainOptions, decayed: set
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name.startswith(model.new_weights), name in decayed), []).append(parameter)
+            groups.setdefault(
+                (name.startswith(cast("tuple[str, ...]", model.new_weights)), name in decayed), []
+            ).append(parameter)
     return [
         {
             "params": parameters,

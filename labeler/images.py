@@ -52,10 +52,11 @@ def read_image_file(path: Path) -> bytes:
         raise ImageError("image-missing", f"{path}: no such file") from None
     except OSError as error:
         raise ImageError("image-unreadable", f"{path}: {error.strerror}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)  # fdopen would raise on a folder
+        raise ImageError("image-unreadable", f"{path}: not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("image-unreadable", f"{path}: not a regular file")
         if status.st_size == 0:
             raise ImageError("image-unreadable", f"{path}: empty")
         if status.st_size > MAX_FILE_BYTES:
@@ -83,6 +84,8 @@ def decode_image(data: bytes) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit, checked before ours can be
+        raise ImageError("image-too-large", f"at most {MAX_PIXELS:,} pixels are decoded") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken data
         raise ImageError("image-unreadable", f"not a whole {'/'.join(FORMATS)} picture ({error})"[:300]) from None
 

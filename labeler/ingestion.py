@@ -11,10 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import category
 
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, Input, Recipe, already_made, making, sha256_bytes, sha256_file, sha256_json
+from labeler.artifacts import (
+    BadInputError,
+    Input,
+    Recipe,
+    UsageError,
+    already_made,
+    making,
+    sha256_bytes,
+    sha256_file,
+    sha256_json,
+)
 from labeler.images import ImageError, decode_image, difference_hash, read_image_file, resolve_image
 from labeler.records import (
     SPLITS,
@@ -102,16 +113,19 @@ def ingest(
     Rows that cannot be used are in `rejects.jsonl`; the rest goes on. Splits that are not given are drawn with
     `seed` so that no picture, no text and no group lies in two of them.
 
-    Raises BadInputError when nothing usable is left, when fewer than two labels occur, when a fixed split is
-    asked for that the data do not have, or in strict mode at the first row that cannot be used.
+    Raises UsageError for shares that are none; BadInputError when nothing usable is left, when fewer than two
+    labels occur, when a fixed split is asked for that the data do not have, or in strict mode at the first row
+    that cannot be used.
     """
     options = options or IngestOptions()
+    if options.split not in ("auto", "keep"):
+        parse_fractions(options.split)  # before any work
     rejects = Rejects(options.strict)
     root = Path(os.path.commonpath([os.path.abspath(image_root(source)) for source in sources]))
     rows, counts = read_rows(sources, rejects)
     candidates = unique([item for row in rows if (item := candidate(row, root, options, rejects))], rejects)
     candidates = hash_images(candidates, options, rejects)
-    recipe = Recipe("ingest", input_hashes(sources, candidates), asdict(options), seed)
+    recipe = Recipe("ingest", input_hashes(sources, candidates, rejects.items), asdict(options), seed)
     if not force and already_made(out, recipe):
         return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
     candidates = decode_images(candidates, rejects)
@@ -236,10 +250,13 @@ def decode_images(candidates: list[Candidate], rejects: Rejects) -> list[Candida
     return kept
 
 
-def input_hashes(sources: Sequence[Path], candidates: Sequence[Candidate]) -> tuple[Input, ...]:
-    """Return the sources' sha256, and one sha256 over those of all image files."""
+def input_hashes(
+    sources: Sequence[Path], candidates: Sequence[Candidate], rejects: Sequence[Reject]
+) -> tuple[Input, ...]:
+    """Return the sources' sha256, and one over the records read, the sha256 of their image files and the rejects."""
     files = [Input(str(source), sha256_file(source)) for source in sources if source.is_file()]
-    rows = [[item.record.id, item.record.image, item.record.text, item.sha256] for item in candidates]
+    rows: list[Any] = [[item.record.model_dump(mode="json"), item.sha256] for item in candidates]
+    rows += [[reject.line, reject.code] for reject in rejects]
     return (*files, Input("records and pictures", sha256_json(rows)))
 
 
@@ -305,8 +322,12 @@ def assign_splits(
 
 
 def leak_keys(item: Candidate) -> list[tuple[str, str]]:
-    """Return what must not lie in two splits: the picture's bytes and look, the text without case and spaces, the group."""
-    text = "".join(character for character in (item.record.text or "").casefold() if character.isalnum())
+    """Return what must not lie in two splits: the picture's bytes and look, the text, the group.
+
+    Texts are compared without case, spaces and punctuation; emoji and the vowel signs of Indic scripts count.
+    """
+    given = (item.record.text or "").casefold()
+    text = "".join(character for character in given if category(character)[0] in "LMNS") or given
     found = [("bytes", item.sha256), ("look", item.look), ("text", text), ("group", item.record.group)]
     return [(kind, value) for kind, value in found if value]
 
@@ -318,13 +339,13 @@ def meta_of(item: Candidate) -> dict[str, Any]:
 
 
 def parse_fractions(text: str) -> tuple[float, ...]:
-    """Return train, validation and test shares; raises BadInputError unless they are three and add up to one."""
+    """Return train, validation and test shares; raises UsageError unless they are three and add up to one."""
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
         shares = ()
-    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or abs(sum(shares) - 1) > 1e-6:
-        raise BadInputError(f"--split {text}: expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15")
+    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or not abs(sum(shares) - 1) <= 1e-6:
+        raise UsageError(f"--split {text}: expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15")
     return shares
 
 

@@ -43,8 +43,6 @@ class FusedEncoder(nn.Module):
         self.embeddings = visual_bert.embeddings
         self.encoder = visual_bert.encoder
         self.position_offset = position_offset
-        # the picture's tokens together start with the weight of one word: 49 untrained ones would drown a title
-        self.visual_weight = nn.Parameter(torch.zeros(()))
 
     def embed(self, input_ids: Tensor, visual_tokens: Tensor) -> Streams:
         """Return the streams before the encoder, from input_ids [B, T] and visual_tokens [B, V, D_image]."""
@@ -57,8 +55,9 @@ class FusedEncoder(nn.Module):
         """Return the streams after the encoder; a token attends where text_mask [B, T] and visual_mask [B, V] are True."""
         fused = torch.cat([streams.text, streams.visual], dim=1)
         mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
+        # The picture's tokens weigh as much as one word together: 49 of them, untrained, would drown a title.
         tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
-        visual_bias = (self.visual_weight - tokens.log()).expand_as(visual_mask)  # [B, V]
+        visual_bias = -tokens.log().expand_as(visual_mask)  # [B, V]
         bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
         bias = bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]  # [B, 1, 1, T + V]
         hidden = self.encoder(fused, attention_mask=bias.to(fused.dtype)).last_hidden_state
@@ -170,7 +169,10 @@ class ProbeHead(nn.Module):
     random head, the first steps spoil what the towers know; a head that is fitted first leaves it in place.
     """
 
-    def __init__(self, width: int, labels: int, dropout: float = 0.1):
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, labels: int, dropout: float):
         """Make a head for features of `width` and `labels` labels."""
         super().__init__()
         self.register_buffer("center", torch.zeros(width))

@@ -103,13 +103,23 @@ def write_dataset(path: Path, records: Path, image: ImageEncoder, text: TextEnco
         ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
     ])  # fmt: skip
     with tqdm(total=rows, desc="preprocessing", unit="pair", disable=None) as bar:
+        failed: list[Exception] = []
 
         def batches() -> Iterator[pyarrow.RecordBatch]:
-            for loaded in load_batches(records):
-                yield record_batch(loaded, label_set, image, text, schema)
-                bar.update(len(loaded))
+            try:
+                for loaded in load_batches(records):
+                    yield record_batch(loaded, label_set, image, text, schema)
+                    bar.update(len(loaded))
+            except Exception as error:
+                failed.append(error)
+                raise
 
-        lance.write_dataset(pyarrow.RecordBatchReader.from_batches(schema, batches()), str(path), schema=schema)
+        try:
+            lance.write_dataset(pyarrow.RecordBatchReader.from_batches(schema, batches()), str(path), schema=schema)
+        except OSError:
+            if failed:  # Lance turns what its source raises into an OSError that holds the traceback as text
+                raise failed[0] from None
+            raise
 
 
 def load_batches(records: Path) -> Iterator[list[Loaded]]:

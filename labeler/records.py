@@ -116,7 +116,8 @@ def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, 
     identity = clean_text(values["id"], "id") or image or f"{Path(row.source).name}:{row.line}"
     labels = parse_labels(values["labels"], separator)
     if labelled and labels is None:
-        raise RowError("label-missing", f"no label: expected one of the fields {', '.join(ALIASES['labels'])}")
+        expected = mapping.get("labels") or f"one of {', '.join(ALIASES['labels'])}"
+        raise RowError("label-missing", f"no label: expected in the field {expected}")
     others = {key: value for key, value in row.fields.items() if key not in taken.values()}
     return Record(id=identity, image=image, text=text, labels=labels or (), split=parse_split(values["split"]),
                   group=clean_text(values["group"], "group"), meta=jsonable(others))  # fmt: skip
@@ -152,12 +153,16 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
     """Return the labels in a field's value, each once, in order; None where the field is missing or blank."""
     if value is None or value == "":
         return None
+    if isinstance(value, (dict, set, bytes)):
+        raise RowError("label-invalid", f"label is a {type(value).__name__}, expected a string or a list of strings")
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RowError("label-invalid", f"labels {value[:80]!r} look like a JSON list and are none") from None
-    parts = value if isinstance(value, (list, tuple)) else str(value).split(separator)
+    if isinstance(value, str):
+        value = value.split(separator)
+    parts = value if isinstance(value, (list, tuple)) else [value]
     names = [clean_text(int(part) if isinstance(part, bool) else part, "label") for part in parts]
     return tuple(dict.fromkeys(name for name in names if name))
 
@@ -173,8 +178,15 @@ def parse_split(value: Any) -> Split | None:
 
 
 def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `fields` with what JSON cannot carry turned into strings."""
-    return cast(dict[str, Any], json.loads(json.dumps(fields, default=str, ensure_ascii=False)))
+    """Return `fields` as JSON carries them: unknown types as strings, half a surrogate pair as a question mark.
+
+    Raises RowError for an infinite number, a key that is a container, or nesting too deep.
+    """
+    try:
+        text = json.dumps(fields, default=str, ensure_ascii=False, allow_nan=False)
+        return cast(dict[str, Any], json.loads(text.encode("utf-8", "replace")))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError("field-invalid", f"a field that JSON cannot carry: {error}") from None
 
 
 def label_set(records: Iterable[Record], task: Task) -> LabelSet:

@@ -27,7 +27,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
-from labeler.models import model_module
+from labeler.models import check_name, training_defaults
 
 log = logging.getLogger("labeler")
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
@@ -42,14 +42,14 @@ class TrainOptions:
     processor has instructions for it).
     """
 
-    epochs: int = 10
+    epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 5e-5
     new_learning_rate: float = 2.5e-4
     warmup: float = 0.1
     weight_decay: float = 0.01
-    patience: int = 3
-    max_text_tokens: int = 128
+    patience: int = 2
+    max_text_tokens: int = 64
     n_coattn: int = 1
     precision: str = "auto"
 
@@ -67,10 +67,8 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
 
     Raises LabelerError naming the option and what it takes when a value is out of range.
     """
-    defaults = getattr(model_module(model), "TRAINING", {})
-    options = replace(
-        TrainOptions(), **defaults, **{key: value for key, value in (given or {}).items() if value is not None}
-    )
+    chosen = {key: value for key, value in (given or {}).items() if value is not None}
+    options = replace(TrainOptions(), **(training_defaults(model) | chosen))
     for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "patience", "max_text_tokens"):
         if not getattr(options, name) > 0:
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
@@ -99,7 +97,7 @@ def train(
     Raises UsageError for an unknown model; BadInputError when `data` is no store or lacks a split; LabelerError
     when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
     """
-    options = options or options_for(model)
+    options = options or options_for(check_name(model))
     manifest = verify(data, "preprocess")
     recipe = Recipe("train", (input_of(data, manifest),), {"model": model, **asdict(options)}, seed)
     if not force and already_made(out, recipe):
@@ -172,8 +170,8 @@ def model_card(model: str, data: Path, recipe: Recipe, history: dict[str, Any]) 
     return f"""# {model}
 
 Trained by `labeler train {model} {data}` with seed {recipe.seed} on {time.strftime("%Y-%m-%d", time.gmtime())}.
-Best of {len(history["epochs"])} epochs: epoch {history["best_epoch"]}, validation {history["metric"]} {best["validation_metric"]:.4f}
-on {history["validation_pairs"]} pairs; trained on {history["train_pairs"]} pairs.
+Best of {len(history["epochs"])} epochs: epoch {history["best_epoch"]}, validation {history["metric"]}
+{best["validation_metric"]:.4f} on {history["validation_pairs"]} pairs; trained on {history["train_pairs"]} pairs.
 
 Label a folder of pictures:
 

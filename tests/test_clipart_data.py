@@ -139,9 +139,7 @@ def test_no_picture_stands_twice(hashes: list[str]) -> None:
     assert len(set(hashes)) == len(hashes)
 
 
-def test_unseen_shares_no_picture_and_no_title(
-    rows: list[dict], hashes: list[str], unseen: list[Path]
-) -> None:
+def test_unseen_shares_no_picture_and_no_title(rows: list[dict], hashes: list[str], unseen: list[Path]) -> None:
     """Nothing that a model is trained on comes back among the unseen pictures."""
     pictures = {make_clipart.picture_hash(path.read_bytes()) for path in unseen}
     assert len(pictures) == len(unseen)
@@ -157,9 +155,7 @@ def test_unseen_shares_no_picture_and_no_title(
 def test_the_readme_counts_what_is_there(rows: list[dict], unseen: list[Path]) -> None:
     """The two tables and the first sentence agree with the files."""
     categories = readme_table("| Category |")
-    assert {name: counts[0] for name, counts in categories.items()} == Counter(
-        row["category"] for row in rows
-    )
+    assert {name: counts[0] for name, counts in categories.items()} == Counter(row["category"] for row in rows)
     assert sum(counts[1] for counts in categories.values()) == len(unseen)
     assert min(counts[1] for counts in categories.values()) >= 1
     tags = Counter(tag for row in rows for tag in row["tags"])
@@ -207,9 +203,7 @@ def test_a_license_that_is_not_public_domain_is_refused(tmp_path: Path) -> None:
         ("food/cup.svg", "</svg>", "<text>cup</text></svg>", "needs a font"),
     ],
 )
-def test_what_cannot_be_used_is_refused(
-    tmp_path: Path, name: str, old: str, new: str, reason: str
-) -> None:
+def test_what_cannot_be_used_is_refused(tmp_path: Path, name: str, old: str, new: str, reason: str) -> None:
     """Each rule of the README's table of reasons stops its picture."""
     path = write_svg(tmp_path, name, SVG.replace(old, new) if old else SVG)
     with pytest.raises(make_clipart.Dropped, match=reason):

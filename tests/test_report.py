@@ -390,6 +390,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_ticks_enclose_the_values_in_equal_round_steps():
     for low, high in [(0, 1), (0.412, 0.7391), (3, 3), (0, 0), (-2, 5000), (1, 6)]:
         found = ticks(low, high)
-        assert found[0] <= low + 1e-9 <= high <= found[-1] + 1e-9
+        assert found[0] - 1e-9 <= low <= high <= found[-1] + 1e-9
         assert 2 <= len(found) <= 7
         assert np.allclose(np.diff(found), found[1] - found[0])

@@ -12,6 +12,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,11 +26,12 @@ class ImageEncoder(NamedTuple):
     """An image tower.
 
     name: as asked for; size: side in pixels of what it takes; mean, std: of its pixels in [0, 1];
-    tokens, width: it gives [B, tokens, width]; backbone: the module; classifier: pooled [B, width] -> ImageNet
-    logits where the weights have it, else None.
+    tokens, width: it gives [B, tokens, width]; module: the whole network; backbone: its part before pooling;
+    classifier: pooled [B, width] -> ImageNet logits where the weights have it, else None.
     """
 
     name: str
+    module: nn.Module
     backbone: Callable[[Tensor], Tensor]
     size: int
     mean: tuple[float, ...]
@@ -49,8 +51,9 @@ class ImageEncoder(NamedTuple):
     @torch.inference_mode()
     def visual_tokens(self, images: list[Image.Image]) -> Tensor:
         """Return [B, tokens, width] float16, the precision in which the store keeps them."""
+        pixels = self.pixels(images).to(next(self.module.parameters()).device)
         # float16 ends at 65,504; a backbone without a last normalisation may go beyond
-        return self.backbone(self.pixels(images)).clamp(-65504, 65504).half()
+        return self.backbone(pixels).clamp(-65504, 65504).half().cpu()
 
 
 def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
@@ -92,6 +95,7 @@ def _from_folder(folder: Path) -> ImageEncoder:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
         architecture, settings = config["architecture"], config.get("pretrained_cfg", config)
+        model: nn.Module
         if config.get("library") == "torchvision":
             model = torchvision.models.get_model(architecture, num_classes=config.get("num_classes", 1000))
         else:
@@ -99,7 +103,7 @@ def _from_folder(folder: Path) -> ImageEncoder:
                 architecture, num_classes=config.get("num_classes", 1000), **config.get("model_args", {})
             )
         model.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise LabelerError(
             f"{folder}: not an image encoder with config.json and model.safetensors ({error})"
         ) from error
@@ -129,7 +133,7 @@ def _torchvision_pretrained(name: str, architecture: str) -> ImageEncoder:
 def _timm_pretrained(name: str, architecture: str) -> ImageEncoder:
     from huggingface_hub import constants, try_to_load_from_cache
 
-    entry = timm.create_model(architecture).pretrained_cfg
+    entry: Any = timm.create_model(architecture).pretrained_cfg
     repository = entry.get("hf_hub_id") or f"timm/{architecture}"
 
     def cached() -> nn.Module:
@@ -147,7 +151,7 @@ def _timm_pretrained(name: str, architecture: str) -> ImageEncoder:
 def _encoder(name: str, model: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageEncoder:
     """Return `model` as a tower; its token count and width are found by running it once."""
     # channels last: a third faster on the CPU
-    model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     grid = _grid(model)
 
     def backbone(pixels: Tensor) -> Tensor:
@@ -156,8 +160,9 @@ def _encoder(name: str, model: nn.Module, size: int, mean: tuple[float, ...], st
 
     with torch.inference_mode():
         _, tokens, width = backbone(torch.zeros(1, 3, size, size)).shape
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    return ImageEncoder(name, backbone, size, mean, std, tokens, width, cast("nn.Module | None", classifier))
+    find_classifier = getattr(model, "get_classifier", lambda: None)  # timm's
+    classifier = cast("Callable[[], nn.Module | None]", find_classifier)()
+    return ImageEncoder(name, model, backbone, size, mean, std, tokens, width, classifier)
 
 
 def _grid(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -57,7 +58,7 @@ def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:
     if Path(name).is_dir():
         try:
             return _load(name, name, local=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise LabelerError(f"{name}: not a transformers folder with model and tokenizer ({error})") from error
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     loaded = from_hub(

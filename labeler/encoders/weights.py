@@ -76,7 +76,7 @@ def from_hub(name: str, kind: str, load_cached: Callable[[], Any], load: Callabl
     Args:
         name: the model's name, for the error.
         kind: `text` or `image`, for the error.
-        load_cached: loads without any network; raises OSError or ValueError when it is not there.
+        load_cached: loads without any network; raises when it is not there.
         load: loads with the network.
         probe_url: an address that answers when the hub is within reach.
 
@@ -84,7 +84,9 @@ def from_hub(name: str, kind: str, load_cached: Callable[[], Any], load: Callabl
     """
     try:
         return load_cached()
-    except (OSError, ValueError, RuntimeError):
+    except LabelerError:
+        raise
+    except Exception:  # not there, or a download cut off, which every library reports with types of its own
         pass
     advice = f"use `--preset embedded` (no network needed), or `--{kind}-encoder FOLDER` with a copy of it"
     problem = unreachable(probe_url)

@@ -6,11 +6,12 @@ Such a file holds a config class (`Config`), the module (`Model`: a batch in, lo
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from labeler.artifacts import UsageError
 
@@ -47,11 +48,36 @@ def model_names() -> list[str]:
     return sorted(file.stem.replace("_", "-") for file in files)
 
 
-def model_module(name: str) -> ModuleType:
-    """Return the module of the model `name`; raises UsageError naming the closest one when there is none."""
+def check_name(name: str) -> str:
+    """Return `name`; raises UsageError naming the closest one when there is no such model."""
     names = model_names()
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-        hint = f"did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"unknown model {name!r}; {hint} There are: {', '.join(names)}".replace("  ", " "))
-    return importlib.import_module(f"labeler.models.{name.replace('-', '_')}")
+    if name in names:
+        return name
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"unknown model {name!r}; {hint}There are: {', '.join(names)}")
+
+
+def training_defaults(name: str) -> dict[str, Any]:
+    """Return the constant TRAINING of a model's file, {} where it has none.
+
+    It is read from the source, since importing the file imports torch, which a stage with nothing to do can spare.
+    """
+    source = (Path(__file__).parent / f"{check_name(name).replace('-', '_')}.py").read_text(encoding="utf-8")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "TRAINING":
+            return cast("dict[str, Any]", ast.literal_eval(statement.value))
+    return {}
+
+
+def model_module(name: str) -> ModuleType:
+    """Return the module of the model `name`, made known to transformers' AutoConfig and AutoModel.
+
+    Raises UsageError naming the closest one when there is none.
+    """
+    module = importlib.import_module(f"labeler.models.{check_name(name).replace('-', '_')}")
+    from transformers import AutoConfig, AutoModel
+
+    AutoConfig.register(module.Config.model_type, module.Config, exist_ok=True)
+    AutoModel.register(module.Config, module.Model, exist_ok=True)
+    return module

@@ -12,6 +12,7 @@ alone: words as BERT splits them, Chinese by characters, most frequent first.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any, cast
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from labeler.layers import labelling_loss, masked_mean
 from labeler.models import Building, Built
 
+TRAINING = {"epochs": 30, "new_learning_rate": 1e-3, "patience": 5}  # nothing in it is pretrained
 PAD, UNKNOWN = "<pad>", "<unk>"
 MIN_COUNT = 2
 MAX_WORDS = 30_000
@@ -55,7 +57,7 @@ class Model(PreTrainedModel):
                           bidirectional=True, dropout=config.dropout)  # fmt: skip
         self.image_projection = nn.Linear(config.visual_width, 2 * config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(2 * config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
     def forward(
@@ -84,7 +86,12 @@ class Model(PreTrainedModel):
 def build(task: Building) -> Built:
     """Return the untrained baseline and a tokenizer over the words of the training texts."""
     tokenizer = word_tokenizer(task.texts)
-    config = Config(vocab_size=len(tokenizer), visual_width=task.visual_width, num_labels=len(task.label_set.labels))
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "visual_width": task.visual_width,
+        "num_labels": len(task.label_set.labels),
+    }
+    config = Config(**sizes)
     return Built(Model(config), tokenizer)
 
 

@@ -12,6 +12,8 @@ each stream instead of [CLS], which MiniLM was never trained to be read by.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -22,11 +24,12 @@ from labeler.models import Building, Built
 
 
 class Config(VisualBertConfig):
-    """VisualBertConfig, and where text positions start."""
+    """VisualBertConfig, where text positions start, and the dropout before the head."""
 
     model_type = "labeler-visualbert"
 
     position_offset: int = 0
+    head_dropout: float = 0.5
 
 
 class Model(PreTrainedModel):
@@ -35,7 +38,7 @@ class Model(PreTrainedModel):
     config_class = Config
     base_model_prefix = "fused"
     main_input_name = "input_ids"
-    new_weights = ("fused.embeddings.visual_", "fused.visual_weight", "head.")  # trained at the higher rate
+    new_weights = ("fused.embeddings.visual_", "head.")  # trained at the higher rate
 
     def __init__(self, config: Config, visual_bert: VisualBertModel | None = None):
         """Take the encoder of `visual_bert`, or make an untrained one from `config`."""
@@ -43,8 +46,13 @@ class Model(PreTrainedModel):
         visual_bert = visual_bert or VisualBertModel(config, add_pooling_layer=False)
         self.fused = FusedEncoder(visual_bert, config.position_offset)
         width = 2 * config.hidden_size + config.visual_embedding_dim
-        self.head = ProbeHead(width, config.num_labels, config.hidden_dropout_prob)
+        self.head = ProbeHead(width, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Return how many text tokens the position embeddings reach."""
+        return self.config.max_position_embeddings - self.config.position_offset
 
     def forward(
         self,

@@ -12,6 +12,8 @@ digit, and whatever they come to do is learned.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
 from transformers import initialization as init
@@ -23,11 +25,12 @@ from labeler.models import Building, Built
 
 
 class Config(VisualBertConfig):
-    """VisualBertConfig, where text positions start, and the number of co-attention blocks."""
+    """VisualBertConfig, where text positions start, the dropout before the head, and the number of co-attention blocks."""
 
     model_type = "labeler-visualbert-coattn"
 
     position_offset: int = 0
+    head_dropout: float = 0.5
     n_coattn: int = 1
 
 
@@ -56,8 +59,13 @@ class Model(PreTrainedModel):
             for _ in range(config.n_coattn)
         )
         width = 2 * config.hidden_size + config.visual_embedding_dim
-        self.head = ProbeHead(width, config.num_labels, config.hidden_dropout_prob)
+        self.head = ProbeHead(width, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Return how many text tokens the position embeddings reach."""
+        return self.config.max_position_embeddings - self.config.position_offset
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +12,11 @@ from labeler.artifacts import (
     BadInputError,
     Input,
     Recipe,
+    adding,
     already_made,
     input_of,
-    locked,
     read_manifest,
-    work_folder,
     write_json,
-    write_manifest,
     write_text,
 )
 from labeler.report.comparison import collect, compare_models
@@ -49,7 +43,7 @@ def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = Fa
     if not force and already_made(out, recipe):
         log.info("%s: already made from the same inputs; --force makes it again", out)
         return json.loads((out / FILES[0]).read_text(encoding="utf-8"))
-    with _adding(out, recipe) as work:
+    with adding(out, recipe) as work:
         models = collect(found)
         comparison = compare_models(found, models)
         write_json(work / "comparison.json", comparison)
@@ -79,31 +73,3 @@ def _refuse_foreign(out: Path) -> None:
             f"{out / taken[0] if taken else out}: exists and was not made by `labeler report`, so it is left alone; "
             "choose another --out, or move it away"
         )
-
-
-@contextmanager
-def _adding(out: Path, recipe: Recipe) -> Iterator[Path]:
-    """Yield a work folder; without an error, move its files into `out`, the manifest last.
-
-    `artifacts.making` replaces a folder as a whole; here others keep files in it (labels predicted for new pairs).
-    A crash between two moves leaves hashes that do not fit, so that the report is made again.
-    """
-    started = datetime.now(timezone.utc)
-    work = work_folder(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(
-            f"{out.parent}: cannot be made a folder ({error.strerror}); choose another --out"
-        ) from error
-    with locked(out):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
-            yield work
-            write_manifest(work, recipe, started)
-            out.mkdir(exist_ok=True)
-            for name in (*FILES, MANIFEST):
-                (work / name).replace(out / name)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)

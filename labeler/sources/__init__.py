@@ -17,10 +17,11 @@ READERS: dict[str, Reader] = {
     ".csv": csv.read,
     ".tsv": csv.read,
 }
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def read_source(path: Path) -> Iterator[Row | Reject]:
-    """Yield the rows of a jsonl, csv or tsv file, or of a folder of pictures.
+    """Yield the rows of a jsonl, csv or tsv file, of a folder of pictures, or of one picture.
 
     Raises BadInputError when there is no such file or its format is unknown.
     """
@@ -29,8 +30,12 @@ def read_source(path: Path) -> Iterator[Row | Reject]:
     if not path.is_file():
         raise BadInputError(f"{path}: no such file or folder")
     reader = READERS.get(path.suffix.lower())
+    if reader is None and path.suffix.lower() in PICTURES:
+        return folder.read_picture(path)
     if reader is None:
-        raise BadInputError(f"{path}: unknown format {path.suffix!r}; expected {', '.join(READERS)} or a folder")
+        raise BadInputError(
+            f"{path}: unknown format {path.suffix!r}; expected {', '.join(READERS)} a picture or a folder"
+        )
     return reader(path)
 
 

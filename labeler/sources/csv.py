@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
 
-ROWS_AT_A_TIME = 10_000
-
 
 def read(path: Path) -> Iterator[Row | Reject]:
-    """Yield the rows of `path`; `line` counts rows, the header being 1.
+    """Yield the rows of `path`; `line` counts rows, the header being 1. A row with cells too many or too few is a reject.
 
-    Raises BadInputError where the file as a whole is no table in UTF-8.
+    Raises BadInputError where the file as a whole is no table in UTF-8: no header, a column named twice, a quote
+    that is never closed (it would swallow all rows after it).
     """
-    import pandas
-
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    number = 1
     try:
-        chunks = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig",
-                                 chunksize=ROWS_AT_A_TIME)  # fmt: skip
-        for chunk in chunks:
-            for fields in chunk.to_dict("records"):
-                number += 1
-                yield Row(str(path), number, {str(key): value for key, value in fields.items()})
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.reader(file, delimiter=separator, strict=True)
+            yield from read_rows(path, header(path, next(table, [])), table)
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path}: not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
-        raise BadInputError(f"{path}: after row {number}: {error}") from error
+    except csv.Error as error:
+        raise BadInputError(f"{path}: no header that can be read ({error})") from error
+
+
+def header(path: Path, names: list[str]) -> list[str]:
+    """Return the columns' names; raises BadInputError where there are none or one stands twice."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if not names or twice is not None:
+        found = "no header line" if not names else f"the column {twice!r} stands twice in the header"
+        raise BadInputError(f"{path}: {found}; give every column a name of its own")
+    return names
+
+
+def read_rows(path: Path, names: list[str], table: Iterator[list[str]]) -> Iterator[Row | Reject]:
+    """Yield the rows after the header; blank lines are passed over and not counted."""
+    number = 1
+    while True:
+        try:
+            cells = next(table, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise BadInputError(f"{path}: after row {number}: a quote is opened and never closed") from error
+            number += 1
+            yield Reject(str(path), number, None, "not-csv", f"not a row of a table: {error}")
+            continue
+        if cells is None:
+            return
+        if not cells:
+            continue
+        number += 1
+        if len(cells) == len(names):
+            yield Row(str(path), number, dict(zip(names, cells, strict=True)))
+        else:
+            message = f"{len(cells)} cells, the header has {len(names)}; is a separator or a quote missing?"
+            yield Reject(str(path), number, None, "cell-count", message)

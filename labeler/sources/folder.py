@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from labeler.records import Reject, Row
+from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
 
 METADATA = "metadata.jsonl"
@@ -24,6 +24,11 @@ def read(root: Path) -> Iterator[Row | Reject]:
         yield from read_one(root, Path(current), sorted(name for name in names if not name.startswith(".")))
 
 
+def read_picture(path: Path) -> Iterator[Row | Reject]:
+    """Yield the row of one picture, its sidecar's text with it."""
+    yield text_row(path.parent, path.with_suffix(".txt"), 1, image=path)
+
+
 def read_one(root: Path, current: Path, names: list[str]) -> Iterator[Row | Reject]:
     """Yield the rows of one folder, its sub-folders left out."""
     named: set[str] = set()
@@ -33,7 +38,7 @@ def read_one(root: Path, current: Path, names: list[str]) -> Iterator[Row | Reje
                 item, name = with_image_below(item, root, current)
                 named.add(name)
             yield item
-    stems = {Path(name).stem for name in names if not name.endswith(".txt")}
+    stems = {Path(name).stem for name in names if not name.endswith(".txt") and name != METADATA}
     for line, name in enumerate(names, 1):
         if name == METADATA or (current / name).relative_to(root).as_posix() in named:
             continue
@@ -45,12 +50,12 @@ def read_one(root: Path, current: Path, names: list[str]) -> Iterator[Row | Reje
 
 
 def with_image_below(row: Row, root: Path, current: Path) -> tuple[Row, str]:
-    """Return the row with its image's path made relative to `root`, and that path."""
-    key = next((key for key in ("file_name", "image", "img") if isinstance(row.fields.get(key), str)), None)
-    if key is None:
-        return row, ""
+    """Return the row as one of `root`, its image's path relative to it, and that path."""
+    key = find_field(row.fields, "image", {})
+    if key is None or not isinstance(row.fields[key], str):
+        return row._replace(source=str(root)), ""
     name = Path(os.path.relpath(current / row.fields[key], root)).as_posix()
-    return row._replace(fields=row.fields | {key: name}), name
+    return row._replace(source=str(root), fields=row.fields | {key: name}), name
 
 
 def text_row(root: Path, sidecar: Path, line: int, image: Path | None) -> Row | Reject:

@@ -52,8 +52,12 @@ def parse_line(raw: bytes) -> dict[str, Any]:
         raise LineError("not-utf8", f"byte {error.start} is not UTF-8; convert the file to UTF-8") from None
     try:
         value, literal = json.loads(text, object_pairs_hook=unique_keys, parse_constant=refuse_constant), False
+    except LineError:
+        raise
     except json.JSONDecodeError as error:
         value, literal = parse_literal(text, error), True
+    except ValueError:
+        raise LineError("not-json", "a number of over 4,300 digits") from None
     except RecursionError:
         raise LineError("not-json", "nested too deeply") from None
     if not isinstance(value, dict):
@@ -65,14 +69,20 @@ def parse_line(raw: bytes) -> dict[str, Any]:
 def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:
     """Return the value of a Python literal; the error tells JSON's complaint, since JSON is what is expected."""
     try:
-        return ast.literal_eval(text)
+        tree = ast.parse(text, mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                unique_keys([(ast.literal_eval(key), None) for key in node.keys if key is not None])
+        return ast.literal_eval(tree)
+    except LineError:
+        raise
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         raise LineError("not-json", f"not JSON: {json_error.msg} at column {json_error.colno}") from None
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
     """Return the object of `pairs`; raises LineError where a key stands twice, since one value would be lost."""
-    found: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
     for key, value in pairs:
         if key in found:
             raise LineError("duplicate-key", f"the key {key!r} stands twice")

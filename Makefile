@@ -1,0 +1,110 @@
+# Every target sets up what it needs; `make help` lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+UV     := 0.13.8
+
+# What is trained on: a jsonl, csv or folder of labelled pairs, and the field with the label.
+DATA   ?= data/clipart/pairs.jsonl
+ifeq ($(DATA),data/clipart/pairs.jsonl)
+LABEL  ?= category
+NAME   ?= clipart-$(LABEL)
+else
+NAME   ?= $(basename $(notdir $(patsubst %/,%,$(DATA))))
+endif
+SEED   ?= 0
+PRESET ?= embedded
+# What is labelled by `make predict`, with which run, into which file.
+INPUT  ?= data/clipart/unseen
+MODEL  ?= $(RUNS)/visualbert-coattn
+OUT    ?= report/unseen-labels.jsonl
+
+RECORDS := data/$(NAME)/records
+STORE   := data/$(NAME)/store
+RUNS    := checkpoints/$(NAME)
+LABELER := $(BIN)/labeler
+# Exit code 4 means done, with rejects that were counted and listed.
+INGEST   = $(LABELER) ingest $(DATA) --out $(RECORDS) $(if $(LABEL),--label $(LABEL)) --seed $(SEED) || test $$? -eq 4
+TRAIN    = $(LABELER) train $(1) $(STORE) --out $(RUNS)/$(1) --seed $(SEED)
+EVALUATE = $(LABELER) evaluate $(RUNS)/$(1) --data $(STORE)
+PREDICT  = $(LABELER) predict $(INPUT) --model $(MODEL) --out $(OUT)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ingest preprocess train-baseline train-visualbert train-coattn evaluate report predict test lint \
+        check bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  with your own pairs:  make train-coattn DATA=my.jsonl [LABEL=field] [NAME=name] [SEED=0]"
+
+setup: $(READY) ## make .venv from the lock file
+
+$(READY): requirements.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: report ## the whole job on data/clipart: train three models, compare them, label unseen pictures
+	@test $(OUT) -nt $(MODEL)/manifest.json && head -n 1 $(OUT) | grep -q '"model": "$(MODEL)"' \
+	    || $(PREDICT) || test $$? -eq 4
+	@echo
+	@echo "The report:  report/index.html   (its figures: report/comparison.json)"
+	@echo "The labels of $(INPUT), which no stage has seen:  $(OUT)"
+	@echo
+	@echo "Next, with your own pairs:"
+	@echo "  make train-coattn DATA=my.jsonl"
+	@echo "  $(LABELER) predict my-photos/ --model $(MODEL) --out labels.jsonl"
+
+ingest: $(READY) ## read DATA into records, with leakage-free splits
+	@$(INGEST)
+
+preprocess: ingest ## decode every picture once and store what the frozen towers see
+	@$(LABELER) preprocess $(RECORDS) --out $(STORE) --preset $(PRESET)
+
+train-baseline: preprocess ## train and evaluate resnet-gru
+	@$(call TRAIN,resnet-gru)
+	@$(call EVALUATE,resnet-gru)
+
+train-visualbert: preprocess ## train and evaluate visualbert
+	@$(call TRAIN,visualbert)
+	@$(call EVALUATE,visualbert)
+
+train-coattn: preprocess ## train and evaluate visualbert-coattn
+	@$(call TRAIN,visualbert-coattn)
+	@$(call EVALUATE,visualbert-coattn)
+
+evaluate: train-baseline train-visualbert train-coattn ## train what is not trained yet, measure all three on the test split
+
+report: evaluate ## compare the runs: report/index.html, comparison.json, comparison.md
+	@$(LABELER) report $(RUNS)/resnet-gru $(RUNS)/visualbert $(RUNS)/visualbert-coattn --out report
+
+predict: train-coattn ## label INPUT with MODEL into OUT
+	@$(PREDICT)
+
+test: $(READY) ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## check format, style and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+check: lint test ## lint and test
+
+bench: $(READY) ## run the benchmarks (hours; figures go to docs/RESULTS.md)
+	@$(BIN)/python -m benchmarks.accuracy
+	@$(BIN)/python -m benchmarks.training_speed
+
+lock: ## make requirements.lock again from setup.cfg
+	$(BIN)/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --no-annotate \
+	    --no-header --upgrade --output-file requirements.lock
+
+clean: ## remove what was made: data, runs and report (not .venv)
+	rm -rf report data/*/records data/*/store data/*/store-baselines-*
+	find checkpoints -mindepth 1 ! -name README.md -delete

@@ -1,0 +1,63 @@
+"""`labeler ingest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labeler.cli import options
+
+
+@click.command("ingest")
+@click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
+@options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
+@click.option(
+    "--label", help="The field that holds the label or labels [default: the first of label, labels, tags, ...]."
+)
+@click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
+              help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
+@options.mapping
+@click.option("--label-separator", default="|", show_default=True, help="Stands between labels in one string.")
+@click.option("--split", default="auto", show_default=True,
+              help="keep: as given in the data. 0.7,0.15,0.15: draw train, validation, test. auto: keep if given.")  # fmt: skip
+@click.option("--group-by", help="A field whose equal values must not lie in two splits.")
+@click.option("--allow-missing-image", is_flag=True, help="Keep a row without its picture as a text.")
+@click.option("--allow-outside", is_flag=True, help="Read pictures outside the source's folder.")
+@click.option("--strict", is_flag=True, help="Stop at the first row that cannot be used (exit 3).")
+@options.seed
+@options.force
+@options.as_json
+@click.pass_context
+def command(
+    context: click.Context, sources: tuple[Path, ...], out: Path, seed: int, force: bool, as_json: bool, **given: Any
+) -> None:
+    """Read labelled pairs from jsonl, csv or folders into records.
+
+    A row is {"id", "image", "text", "label"}; rows that cannot be used are counted and listed in rejects.jsonl
+    (exit 4), the rest goes on. Splits are drawn so that no picture, no text and no group lies in two of them.
+    """
+    from labeler.ingestion import IngestOptions, ingest
+
+    given["separator"] = given.pop("label_separator")
+    result = ingest(sources, out, IngestOptions(**given), seed=seed, force=force)
+    profile = result.profile
+    sizes = ", ".join(f"{name} {count}" for name, count in profile["splits"].items())
+    reasons = ", ".join(f"{code} {count}" for code, count in profile["rejects"].items())
+    lines = [
+        *([options.already(out)] if result.already else []),
+        f"{out}: {profile['kept']} of {profile['rows']} rows kept, {profile['rejected']} rejected"
+        + (f" ({reasons})" if reasons else ""),
+        f"  splits ({profile['split']}): {sizes}; {profile['joined_rows']} rows share a picture, text or group with another",
+    ]
+    if profile["python_literal_lines"]:
+        lines.append(f"  {profile['python_literal_lines']} lines were Python literals, not JSON; read safely")
+    if profile["leaked_rows"]:
+        lines.append(
+            f"  warning: {profile['leaked_rows']} rows outside train share a picture or text with train; redraw with --split"
+        )
+    if profile["rejected"]:
+        lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")
+    options.say("\n".join(lines), {"out": out, "already": result.already, **profile}, as_json)
+    context.exit(4 if profile["rejected"] else 0)

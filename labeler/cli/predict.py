@@ -1,0 +1,37 @@
+"""`labeler predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from labeler.cli import options
+
+
+@click.command("predict")
+@click.argument("inputs", nargs=-1, required=True, type=options.FOLDER)
+@click.option("--model", type=options.FOLDER, required=True, help="The run that `labeler train` wrote.")
+@click.option("--out", default="-", show_default=True, help="The file to write; - is standard output.")
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="[default: by the file's name, else jsonl]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@options.mapping
+@click.option("--allow-outside", is_flag=True, help="Read pictures outside the input's folder.")
+@options.device
+@click.pass_context
+def command(
+    context: click.Context, inputs: tuple[Path, ...], model: Path, out: str, form: str | None, batch_size: int,
+    mapping: dict[str, str], allow_outside: bool, device: str,
+) -> None:  # fmt: skip
+    """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
+
+    One line an item, in the order of the input: {"id", "image", "text", "labels", "scores", "model", "error"}.
+    An item that cannot be read has an error and no labels, the rest goes on, and the exit code is 4.
+    """
+    from labeler.labelling import predict
+
+    target = None if out == "-" else Path(out)
+    result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, mapping=mapping,
+                     allow_outside=allow_outside)  # fmt: skip
+    click.echo(f"{out}: {result.items} items, {result.errors} with an error", err=True)
+    context.exit(4 if result.errors else 0)

@@ -1,0 +1,43 @@
+"""`labeler preprocess`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from labeler.cli import options
+
+
+@click.command("preprocess")
+@click.argument("records", type=options.FOLDER)
+@options.out("The store to write.")
+@click.option("--preset", type=click.Choice(["embedded", "hub"]), default="embedded", show_default=True,
+              help="embedded: towers that came with the installation; hub: what the papers used.")  # fmt: skip
+@click.option("--text-encoder", help="A BERT-like transformers folder or hub name, in the preset's place.")
+@click.option("--image-encoder", help="A folder, torchvision:NAME or timm:NAME, in the preset's place.")
+@options.force
+@options.as_json
+def command(
+    records: Path,
+    out: Path,
+    preset: str,
+    text_encoder: str | None,
+    image_encoder: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make the store that training reads, from what `labeler ingest` wrote.
+
+    Every picture is decoded once and shown once to the frozen image tower; its visual tokens are a column of the
+    store, a Lance dataset.
+    """
+    from labeler.encoders.weights import PRESETS
+    from labeler.preprocessing import preprocess
+
+    towers = PRESETS[preset]
+    result = preprocess(
+        records, out, text_encoder=text_encoder or towers.text, image_encoder=image_encoder or towers.image, force=force
+    )
+    done = options.already(out) if result.already else f"{out}: {result.rows} pairs"
+    options.say(done, {"out": out, "already": result.already, "rows": result.rows}, as_json)

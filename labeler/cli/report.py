@@ -1,0 +1,27 @@
+"""`labeler report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from labeler.cli import options
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=options.FOLDER)
+@click.option("--out", type=options.FOLDER, default=Path("report"), show_default=True, help="The folder to write.")
+@options.split
+@options.force
+@options.as_json
+def command(runs: tuple[Path, ...], out: Path, split: str, force: bool, as_json: bool) -> None:
+    """Compare evaluated RUNS on the same rows: index.html, comparison.json, comparison.md.
+
+    Every figure has its interval, every pair of models a paired test; the baselines stand in the table.
+    """
+    from labeler.report import report
+
+    comparison = report(list(runs), out, split=split, force=force)
+    table = (out / "comparison.md").read_text(encoding="utf-8")
+    options.say(f"{table}\nreport: {out / 'index.html'}", comparison, as_json)

@@ -1,0 +1,246 @@
+"""Stage `predict`: labels for pairs that nobody has labelled, one line an item, in the order of the input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from tqdm import tqdm
+
+from labeler.artifacts import BadInputError, LabelerError, UsageError
+from labeler.images import ImageError, load_image, resolve_image
+from labeler.records import Record, Reject, Row, RowError, record_from
+from labeler.sources import image_root, read_source
+from labeler.sources.jsonl import LITERAL_MARK
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from labeler.encoders.image import ImageEncoder
+    from labeler.runs import Run
+
+ITEMS_AT_A_TIME = 128
+FORMATS = ("jsonl", "csv")
+
+
+class Item(NamedTuple):
+    """One thing to label: a record, its picture decoded; or the reason why it cannot be."""
+
+    record: Record
+    image: Image.Image | None = None
+    error: str | None = None
+
+
+class Predicted(NamedTuple):
+    """What `predict` did: how many items it wrote, and how many of them with an error."""
+
+    items: int
+    errors: int
+
+
+def predict(
+    inputs: Sequence[Path],
+    model: Path,
+    out: Path | None = None,
+    *,
+    format: str | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    mapping: dict[str, str] | None = None,
+    allow_outside: bool = False,
+) -> Predicted:
+    """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
+
+    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. An item that cannot be
+    read has an error and no labels; the rest goes on. `out` None is standard output; a file appears whole or not
+    at all. `format` is jsonl or csv, by default what `out` ends in.
+
+    Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format.
+    """
+    form = format or ("csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl")
+    if form not in FORMATS:
+        raise UsageError(f"--format {form}: expected {' or '.join(FORMATS)}")
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
+    if out is not None and out.is_dir():
+        raise BadInputError(f"{out}: a folder; --out takes the file to write")
+    sources = [read_source(path) for path in inputs]  # a missing input is found before any model is loaded
+    from labeler.prediction import choose_device
+    from labeler.runs import load_run
+
+    run = load_run(model, choose_device(device))
+    tower = image_tower(run)
+    rows = [row for source in sources for row in source]
+    items = read_items(rows, mapping or {}, allow_outside)
+    errors = 0
+    with writing(out) as file, tqdm(total=len(rows), desc="labelling", unit="item", disable=None) as bar:
+        write = LineWriter(file, form, run.label_set.names)
+        while chunk := list(islice(items, ITEMS_AT_A_TIME)):
+            for line in label_items(chunk, run, tower, batch_size, str(model)):
+                write(line)
+                errors += line["error"] is not None
+                bar.update()
+            bar.set_postfix(errors=errors, refresh=False)
+    return Predicted(len(rows), errors)
+
+
+def image_tower(run: Run) -> ImageEncoder:
+    """Return the image tower that the run was trained with, on the run's device.
+
+    Raises LabelerError when its weights have changed since.
+    """
+    from labeler.encoders.image import load_image_encoder
+    from labeler.encoders.weights import tower_sha256
+
+    wanted = run.preprocessor["image"]
+    if tower_sha256(wanted["name"]) != wanted["sha256"]:
+        raise LabelerError(
+            f"{wanted['name']}: not the image encoder that {run.folder} was trained with (sha256 differs)"
+        )
+    tower = load_image_encoder(wanted["name"])
+    tower.module.to(run.model.device)
+    return tower
+
+
+def read_items(rows: Sequence[Row | Reject], mapping: dict[str, str], allow_outside: bool) -> Iterator[Item]:
+    """Yield an item for every row, in order; pictures are decoded ahead of their use, a thread a core."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting: list[Any] = []
+        source = iter(rows)
+        while True:
+            waiting += [
+                pool.submit(read_item, row, mapping, allow_outside)
+                for row in islice(source, 2 * ITEMS_AT_A_TIME - len(waiting))
+            ]
+            if not waiting:
+                return
+            yield waiting.pop(0).result()
+
+
+def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -> Item:
+    """Return the row as an item; an error in place of an exception."""
+    if isinstance(row, Reject):
+        return Item(Record(id=row.id or f"{Path(row.source).name}:{row.line}"), error=f"line {row.line}: {row.message}")
+    fields = {key: value for key, value in row.fields.items() if key != LITERAL_MARK}
+    try:
+        record = record_from(row._replace(fields=fields), mapping, labelled=False)
+    except RowError as error:
+        return Item(unusable(row), error=str(error))
+    if record.image is None:
+        return Item(record)
+    try:
+        return Item(
+            record, load_image(resolve_image(image_root(Path(row.source)), record.image, allow_outside=allow_outside))
+        )
+    except ImageError as error:
+        return Item(record, error=str(error))
+
+
+def unusable(row: Row) -> Record:
+    """Return a record that names a row which is none."""
+    identity = row.fields.get("id")
+    name = f"{Path(row.source).name}:{row.line}" if identity is None else str(identity)
+    return Record(id=name.encode("utf-8", "replace").decode("utf-8"))
+
+
+def label_items(
+    items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int, model: str
+) -> Iterator[dict[str, Any]]:
+    """Yield the output line of every item, in order."""
+    from labeler.evaluation import decide
+    from labeler.prediction import PairList, logits, scores_of
+
+    usable = [item for item in items if item.error is None]
+    names, scores, decided = run.label_set.names, iter(()), iter(())
+    if usable:
+        values = logits(
+            run.model,
+            PairList(make_pairs(usable, run, tower, batch_size)),
+            run.tokenizer.pad_token_id,
+            batch_size=batch_size,
+        )
+        rounded = scores_of(run.label_set.task, values)
+        scores, decided = iter(rounded.tolist()), iter(decide(run.label_set.task, rounded, run.thresholds))
+    for item in items:
+        record = item.record
+        line: dict[str, Any] = {"id": record.id, "image": record.image, "text": record.text, "labels": [], "scores": {}}
+        line |= {"model": model, "error": item.error}
+        if item.error is None:
+            line["scores"] = dict(zip(names, next(scores), strict=True))
+            line["labels"] = [name for name, chosen in zip(names, next(decided), strict=True) if chosen]
+        yield line
+
+
+def make_pairs(items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int) -> list[Any]:
+    """Return items as pairs: texts tokenized, pictures shown to the image tower."""
+    import numpy as np
+
+    from labeler.batches import Pair, tokenize
+
+    ids = tokenize(run.tokenizer, [item.record.text for item in items], run.preprocessor["max_text_tokens"])
+    nothing = np.zeros((tower.tokens, tower.width), dtype=np.float16)
+    tokens = [nothing] * len(items)
+    pictures = [row for row, item in enumerate(items) if item.image is not None]
+    for start in range(0, len(pictures), batch_size):
+        rows = pictures[start : start + batch_size]
+        seen = tower.visual_tokens([image for row in rows if (image := items[row].image) is not None]).numpy()
+        for row, value in zip(rows, seen, strict=True):
+            tokens[row] = value
+    return [Pair(ids[row], tokens[row], items[row].image is not None) for row in range(len(items))]
+
+
+class LineWriter:
+    """Writes lines as jsonl, or as csv with a column for each label's score."""
+
+    def __init__(self, file: IO[str], form: str, names: Sequence[str]):
+        """Write to `file`; for csv, the header first."""
+        self.file, self.names = file, names
+        self.table = csv.writer(file, lineterminator="\n") if form == "csv" else None
+        if self.table:
+            self.table.writerow(
+                ["id", "image", "text", "labels", "model", "error", *(neutral(f"score:{name}") for name in names)]
+            )
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Write one line."""
+        if self.table is None:
+            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            return
+        cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
+        self.table.writerow([neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names])
+
+
+def neutral(cell: str | None) -> str:
+    """Return a cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe."""
+    return f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell or ""
+
+
+@contextmanager
+def writing(out: Path | None) -> Iterator[IO[str]]:
+    """Yield the file to write to: standard output, or a partial file that is renamed to `out` at the end."""
+    if out is None:
+        yield sys.stdout
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"{out.parent}: cannot be made a folder ({error.strerror}); choose another --out"
+        ) from error
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

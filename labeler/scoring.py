@@ -1,0 +1,170 @@
+"""Stage `evaluate`: a run and the baselines, measured on the same held-out rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from labeler.artifacts import (
+    BadInputError,
+    Input,
+    Recipe,
+    adding,
+    already_made,
+    input_of,
+    making,
+    verify,
+    write_json,
+)
+from labeler.records import SPLITS, Split
+
+log = logging.getLogger("labeler")
+TRAINING_SETTINGS = ("epochs", "batch_size", "learning_rate", "new_learning_rate", "n_coattn")
+
+
+class Evaluated(NamedTuple):
+    """What `evaluate` did: where, whether it had been made before, and the metrics."""
+
+    out: Path
+    already: bool
+    metrics: dict[str, Any]
+
+
+def evaluate(
+    run: Path, data: Path, *, split: Split = "test", batch_size: int = 32, force: bool = False, device: str = "auto"
+) -> Evaluated:
+    """Score the run on one split of the store `data`; write `predictions-SPLIT.jsonl` and `metrics-SPLIT.json` into the run.
+
+    The majority class and a logistic regression on the frozen features are measured on the same rows; their
+    figures stand under `baselines`, their predictions in files of their own beside the run's.
+
+    Raises BadInputError when run or store are damaged, or the store's labels or image tower are not the run's.
+    """
+    trained, stored = verify(run, "train"), verify(data, "preprocess")
+    name = f"manifest-{split}.json"
+    recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), {"split": split})
+    if not force and already_made(run, recipe, name):
+        return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
+    from labeler.evaluation import write_predictions
+    from labeler.prediction import choose_device
+    from labeler.runs import load_run
+    from labeler.store import Store
+
+    opened, store = load_run(run, choose_device(device)), Store(data, check=False)
+    refuse_mismatch(opened, store)
+    baselines = make_baselines(store, split)
+    with adding(run, recipe, name) as folder:
+        predictions, seconds = score_split(opened, store, split, batch_size)
+        write_predictions(folder / f"predictions-{split}.jsonl", store.label_set.names, predictions)
+        for path in baselines.glob("baseline-*.jsonl"):
+            shutil.copyfile(path, folder / path.name)
+        metrics = describe(opened, store, split, trained) | measured(store, predictions)
+        metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
+        metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
+        write_json(folder / f"metrics-{split}.json", metrics)
+    return Evaluated(run, False, metrics)
+
+
+def refuse_mismatch(run: Any, store: Any) -> None:
+    """Raise BadInputError unless the run was trained for the store's labels and image tower."""
+    if run.label_set.names != store.label_set.names or run.label_set.task != store.label_set.task:
+        missing = sorted(set(run.label_set.names) ^ set(store.label_set.names))[:5]
+        raise BadInputError(
+            f"{run.folder} was trained for other labels than {store.folder} has (for example {missing}); evaluate it on "
+            "the store it was trained on, or train again"
+        )
+    ours, theirs = run.preprocessor["image"], store.towers["image"]
+    if ours["sha256"] != theirs["sha256"]:
+        raise BadInputError(
+            f"{run.folder} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
+            f"`labeler preprocess` with --image-encoder {ours['name']}"
+        )
+
+
+def score_split(run: Any, store: Any, split: Split, batch_size: int) -> tuple[Any, float]:
+    """Return the run's Predictions on the split's rows, and the seconds that scoring took."""
+    from labeler.batches import StorePairs
+    from labeler.prediction import logits, scores_of
+
+    rows = store.rows_of(split)
+    pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"])
+    started = time.perf_counter()
+    values = logits(run.model, pairs, run.tokenizer.pad_token_id, batch_size=batch_size, progress=f"scoring {split}")
+    seconds = time.perf_counter() - started
+    return predictions_of(store, rows, scores_of(store.label_set.task, values), run.thresholds), seconds
+
+
+def predictions_of(store: Any, rows: np.ndarray, scores: np.ndarray, thresholds: list[float] | None) -> Any:
+    """Return the Predictions that rounded scores [N, L] stand for on `rows`."""
+    from labeler.evaluation import Predictions, decide, round_scores
+
+    ids, groups = ([store.rows[column][row] for row in rows] for column in ("id", "group"))
+    rounded = round_scores(scores)
+    return Predictions(ids, groups, store.truth(rows), rounded, decide(store.label_set.task, rounded, thresholds))
+
+
+def measured(store: Any, predictions: Any) -> dict[str, Any]:
+    """Return every figure with its interval."""
+    from labeler.evaluation import measure
+
+    return measure(store.label_set.task, store.label_set.names, predictions)
+
+
+def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what the figures are about: the model, the data, the training."""
+    arguments, towers = manifest["arguments"], store.towers
+    parameters = list(run.model.parameters())
+    embedded = all(tower["name"] == "embedded" for tower in towers.values())
+    return {
+        "schema_version": 1,
+        "name": run.name,
+        "run": str(run.folder),
+        "preset": "embedded" if embedded else f"{towers['text']['name']} + {towers['image']['name']}",
+        "task": store.label_set.task,
+        "seed": manifest["seed"],
+        "data": {"name": store.folder.parent.name if store.folder.name == "store" else store.folder.name,
+                 "sha256": store.sha256, "split": split, "store": str(store.folder)},
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "train_seconds": run.history["train_seconds"],
+        "pairs_per_second": run.history["pairs_per_second"],
+        "best_epoch": run.history["best_epoch"],
+        "settings": {key: arguments[key] for key in TRAINING_SETTINGS} | {"precision": run.history["precision"]},
+    }  # fmt: skip
+
+
+def make_baselines(store: Any, split: Split) -> Path:
+    """Return the artifact with both baselines' figures and predictions on the split, made beside the store if need be."""
+    out = store.folder.with_name(f"{store.folder.name}-baselines-{split}")
+    recipe = Recipe("baselines", (Input(str(store.folder), store.sha256),), {"split": split})
+    if already_made(out, recipe):
+        return out
+    from labeler.baselines import Features, logistic_regression, majority
+    from labeler.evaluation import fit_thresholds, round_scores, write_predictions
+
+    log.info("fitting the baselines on the frozen features")
+    parts = []
+    for part in (*SPLITS[:2], split):
+        image, text = store.features(store.rows_of(part))
+        parts.append(Features(image, text, store.truth(store.rows_of(part))))
+    task, rows = store.label_set.task, store.rows_of(split)
+    entries = []
+    with making(out, recipe) as folder:
+        for fitted in (majority(task, parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
+            thresholds = None
+            if task == "multi":
+                thresholds = fit_thresholds(round_scores(fitted.validation_scores), parts[1].truth)
+            predictions = predictions_of(store, rows, fitted.scores, thresholds)
+            file = f"baseline-{fitted.name}-{split}.jsonl"
+            write_predictions(folder / file, store.label_set.names, predictions)
+            entries.append({"name": fitted.name, "parameters": fitted.parameters, "settings": fitted.settings,
+                            "train_seconds": round(fitted.train_seconds, 2), "predictions": file}
+                           | measured(store, predictions))  # fmt: skip
+        write_json(folder / "baselines.json", entries)
+    return out

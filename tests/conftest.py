@@ -1,0 +1,241 @@
+"""Shared fixtures: towers of two layers, a data set of drawn shapes, models and runs made from them; no network."""
+
+# ruff: noqa: E402 (the variables are read when the libraries are imported)
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+
+# One thread, empty caches, and a hub that cannot be reached: nothing listens on port 1.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:1"
+_caches = tempfile.TemporaryDirectory(prefix="labeler-tests-")
+for _variable in ("HF_HOME", "TORCH_HOME"):
+    os.environ[_variable] = os.path.join(_caches.name, _variable)
+for _variable in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE"):
+    os.environ.pop(_variable, None)
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from labeler.ingestion import IngestOptions, ingest
+from labeler.preprocessing import preprocess
+from labeler.records import Label, LabelSet
+
+SHAPES = ("circle", "cross", "square")
+COLOURS = ("red", "green", "blue", "yellow")
+NUMBERS = ("one", "two", "three")
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SHAPES, *COLOURS, *NUMBERS, "a", "on", "paper", "drawn", "by", "hand", "with", "very", "much", "care", "##s"]
+
+
+@pytest.fixture(scope="session")
+def text_tower(tmp_path_factory) -> Path:
+    """Return a folder with a BERT of 2 layers, 32 wide, and a WordPiece tokenizer over WORDS."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("towers") / "text"
+    config = BertConfig(vocab_size=len(SPECIALS + WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                        intermediate_size=64, max_position_embeddings=40, pad_token_id=0)  # fmt: skip
+    torch.manual_seed(0)
+    BertModel(config, add_pooling_layer=True).save_pretrained(folder)
+    save_tokenizer(folder, SPECIALS)
+    return folder
+
+
+def save_tokenizer(folder: Path, specials: list[str]) -> None:
+    """Write a fast WordPiece tokenizer; specials are padding, unknown, first, last and mask."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pad, unknown, first, last, mask = specials
+    numbers = {word: number for number, word in enumerate(specials + WORDS)}
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=unknown))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}", special_tokens=[(first, numbers[first]), (last, numbers[last])]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, cls_token=first, sep_token=last, mask_token=mask
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def roberta_tower(tmp_path_factory) -> Path:
+    """Return a folder with a RoBERTa: one token type, padding 1, and so positions that start at 2."""
+    import torch
+    from transformers import RobertaConfig, RobertaModel
+
+    folder = tmp_path_factory.mktemp("towers") / "roberta"
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    config = RobertaConfig(vocab_size=len(specials + WORDS), hidden_size=32, num_hidden_layers=2, type_vocab_size=1,
+                           num_attention_heads=4, intermediate_size=64, max_position_embeddings=42,
+                           pad_token_id=1, bos_token_id=0, eos_token_id=2)  # fmt: skip
+    torch.manual_seed(1)
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    save_tokenizer(folder, ["<pad>", "<unk>", "<s>", "</s>", "<mask>"])
+    # the tokenizer numbers its specials as BERT's does; RoBERTa's padding is number 1
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    numbers = {word: number for number, word in enumerate(specials + WORDS)}
+    content["model"]["vocab"] = numbers
+    for token in content["added_tokens"]:
+        token["id"] = numbers[token["content"]]
+    for token in content["post_processor"]["special_tokens"].values():
+        token["ids"] = [numbers[token["id"]]]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_tower(tmp_path_factory) -> Path:
+    """Return a timm folder, as `save_for_hf` writes it, with a tiny ResNet: 64 pixels in, 4 tokens of width 96 out."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("towers") / "image"
+    folder.mkdir()
+    torch.manual_seed(2)
+    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), folder / "model.safetensors")
+    settings = {"input_size": [3, 64, 64], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    config = {"architecture": "test_resnet", "num_classes": 7, "pretrained_cfg": settings}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def draw(shape: str, colour: str, seed: int) -> Image.Image:
+    """Return a picture of 48 x 40 pixels: one shape of that colour on grey paper."""
+    rng = np.random.default_rng(seed)
+    paper = rng.integers(150, 200, (40, 48, 3), dtype=np.uint8)
+    image = Image.fromarray(paper)
+    x, y = (int(value) for value in rng.integers(2, 14, 2))
+    pen = ImageDraw.Draw(image)
+    if shape == "circle":
+        pen.ellipse((x, y, x + 20, y + 20), fill=colour)
+    elif shape == "square":
+        pen.rectangle((x, y, x + 20, y + 20), fill=colour)
+    else:
+        pen.line((x, y, x + 20, y + 20), fill=colour, width=5)
+        pen.line((x, y + 20, x + 20, y), fill=colour, width=5)
+    return image
+
+
+def draw_source(folder: Path, task: str) -> Path:
+    """Draw 36 pictures with captions, and pairs.jsonl with 38 rows: 25 train, 6 validation, 7 test.
+
+    One pair of train and one of test have no picture, one of each no text.
+    """
+    (folder / "pictures").mkdir(parents=True)
+    rows = []
+    for number in range(36):
+        shape, colour, count = SHAPES[number % 3], COLOURS[number // 3 % 4], NUMBERS[number // 12]
+        name = f"pictures/{shape}-{colour}-{count}.png"
+        draw(shape, colour, number).save(folder / name)
+        text = f"{count} {colour} {shape}" + " drawn by hand with very much care" * (number % 2)
+        labels = shape if task == "single" else [shape, colour]
+        split = ("train" if number < 24 else "validation") if number < 30 else "test"
+        rows.append({"id": name[9:-4], "image": name, "text": text, "labels": labels, "split": split})
+    rows[5]["text"] = rows[33]["text"] = None
+    for split, count in (("train", "three"), ("test", "two")):
+        labels = "square" if task == "single" else ["square", "red"]
+        text = f"a red square on paper {count}"
+        rows.append({"id": f"{split}-words", "image": None, "text": text, "labels": labels, "split": split})
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder / "pairs.jsonl"
+
+
+def make_store(folder: Path, task: str, text_tower: Path, image_tower: Path) -> Path:
+    """Draw, ingest and preprocess; return the store's folder, with `source` and `records` beside it."""
+    source = draw_source(folder / "source", task)
+    ingested = ingest([source], folder / "records", IngestOptions(task=task))
+    assert not ingested.profile["rejected"], ingested.profile
+    preprocess(folder / "records", folder / "store", text_encoder=str(text_tower), image_encoder=str(image_tower))
+    return folder / "store"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory, text_tower, image_tower) -> Path:
+    """Return the store of the shapes, task single; `source` and `records` lie beside it."""
+    return make_store(tmp_path_factory.mktemp("single"), "single", text_tower, image_tower)
+
+
+@pytest.fixture(scope="session")
+def multi_store(tmp_path_factory, text_tower, image_tower) -> Path:
+    """Return the store of the shapes and their colours, task multi."""
+    return make_store(tmp_path_factory.mktemp("multi"), "multi", text_tower, image_tower)
+
+
+@pytest.fixture(scope="session")
+def options():
+    """Return settings that train a tiny model in a second or two."""
+    from labeler.training import TrainOptions
+
+    return TrainOptions(epochs=2, batch_size=8, learning_rate=1e-3, new_learning_rate=5e-3, precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, store, options) -> Callable[[str], Path]:
+    """Return a function from a model's name to its run on the shapes, trained once; not to be changed by a test."""
+    from labeler.training import train
+
+    folder = tmp_path_factory.mktemp("runs")
+
+    @functools.cache
+    def run(model: str) -> Path:
+        return train(model, store, folder / model, options, device="cpu").out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def label_set() -> LabelSet:
+    """Return the three shapes, task single."""
+    return LabelSet(task="single", labels=tuple(Label(name=name, count=1) for name in SHAPES))
+
+
+@pytest.fixture
+def build(text_tower, label_set) -> Callable:
+    """Return a function that builds a tiny model with new weights in place of all that start at zero."""
+    import torch
+
+    from labeler.models import Building, model_module
+
+    texts = [f"a {colour} {shape} on paper" for colour in COLOURS for shape in SHAPES] * 2
+
+    def make(name: str, n_coattn: int = 1, *, stir: bool = True, seed: int = 0):
+        torch.manual_seed(seed)
+        built = model_module(name).build(Building(label_set, str(text_tower), 96, texts, n_coattn))
+        if stir:
+            with torch.no_grad():
+                for parameter in built.model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        built.model.eval()
+        return built
+
+    return make
+
+
+@pytest.fixture
+def pairs() -> Callable:
+    """Return a function that makes pairs of 1 to 12 words and 4 visual tokens of width 96, every fourth without a picture."""
+    from labeler.batches import Pair
+
+    def make(count: int, *, seed: int = 0, words: int = 12):
+        rng = np.random.default_rng(seed)
+        made = []
+        for number in range(count):
+            ids = rng.integers(2, 11, 1 + number * 5 % words).tolist()
+            tokens = rng.normal(size=(4, 96)).astype(np.float16) * (number % 4 != 3)
+            made.append(Pair(ids, tokens, number % 4 != 3, np.int64(number % 3)))
+        return made
+
+    return make

@@ -1,0 +1,121 @@
+"""Batches: shapes, types and masks of what a model gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from labeler.batches import Pair, StorePairs, collate, label_targets, tokenize
+from labeler.models.resnet_gru import PAD, UNKNOWN, word_tokenizer
+from labeler.store import Store
+
+PICTURE = np.arange(8, dtype=np.float16).reshape(4, 2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text_tower):
+    return AutoTokenizer.from_pretrained(text_tower)
+
+
+def test_collate_shapes_types_and_masks():
+    pairs = [Pair([2, 5, 3], PICTURE, True, np.int64(1)), Pair([2, 3], PICTURE * 0, False, np.int64(0))]
+    batch = collate(pairs, pad_token_id=9)
+    assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 9]]
+    assert batch["text_mask"].tolist() == [[True] * 3, [True, True, False]]
+    assert batch["visual_tokens"].tolist() == [PICTURE.tolist(), [[0.0, 0.0]] * 4]
+    assert batch["visual_mask"].tolist() == [[True] * 4, [False] * 4]
+    assert batch["labels"].tolist() == [1, 0]
+    assert {name: value.dtype for name, value in batch.items()} == {
+        "input_ids": torch.int64, "text_mask": torch.bool, "visual_tokens": torch.float32,
+        "visual_mask": torch.bool, "labels": torch.int64,
+    }  # fmt: skip
+    assert all(value.is_contiguous() for value in batch.values())
+
+
+def test_collate_pads_to_the_longest_and_no_further():
+    assert collate([Pair([5], PICTURE, True)], 0)["input_ids"].shape == (1, 1)
+    assert collate([Pair([5], PICTURE, True), Pair([5] * 7, PICTURE, True)], 0)["input_ids"].shape == (2, 7)
+
+
+def test_collate_of_pairs_without_labels_has_none():
+    assert "labels" not in collate([Pair([5], PICTURE, True)], 0)
+
+
+def test_collate_of_many_labels():
+    marks = np.array([1, 0, 1], dtype=np.float32)
+    labels = collate([Pair([5], PICTURE, True, marks)], 0)["labels"]
+    assert labels.tolist() == [[1.0, 0.0, 1.0]]
+    assert labels.dtype == torch.float32
+
+
+def test_collate_changes_no_pair():
+    pair = Pair([5, 6], PICTURE.copy(), True)
+    batch = collate([pair, Pair([5] * 4, PICTURE, True)], 0)
+    batch["visual_tokens"].zero_()
+    assert pair.input_ids == [5, 6]
+    assert np.array_equal(pair.visual_tokens, PICTURE)
+
+
+def test_tokenize_cuts_and_takes_a_missing_text_as_empty(tokenizer):
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    whole, cut, missing, empty = tokenize(tokenizer, ["a red circle", "a red circle " * 20, None, ""], 6)
+    assert tokenizer.decode(whole) == "[CLS] a red circle [SEP]"
+    assert (len(cut), cut[0], cut[-1]) == (6, first, last)
+    assert missing == empty == [first, last]
+    assert tokenize(tokenizer, [], 6) == []
+
+
+def test_a_vocabulary_without_special_tokens_gives_one_token_for_an_empty_text():
+    words = word_tokenizer(["a red circle", "a red square"])
+    assert tokenize(words, ["", None, "red blue"], 8) == [[1], [1], [words.convert_tokens_to_ids("red"), 1]]
+    assert (words.pad_token, words.unk_token, words.pad_token_id) == (PAD, UNKNOWN, 0)
+
+
+def test_the_vocabulary_holds_what_occurs_twice_most_frequent_first():
+    words = word_tokenizer(["Red red RED café", "blue, blue 红 红", "once"])
+    assert words.convert_ids_to_tokens(range(len(words))) == [PAD, UNKNOWN, "red", "blue", "红"]
+
+
+def test_label_targets():
+    truth = np.array([[False, True], [True, False]])
+    single, multi = label_targets(truth, "single"), label_targets(truth, "multi")
+    assert (single.tolist(), single.dtype) == ([1, 0], np.int64)
+    assert (multi.tolist(), multi.dtype) == ([[0.0, 1.0], [1.0, 0.0]], np.float32)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_store_pairs_are_the_rows_of_the_store(store, tokenizer, split):
+    opened = Store(store)
+    rows = opened.rows_of(split)
+    pairs = StorePairs(opened, rows, tokenizer, 8)
+    assert len(pairs) == len(rows) == len(pairs.lengths)
+    tokens, real = opened.visual_tokens(rows)
+    assert real.tolist() == ["words" not in opened.rows["id"][row] for row in rows]
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    for index, pair in zip(order, pairs.__getitems__(order), strict=True):
+        row = rows[index]
+        assert pair.input_ids == tokenize(tokenizer, [opened.rows["text"][row]], 8)[0]
+        assert len(pair.input_ids) == pairs.lengths[index] <= 8
+        assert np.array_equal(pair.visual_tokens, tokens[index])
+        assert pair.visual_tokens.dtype == np.float16
+        assert pair.has_image == real[index]
+        assert opened.label_set.names[pair.label] in opened.rows["id"][row] + " square"
+    assert np.array_equal(pairs[3].visual_tokens, tokens[3])
+
+
+def test_store_pairs_of_many_labels(multi_store, tokenizer):
+    opened = Store(multi_store)
+    pairs = StorePairs(opened, opened.rows_of("validation"), tokenizer, 16)
+    for index, row in enumerate(pairs.rows):
+        names = [name for name, mark in zip(opened.label_set.names, pairs[index].label, strict=True) if mark]
+        assert sorted(names) == sorted(opened.rows["id"][row].split("-")[:2])
+
+
+def test_a_batch_of_the_store_is_what_a_model_takes(store, tokenizer, build):
+    opened = Store(store)
+    batch = collate(StorePairs(opened, opened.rows_of("test"), tokenizer, 16).__getitems__([0, 3, 6]), 0)
+    assert batch["visual_tokens"].shape == (3, 4, 96)
+    assert batch["visual_mask"].any(dim=1).tolist() == [True, True, False]
+    assert build("visualbert").model(**batch).logits.shape == (3, 3)

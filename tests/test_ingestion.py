@@ -1,0 +1,428 @@
+"""Stage ingest: every row is kept or rejected with a reason, and no picture, text or group lies in two splits."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labeler.artifacts import BadInputError, UsageError, sha256_file, verify
+from labeler.ingestion import Ingested, IngestOptions, ingest, parse_fractions
+from labeler.records import Record, read_label_set, read_records
+
+SEEDS = range(3)
+
+
+def picture(path: Path, seed: int, side: int = 40, **options) -> Path:
+    """Write a picture that no other seed's looks like."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path, **options)
+    return path
+
+
+def row(number: int, **fields) -> dict:
+    return {"id": str(number), "text": f"text number {number}", "label": "joy" if number % 2 else "anger"} | fields
+
+
+def write(path: Path, rows: list[dict | str]) -> Path:
+    """Write rows as jsonl; a string stands as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [item if isinstance(item, str) else json.dumps(item) for item in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that ingests rows, or sources, into `tmp_path`/out and checks that every row is counted."""
+
+    def run(rows=None, *, sources=None, out="out", seed=0, force=False, **options) -> Ingested:
+        paths = sources or [write(tmp_path / "data" / "pairs.jsonl", rows)]
+        result = ingest(paths, tmp_path / out, IngestOptions(**options), seed=seed, force=force)
+        verify(result.out, "ingest")
+        profile, records = result.profile, kept(result)
+        assert profile["rows"] == profile["kept"] + profile["rejected"]
+        assert profile["kept"] == len(records) == sum(profile["splits"].values())
+        assert profile["rejected"] == len(rejects(result)) == sum(profile["rejects"].values())
+        assert Counter(item["code"] for item in rejects(result)) == profile["rejects"]
+        assert len({record.id for record in records}) == len(records)
+        assert all(record.split for record in records)
+        assert json.loads((result.out / "profile.json").read_text()) == profile
+        return result
+
+    return run
+
+
+def kept(result: Ingested) -> list[Record]:
+    return list(read_records(result.out))
+
+
+def rejects(result: Ingested) -> list[dict]:
+    return [json.loads(line) for line in (result.out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def rejected(result: Ingested) -> list[tuple]:
+    return [(item["line"], item["code"]) for item in rejects(result)]
+
+
+def split_of(result: Ingested) -> dict[str, str]:
+    return {record.id: record.split for record in kept(result)}
+
+
+def test_records_labels_and_profile_are_written(run, tmp_path):
+    picture(tmp_path / "data" / "a.png", 0, side=30)
+    result = run([row(1, image="a.png", likes=3), *map(row, range(2, 21))])
+    assert not result.already
+    first = kept(result)[0]
+    assert (first.id, first.image, first.text, first.labels) == ("1", "a.png", "text number 1", ("joy",))
+    assert first.meta == {"likes": 3, "image_sha256": sha256_file(tmp_path / "data" / "a.png")}
+    labels = read_label_set(result.out)
+    assert (labels.task, labels.names) == ("single", ["anger", "joy"])
+    profile = result.profile
+    assert profile["splits"] == {"train": 14, "validation": 3, "test": 3}
+    assert profile["without_image"] == 19
+    assert profile["image_width"] == {"min": 30, "median": 30, "p95": 30, "max": 30}
+    assert profile["unused_fields"] == {"likes": 1}
+    assert (result.out / profile["root"] / first.image).resolve() == (tmp_path / "data" / "a.png").resolve()
+    assert sum(sum(counts.values()) for counts in profile["labels"].values()) == 20
+
+
+def test_rows_that_cannot_be_used_are_rejected_with_their_lines(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "page.jpg").write_text("<html>404</html>")
+    (tmp_path / "data" / "folder.jpg").mkdir()
+    picture(tmp_path / "outside.png", 0)
+    cut = picture(tmp_path / "data" / "cut.jpg", 1)
+    cut.write_bytes(cut.read_bytes()[:300])
+    bad = [
+        '{"id": "a", "text": "x", "label": NaN}',
+        '{"id": "b", "id": "c"}',
+        "[]",
+        row(90, label=None),
+        row(91, text=None),
+        row(92, text="nul \0"),
+        row(93, split="holdout"),
+        row(94, image="../outside.png"),
+        row(95, image="none.png"),
+        row(96, image="page.jpg"),
+        row(97, image="cut.jpg"),
+        row(98, image="folder.jpg"),
+        row(99, label=["joy", "anger", {"a": 1}]),
+        row(100, id="half \ud800"),
+        '{"id": "cut o',
+    ]
+    result = run([*map(row, range(10)), *bad])
+    codes = [
+        "not-json", "duplicate-key", "not-an-object", "label-missing", "empty", "text-invalid", "split-unknown",
+        "image-outside", "image-missing", "image-unreadable", "image-unreadable", "image-unreadable", "label-invalid",
+        "id-invalid", "not-json",
+    ]  # fmt: skip
+    assert sorted(rejected(result)) == list(zip(range(11, 26), codes, strict=True))
+    assert {item["id"] for item in rejects(result) if item["code"] == "image-missing"} == {"95"}
+    assert all(item["message"] and item["source"].endswith("pairs.jsonl") for item in rejects(result))
+    assert len(kept(result)) == 10
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{", r"pairs\.jsonl:3: not JSON.*\[not-json\] \(--strict stops here\)"),
+        (row(3, text=""), r"pairs\.jsonl:3: neither an image nor a text \[empty\]"),
+        (row(3, image="none.png"), r"pairs\.jsonl:3: .*no such file \[image-missing\]"),
+        (row(1, text="other"), r"the id '1' stands on 2 rows that differ \[id-conflict\]"),
+    ],
+)
+def test_strict_stops_at_the_first_and_writes_nothing(run, tmp_path, bad, message):
+    with pytest.raises(BadInputError, match=message):
+        run([row(1), row(2), bad, row(4)], strict=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_row_twice_is_counted_once(run):
+    result = run([row(1), row(2), row(1), row(3), row(1)])
+    assert rejected(result) == [(3, "duplicate"), (5, "duplicate")]
+    assert "the same row as" in rejects(result)[0]["message"]
+    assert [record.id for record in kept(result)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("change", [{"text": "other"}, {"label": "calm"}, {"likes": 4}])
+def test_one_id_on_rows_that_differ_rejects_all_of_them(run, change):
+    result = run([row(1), row(2), row(3), row(1, **change), row(1)])
+    assert rejected(result) == [(1, "id-conflict"), (4, "id-conflict"), (5, "id-conflict")]
+    assert [record.id for record in kept(result)] == ["2", "3"]
+
+
+def test_a_missing_image_can_be_allowed(run):
+    rows = [row(1, image="none.png"), row(2), row(3, image="none.png", text=None), row(4), row(5)]
+    result = run(rows)
+    assert rejected(result) == [(1, "image-missing"), (3, "image-missing")]
+    result = run(rows, allow_missing_image=True)
+    assert rejected(result) == [(3, "image-missing")], "without a text nothing is left of the row"
+    assert kept(result)[0].image is None
+    assert kept(result)[0].text == "text number 1"
+    assert result.profile["without_image"] == 4
+
+
+def test_an_unreadable_image_is_not_a_missing_one(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(b"no picture")
+    result = run([row(1), row(2), row(3, image="a.png")], allow_missing_image=True)
+    assert rejected(result) == [(3, "image-unreadable")]
+
+
+def test_an_image_outside_can_be_allowed(run, tmp_path):
+    picture(tmp_path / "outside.png", 0)
+    rows = [row(1), row(2), row(3, image="../outside.png"), row(4, image=str(tmp_path / "outside.png"))]
+    assert rejected(run(rows)) == [(3, "image-outside"), (4, "image-outside")]
+    result = run(rows, allow_outside=True)
+    assert rejected(result) == []
+    assert [(result.out / result.profile["root"] / item.image).is_file() for item in kept(result)[2:]] == [True, True]
+
+
+def test_one_label_is_nothing_to_learn(run, tmp_path):
+    with pytest.raises(BadInputError, match="only the label 'joy' occurs in the data; a labeler needs at least two"):
+        run([row(1), row(3), row(5)])
+    with pytest.raises(BadInputError, match=r"no usable row among 2 \(\{'label-missing': 2\}\)"):
+        run([row(1, label=None), row(2, label="")])
+    with pytest.raises(BadInputError, match=r"no usable row among 0 \(\{\}\)"):
+        run([])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_same_picture_under_two_names_stays_in_one_split(run, tmp_path, seed):
+    data = tmp_path / "data"
+    for number in range(30):
+        original = picture(data / f"a{number}.png", number, side=80)
+        (data / f"b{number}.png").write_bytes(original.read_bytes())
+        Image.open(original).save(data / f"c{number}.jpg", quality=95)
+    rows = [row(3 * n + k, image=f"{name}{n}.{form}") for n in range(30) for k, (name, form) in
+            enumerate([("a", "png"), ("b", "png"), ("c", "jpg")])]  # fmt: skip
+    random.Random(seed).shuffle(rows)
+    result = run(rows, seed=seed)
+    assert result.profile["groups"] <= 60, "equal bytes are joined always, equal looks nearly always"
+    assert result.profile["leaked_rows"] == 0
+    splits, groups = split_of(result), {record.id: record.group for record in kept(result)}
+    for number in range(30):
+        assert splits[str(3 * number)] == splits[str(3 * number + 1)]
+        assert groups[str(3 * number)] == groups[str(3 * number + 1)]
+
+
+def test_a_resized_copy_stays_with_the_original(run, tmp_path):
+    with Image.open(picture(tmp_path / "data" / "a.png", 3, side=96)) as image:
+        image.resize((48, 48), Image.Resampling.BOX).save(tmp_path / "data" / "b.png")
+    result = run([row(0, image="a.png"), row(1, image="b.png"), *map(row, range(2, 30))])
+    groups = {record.id: record.group for record in kept(result)}
+    assert groups["0"] == groups["1"]
+    assert result.profile["joined_rows"] == 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("texts", [["So happy!", "so  HAPPY", "So, happy..."], ["🎉🎉"] * 3, ["!?"] * 3, ["किताब", " किताब।"]])
+def test_the_same_text_stays_in_one_split(run, seed, texts):
+    rows = [row(number, text=text) for number, text in enumerate(texts)] + [row(n) for n in range(10, 40)]
+    result = run(rows, seed=seed)
+    assert len({split_of(result)[str(number)] for number in range(len(texts))}) == 1
+    assert result.profile["joined_rows"] == len(texts)
+
+
+def test_other_texts_are_not_joined(run):
+    texts = ["की", "का", "🎉", "😢", "!", "?", "a b c", "a b d", "表情", "识别", None, None]
+    rows = [row(number, text=text, image=None if text else f"{number}.png") for number, text in enumerate(texts)]
+    result = run([item for item in rows if item["text"]])
+    assert result.profile["joined_rows"] == 0
+
+
+def test_blank_pictures_are_not_joined(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        Image.new("RGB", (20, 20), (255, 255, 250 + number)).save(tmp_path / "data" / f"{number}.png")
+    assert run([row(number, image=f"{number}.png") for number in range(4)]).profile["joined_rows"] == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_group_stays_in_one_split_and_joins_through_others(run, seed):
+    rows = [row(number, author=f"author {number % 12}") for number in range(60)]
+    rows[12]["text"] = rows[1]["text"]  # joins the authors 0 and 1
+    result = run(rows, group_by="author", seed=seed)
+    by_author = defaultdict(set)
+    for record in kept(result):
+        by_author[record.meta["group"]].add(record.split)
+    assert all(len(splits) == 1 for splits in by_author.values())
+    assert by_author["author 0"] == by_author["author 1"]
+    assert result.profile["groups"] == 11
+
+
+def test_an_official_split_is_kept_and_its_leaks_counted(run):
+    splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    rows = [row(number, split=split) for number, split in enumerate(splits)]
+    rows[8]["text"] = rows[7]["text"] = rows[0]["text"]
+    result = run(rows)
+    assert result.profile["split"] == "kept as given"
+    assert result.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
+    assert list(split_of(result).values()) == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+    assert result.profile["leaked_rows"] == 2
+    redrawn = run(rows, split="0.6,0.2,0.2", out="redrawn")
+    assert redrawn.profile["leaked_rows"] == 0
+    assert redrawn.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
+
+
+def test_a_split_on_some_rows_only_is_refused(run):
+    with pytest.raises(BadInputError, match=r"pairs\.jsonl:2: 1 rows have no split; give all rows one, or --split"):
+        run([row(1, split="train"), row(2), row(3, split="test")])
+    with pytest.raises(BadInputError, match="3 rows have no split"):
+        run([row(1), row(2), row(3)], split="keep")
+
+
+@pytest.mark.parametrize("text", ["", "0.7", "0.7,0.3", "0.5,0.5,0.5", "1,1,-1", "0,0.5,0.5", "a,b,c", "nan,nan,nan", "inf,0,0"])
+def test_shares_that_are_none_are_refused_before_any_work(run, text):
+    with pytest.raises(UsageError, match="expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15"):
+        run(["not even read"], split=text)
+    assert parse_fractions("0.8,0.1,0.1") == (0.8, 0.1, 0.1)
+
+
+def test_the_seed_decides_the_splits(run):
+    rows = list(map(row, range(60)))
+    first, again, other = (split_of(run(rows, out=name, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert first == again != other
+    assert (run(rows, out="a", force=True).out / "records.jsonl").read_bytes() == (
+        run(rows, out="b").out / "records.jsonl"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("labels", "task"),
+    [
+        (["joy", "anger"], "single"),
+        ([["joy"], ["anger"]], "multi"),
+        (["joy|calm", "anger"], "multi"),
+        (['["joy", "calm"]', "anger"], "multi"),
+    ],
+)
+def test_the_task_is_seen_from_the_labels(run, labels, task):
+    result = run([row(number, label=labels[number % 2]) for number in range(8)])
+    assert result.profile["task"] == read_label_set(result.out).task == task
+
+
+def test_a_single_task_takes_one_label_a_row(run):
+    result = run([row(1), row(2), row(3, label=["joy", "anger"]), row(4, label=[])], task="single")
+    assert rejected(result) == [(3, "label-count"), (4, "label-count")]
+    result = run([row(1), row(2), row(3, label=[])], task="multi")
+    assert kept(result)[2].labels == ()
+
+
+def test_a_second_call_finds_it_made(run, tmp_path):
+    picture(tmp_path / "data" / "a.png", 0)
+    rows = [row(1, image="a.png"), row(2), row(3), "{"]
+    first = run(rows)
+    before = (first.out / "manifest.json").read_bytes()
+    second = run(rows)
+    assert second.already
+    assert second.profile == first.profile
+    assert (first.out / "manifest.json").read_bytes() == before
+    assert not run(rows, force=True).already
+    assert not run(rows, seed=1).already
+    assert not run(rows, allow_outside=True).already
+    assert not run([*rows, row(4)]).already
+
+
+@pytest.mark.parametrize("change", ["other picture", "one byte more", "gone"])
+def test_a_changed_picture_makes_it_again(run, tmp_path, change):
+    path = picture(tmp_path / "data" / "a.png", 0)
+    rows = [row(1, image="a.png"), row(2), row(3), row(4)]
+    old = kept(run(rows))[0].meta["image_sha256"]
+    if change == "other picture":
+        picture(path, 1)
+    elif change == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes() + b"\0")
+    result = run(rows)
+    assert not result.already
+    assert old not in (result.out / "records.jsonl").read_text()
+
+
+def folder_source(folder: Path, **fields) -> Path:
+    """Return a folder whose rows stand in a nested metadata.jsonl."""
+    rows = [{"file_name": f"{n}.png", "label": "ab"[n % 2]} for n in range(4)]
+    for number in range(4):
+        picture(folder / "sub" / f"{number}.png", number)
+    write(folder / "sub" / "metadata.jsonl", [rows[0] | fields, *rows[1:]])
+    return folder
+
+
+def test_a_folder_with_nested_metadata_is_read_whole(run, tmp_path):
+    result = run(sources=[folder_source(tmp_path / "photos")])
+    assert [record.image for record in kept(result)] == [f"sub/{number}.png" for number in range(4)]
+    assert rejected(result) == []
+
+
+@pytest.mark.parametrize("change", [{"label": "b"}, {"likes": 3}, {"text": "new"}, {"group": "g"}])
+def test_a_change_in_a_folders_metadata_makes_it_again(run, tmp_path, change):
+    source = folder_source(tmp_path / "photos")
+    run(sources=[source])
+    assert run(sources=[source]).already
+    folder_source(source, **change)
+    result = run(sources=[source])
+    assert not result.already
+    with open(source / "sub" / "metadata.jsonl", "a") as file:
+        file.write("{cut o")
+    assert run(sources=[source]).profile["rejected"] == 1
+
+
+def test_several_sources_become_one(run, tmp_path):
+    (tmp_path / "b").mkdir()
+    picture(tmp_path / "a" / "1.png", 0)
+    picture(tmp_path / "b" / "deep" / "1.png", 1)
+    table = tmp_path / "b" / "rows.csv"
+    table.write_text("id,image,text,label\nx,deep/1.png,one,joy\ny,,two,anger\nz,,three\n", encoding="utf-8")
+    result = run(sources=[write(tmp_path / "a" / "rows.jsonl", [row(1, image="1.png"), row(2)]), table])
+    assert [(record.id, record.image) for record in kept(result)] == [
+        ("1", "a/1.png"), ("2", None), ("x", "b/deep/1.png"), ("y", None),
+    ]  # fmt: skip
+    assert rejected(result) == [(4, "cell-count")]
+    assert [(result.out / result.profile["root"] / r.image).is_file() for r in kept(result) if r.image] == [True, True]
+
+
+def test_one_id_in_two_sources_is_found(run, tmp_path):
+    sources = [write(tmp_path / name, [row(1, text=name), row(2), row(3)]) for name in ("a.jsonl", "b.jsonl")]
+    result = run(sources=sources)
+    assert result.profile["rejects"] == {"id-conflict": 2, "duplicate": 2}
+
+
+def test_python_literals_are_counted(run):
+    result = run([str(row(1)), row(2), str(row(3)), "{'id': nan}"])
+    assert result.profile["python_literal_lines"] == 2
+    assert all("python" not in json.dumps(record.meta) for record in kept(result))
+
+
+def test_a_clean_and_a_marked_file_give_the_same_records(run, tmp_path):
+    rows = [row(number, text=f"é 🎉 {number}") for number in range(20)]
+    clean = write(tmp_path / "clean" / "pairs.jsonl", rows)
+    marked = tmp_path / "marked" / "pairs.jsonl"
+    marked.parent.mkdir()
+    marked.write_bytes(b"\xef\xbb\xbf" + clean.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    files = [run(sources=[path], out=path.parent.name + "-out").out / "records.jsonl" for path in (clean, marked)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_add_up_on_any_mixture(run, tmp_path, seed):
+    chance = random.Random(seed)
+    for number in range(4):
+        picture(tmp_path / "data" / f"{number}.png", number)
+    (tmp_path / "data" / "bad.png").write_bytes(b"bad")
+    kinds = [
+        lambda n: row(n), lambda n: row(n), lambda n: row(chance.randrange(9)), lambda n: row(n, label=["joy", "calm"]),
+        lambda n: row(n, image=f"{chance.randrange(6)}.png"), lambda n: row(n, image="bad.png"), lambda n: "{",
+        lambda n: row(n, text=None), lambda n: row(n, label=None), lambda n: str(row(n)), lambda n: row(7, text=str(n)),
+    ]  # fmt: skip
+    result = run([chance.choice(kinds)(number) for number in range(80)], seed=seed, task=chance.choice(["auto", "single"]))
+    assert result.profile["rows"] == 80
+    assert result.profile["leaked_rows"] == 0

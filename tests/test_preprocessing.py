@@ -1,0 +1,167 @@
+"""Preprocess: the store holds what the towers say about the very pictures, and is never silently wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labeler.artifacts import BadInputError, LabelerError, read_manifest, verify, work_folder
+from labeler.encoders.image import load_image_encoder
+from labeler.encoders.text import load_text_encoder
+from labeler.ingestion import IngestOptions, ingest
+from labeler.preprocessing import preprocess
+from labeler.records import read_records
+from labeler.store import DATASET, THUMBNAIL_MIME, Store, read_examples
+
+
+@pytest.fixture
+def copied(store, tmp_path) -> Path:
+    """Return a folder with copies of source, records and store that a test may spoil."""
+    for name in ("source", "records", "store"):
+        shutil.copytree(store.parent / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def towers(text_tower, image_tower) -> dict[str, str]:
+    return {"text_encoder": str(text_tower), "image_encoder": str(image_tower)}
+
+
+def test_tokens_are_the_towers_on_the_original_pictures(store, image_tower):
+    opened, tower = Store(store), load_image_encoder(str(image_tower))
+    tokens, real = opened.visual_tokens(range(len(opened.rows["id"])))
+    assert tokens.shape == (38, tower.tokens, tower.width) == (38, 4, 96)
+    records = list(read_records(store.parent / "records"))
+    assert [record.id for record in records] == opened.rows["id"]
+    for record, row, has_image in zip(records, tokens, real, strict=True):
+        assert has_image == (record.image is not None)
+        if record.image is None:
+            assert not row.any()
+            continue
+        with Image.open(store.parent / "source" / record.image) as picture:
+            seen = tower.visual_tokens([picture.convert("RGB")])[0].numpy()
+        np.testing.assert_allclose(row.astype(np.float32), seen.astype(np.float32), atol=2e-3, rtol=2e-3)
+    assert len({row.tobytes() for row in tokens[real]}) == 36
+
+
+def test_text_features_are_the_text_towers(store, text_tower):
+    opened, tower = Store(store), load_text_encoder(str(text_tower))
+    rows = np.array([0, 37, 5, 1])
+    image, text = opened.features(rows)
+    np.testing.assert_allclose(
+        text, tower.features([opened.rows["text"][row] for row in rows]).numpy(), atol=1e-5, rtol=0
+    )
+    np.testing.assert_allclose(image, opened.visual_tokens(rows)[0].astype(np.float32).mean(axis=1), atol=1e-5)
+    assert text.dtype == image.dtype == np.float32
+    assert not image[1].any()
+
+
+def test_splits_and_labels_come_through(store):
+    opened = Store(store)
+    assert [len(opened.rows_of(split)) for split in ("train", "validation", "test")] == [25, 6, 7]
+    truth = opened.truth(np.arange(38))
+    for identity, row in zip(opened.rows["id"], truth, strict=True):
+        (name,) = np.array(opened.label_set.names)[row]
+        assert name == ("square" if "words" in identity else identity.split("-")[0])
+
+
+def test_examples_are_small_pictures_to_look_at(store):
+    found = read_examples(store, ["circle-red-one", "test-words", "no such id"])
+    assert list(found) == ["circle-red-one", "test-words"]
+    example = found["circle-red-one"]
+    with Image.open(io.BytesIO(example.image)) as picture:
+        assert (picture.format, picture.size, example.mime) == ("WEBP", (48, 40), THUMBNAIL_MIME)
+    assert (found["test-words"].image, found["test-words"].mime) == (None, None)
+    assert found["test-words"].text == "a red square on paper two"
+
+
+def test_the_store_says_what_made_it(store, text_tower, image_tower):
+    towers = Store(store).towers
+    assert (towers["image"]["tokens"], towers["image"]["width"], towers["text"]["width"]) == (4, 96, 32)
+    assert (towers["image"]["name"], towers["text"]["name"]) == (str(image_tower), str(text_tower))
+    assert read_manifest(store)["arguments"]["weights"] == {part: towers[part]["sha256"] for part in towers}
+
+
+def test_a_second_call_makes_nothing(copied, towers):
+    before = read_manifest(copied / "store")
+    again = preprocess(copied / "records", copied / "store", **towers)
+    assert again == (copied / "store", True, 38)
+    assert read_manifest(copied / "store") == before
+    assert not preprocess(copied / "records", copied / "store", **towers, force=True).already
+
+
+def test_the_content_hash_depends_on_records_and_towers_alone(copied, towers, tmp_path):
+    preprocess(copied / "records", tmp_path / "again", **towers)
+    assert Store(tmp_path / "again").sha256 == Store(copied / "store").sha256
+    changed = shutil.copytree(towers["image_encoder"], tmp_path / "tower")
+    config = json.loads((changed / "config.json").read_text(encoding="utf-8"))
+    config["pretrained_cfg"]["mean"] = [0.4, 0.4, 0.4]
+    (changed / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    other = preprocess(copied / "records", copied / "store", **towers | {"image_encoder": str(changed)})
+    assert not other.already
+    assert Store(copied / "store").sha256 != Store(tmp_path / "again").sha256
+
+
+@pytest.mark.parametrize("what", ["changed", "missing", "cut off"])
+def test_a_picture_that_is_not_the_ingested_one_ends_the_stage(copied, towers, tmp_path, what):
+    picture = copied / "source/pictures/cross-green-two.png"
+    if what == "missing":
+        picture.unlink()
+    elif what == "changed":
+        shutil.copyfile(copied / "source/pictures/circle-red-one.png", picture)
+    else:
+        picture.write_bytes(picture.read_bytes()[:200])
+    match = "no such file" if what == "missing" else "another picture than at ingest"
+    with pytest.raises(BadInputError, match=rf"cross-green-two.png: {match}; run `labeler ingest` again"):
+        preprocess(copied / "records", tmp_path / "out", **towers)
+    assert not (tmp_path / "out").exists()
+    assert not work_folder(tmp_path / "out").exists()
+
+
+def test_a_flipped_byte_is_found_and_the_store_remade(copied, towers):
+    files = (path for path in (copied / "store" / DATASET).rglob("*") if path.is_file())
+    data = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(BadInputError, match=r"damaged .* make it again with `labeler preprocess --force`"):
+        Store(copied / "store")
+    assert not preprocess(copied / "records", copied / "store", **towers).already
+    verify(copied / "store", "preprocess")
+
+
+def test_changed_records_are_refused(copied, towers, tmp_path):
+    path = copied / "records" / "records.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("circle", "square"), encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"records.jsonl: damaged"):
+        preprocess(copied / "records", tmp_path / "out", **towers)
+
+
+def test_another_stages_folder_is_refused(store, towers, tmp_path):
+    with pytest.raises(BadInputError, match="made by `labeler preprocess`, expected the output of `labeler ingest`"):
+        preprocess(store, tmp_path / "out", **towers)
+
+
+def test_an_unknown_tower_is_refused_before_anything_is_written(store, tmp_path):
+    with pytest.raises(LabelerError, match="image encoder 'resnet17': no folder"):
+        preprocess(store.parent / "records", tmp_path / "out", image_encoder="resnet17")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_split_without_rows_is_named(towers, store, tmp_path):
+    rows = [json.loads(line) for line in (store.parent / "source/pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps(row | {"image": None, "text": row["id"]}) for row in rows if row["split"] != "validation"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    ingest([tmp_path / "pairs.jsonl"], tmp_path / "records", IngestOptions())
+    preprocess(tmp_path / "records", tmp_path / "store", **towers)
+    with pytest.raises(BadInputError, match="no row in the validation split"):
+        Store(tmp_path / "store").rows_of("validation")
+    tokens, real = Store(tmp_path / "store").visual_tokens([0, 1])
+    assert not real.any()
+    assert tokens.shape == (2, 4, 96)

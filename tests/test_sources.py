@@ -1,0 +1,256 @@
+"""Sources: jsonl, Python literals, csv, tsv, folders; what cannot be read is a reject with its line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from labeler.artifacts import BadInputError
+from labeler.records import Reject, Row
+from labeler.sources import READERS, image_root, read_source
+from labeler.sources.jsonl import LITERAL_MARK, MAX_LINE_BYTES, LineError, parse_line
+
+ROWS = [
+    {"id": str(number), "text": text, "label": "joy"} for number, text in enumerate(["a", "é 🎉", "表情", 'q"uote'])
+]
+CLEAN = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def write(folder: Path, name: str, data: bytes | str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def read(path: Path) -> tuple[list[dict], list[Reject]]:
+    """Return the fields of the rows and the rejects."""
+    items = list(read_source(path))
+    return [item.fields for item in items if isinstance(item, Row)], [
+        item for item in items if isinstance(item, Reject)
+    ]
+
+
+def read_line(line: bytes | str) -> str:
+    """Return the code with which one line is refused."""
+    with pytest.raises(LineError, match=r"\w") as caught:
+        parse_line(line.encode() if isinstance(line, str) else line)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CLEAN,
+        b"\xef\xbb\xbf" + CLEAN,
+        CLEAN.replace(b"\n", b"\r\n"),
+        CLEAN.replace(b"\n", b"\n\n  \n"),
+        b"\xef\xbb\xbf\r\n" + CLEAN.replace(b"\n", b"\r\n\t\r\n"),
+        CLEAN.rstrip(b"\n"),
+    ],
+    ids=["clean", "BOM", "CRLF", "blank lines", "all", "no last newline"],
+)
+def test_marks_and_blank_lines_change_nothing(tmp_path, data):
+    assert read(write(tmp_path, "a.jsonl", data)) == (ROWS, [])
+
+
+def test_lines_count_from_one_blank_ones_too(tmp_path):
+    items = list(read_source(write(tmp_path, "a.jsonl", b"\n" + CLEAN.replace(b"\n", b"\n\n"))))
+    assert [item.line for item in items] == [2, 4, 6, 8]
+    assert {item.source for item in items} == {str(tmp_path / "a.jsonl")}
+
+
+def test_a_last_line_cut_off_is_rejected_and_the_rest_kept(tmp_path):
+    for length in range(1, len(CLEAN.splitlines()[-1])):
+        head = CLEAN[: CLEAN[:-1].rindex(b"\n") + 1]
+        rows, rejects = read(write(tmp_path, "a.jsonl", CLEAN[: len(head) + length]))
+        assert rows == ROWS[:3]
+        assert [(reject.line, reject.code) for reject in rejects] == [(4, "not-json")]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('{"a": NaN}', "not-json"),
+        ('{"a": [-Infinity]}', "not-json"),
+        ('{"a": 1, "a": 1}', "duplicate-key"),
+        ('{"b": {"a": 1, "a": 2}}', "duplicate-key"),
+        ("{'a': 1, 'a': 2}", "duplicate-key"),
+        ("{'b': {'a': 1, 'a': 2}}", "duplicate-key"),
+        ("[1, 2]", "not-an-object"),
+        ("['a']", "not-an-object"),
+        ('"text"', "not-an-object"),
+        ("3", "not-an-object"),
+        ("null", "not-an-object"),
+        ("{} {}", "not-json"),
+        ('{"a": ' + "1" * 5000 + "}", "not-json"),
+        ("[" * 100_000, "not-json"),
+        ('{"a":' * 100_000, "not-json"),
+        ("{'a': " + "-" * 100_000 + "1}", "not-json"),
+        ("{'a': nan}", "not-json"),
+        ('{"a": "\0"}', "not-json"),
+        (b'{"a": "\xff"}', "not-utf8"),
+        ('{"a": "é"}'.encode("utf-16"), "not-utf8"),
+        ('{"a": "é"}'.encode("latin-1"), "not-utf8"),
+        (b'{"a": "' + b"x" * MAX_LINE_BYTES + b'"}', "line-too-long"),
+    ],
+    ids=lambda value: str(value[:30]),
+)
+def test_what_is_no_row_is_rejected_with_a_code(line, code):
+    assert read_line(line) == code
+
+
+def test_one_bad_line_costs_one_line(tmp_path):
+    lines = CLEAN.splitlines()
+    rows, rejects = read(
+        write(tmp_path, "a.jsonl", b"\n".join([lines[0], b"[]", lines[1], b"\xff", b"{", lines[2], lines[3]]))
+    )
+    assert rows == ROWS
+    assert [(reject.line, reject.code) for reject in rejects] == [
+        (2, "not-an-object"),
+        (4, "not-utf8"),
+        (5, "not-json"),
+    ]
+
+
+def test_a_python_literal_is_read_and_marked(tmp_path):
+    rows, rejects = read(write(tmp_path, "a.jsonl", "".join(f"{row}\n" for row in ROWS).encode() + CLEAN))
+    assert rows == [row | {LITERAL_MARK: True} for row in ROWS] + ROWS
+    assert rejects == []
+    assert parse_line(b"{'a': None, 'b': True, 'c': (1, 2), 3: 'x'}") == {
+        "a": None, "b": True, "c": (1, 2), "3": "x", LITERAL_MARK: True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "__import__('os').system('touch RAN')",
+        "{'a': __import__('os').system('touch RAN')}",
+        "{'a': open('RAN', 'w')}",
+        "{open('RAN', 'w'): 1}",
+        "{**dict(a=open('RAN', 'w'))}",
+        "{'a': [open('RAN', 'w') for _ in (1,)]}",
+        "{'a': (lambda: open('RAN', 'w'))()}",
+        "{'a': f\"{open('RAN', 'w')}\"}",
+        "{'a': 1 if open('RAN', 'w') else 2}",
+    ],
+)
+def test_code_in_a_line_is_rejected_and_never_run(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    rows, rejects = read(write(tmp_path, "a.jsonl", line + "\n"))
+    assert rows == []
+    assert [(reject.line, reject.code) for reject in rejects] == [(1, "not-json")]
+    assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.TSV", "\t")])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_tables_are_read_as_strings(tmp_path, name, separator, mark, end):
+    lines = ["id;text;label", "007;NA;joy", '2;"a; ""b""";1.0', "", "3;;nan", "4;null;=cmd"]
+    data = mark + end.join(line.replace(";", separator).encode() for line in lines)
+    rows, rejects = read(write(tmp_path, name, data))
+    assert [list(row.values()) for row in rows] == [
+        ["007", "NA", "joy"], ["2", f'a{separator} "b"', "1.0"], ["3", "", "nan"], ["4", "null", "=cmd"],
+    ]  # fmt: skip
+    assert set(map(tuple, rows)) == {("id", "text", "label")}
+    assert rejects == []
+
+
+def test_a_cell_may_hold_line_breaks(tmp_path):
+    rows, _ = read(write(tmp_path, "a.csv", 'id,text\n1,"two\nlines"\n2,b\n'))
+    assert rows == [{"id": "1", "text": "two\nlines"}, {"id": "2", "text": "b"}]
+
+
+def test_a_row_with_other_cells_than_the_header_is_rejected(tmp_path):
+    rows, rejects = read(write(tmp_path, "a.csv", 'id,text,label\n1,a,b,c\n2,b,c\n3,"a"b,c\n4,b,c\n5,cut o'))
+    assert [row["id"] for row in rows] == ["2", "4"]
+    assert [(reject.line, reject.code) for reject in rejects] == [(2, "cell-count"), (4, "not-csv"), (6, "cell-count")]
+    assert rejects[0].message.startswith("4 cells, the header has 3")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no header line; give every column a name"),
+        (b"id,text,text\n1,a,b\n", "the column 'text' stands twice in the header"),
+        (b'id,text\n1,a\n2,"b\n3,c\n', "after row 2: a quote is opened and never closed"),
+        (b'id,"text\n1,a\n', "no header that can be read"),
+        (b"id,text\n1,a\n2,\xff\xfe\n", r"not UTF-8 \(byte 14\); convert it"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_whole(tmp_path, data, message):
+    with pytest.raises(BadInputError, match=message):
+        read(write(tmp_path, "a.csv", data))
+
+
+def test_a_table_of_a_header_alone_has_no_rows(tmp_path):
+    assert read(write(tmp_path, "a.csv", "id,text\n")) == ([], [])
+
+
+def test_an_unknown_format_or_missing_file_is_named(tmp_path):
+    with pytest.raises(BadInputError, match=r"unknown format '\.xlsx'; expected \.jsonl, "):
+        read_source(write(tmp_path, "a.xlsx", b"PK"))
+    with pytest.raises(BadInputError, match="no such file or folder"):
+        read_source(tmp_path / "none.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(BadInputError, match="no such file or folder"):
+        read_source(tmp_path / "pipe.jsonl")
+    assert set(READERS) == {".jsonl", ".json", ".ndjson", ".csv", ".tsv"}
+
+
+def test_a_folder_gives_pictures_with_their_sidecars(tmp_path):
+    for name in ("b.jpg", "a.png", "sub/deep/c.gif", ".hidden.png", ".git/d.png"):
+        write(tmp_path, name, b"x")
+    write(tmp_path, "a.txt", "\ufeff a text \r\n")
+    write(tmp_path, "sub/deep/c.txt", "nested")
+    write(tmp_path, "sub/alone.txt", "no picture")
+    rows, rejects = read(tmp_path)
+    assert rows == [
+        {"id": "a.png", "image": "a.png", "text": "a text"},
+        {"id": "b.jpg", "image": "b.jpg", "text": None},
+        {"id": "sub/alone.txt", "image": None, "text": "no picture"},
+        {"id": "sub/deep/c.gif", "image": "sub/deep/c.gif", "text": "nested"},
+    ]
+    assert rejects == []
+
+
+def test_a_sidecar_that_is_not_utf8_rejects_its_pair_alone(tmp_path):
+    for name in ("a.png", "b.png"):
+        write(tmp_path, name, b"x")
+    write(tmp_path, "a.txt", b"\xff\xfe")
+    rows, rejects = read(tmp_path)
+    assert [row["id"] for row in rows] == ["b.png"]
+    assert [(reject.id, reject.code) for reject in rejects] == [("a.png", "not-utf8")]
+
+
+def test_metadata_names_pictures_and_they_come_once(tmp_path):
+    for name in ("a.png", "b.png", "metadata.txt", "notes.txt"):
+        write(tmp_path, name, b"x")
+    write(tmp_path, "metadata.jsonl", '{"file_name": "b.png", "label": "joy", "likes": 3}\n{"oops\n')
+    rows, rejects = read(tmp_path)
+    assert rows[0] == {"file_name": "b.png", "label": "joy", "likes": 3}
+    assert [row["id"] for row in rows[1:]] == ["a.png", "metadata.txt", "notes.txt"], "nothing is passed over"
+    assert [(Path(reject.source).name, reject.line) for reject in rejects] == [("metadata.jsonl", 2)]
+
+
+@pytest.mark.parametrize("key", ["file_name", "image", "img", "path", "image_path"])
+def test_nested_metadata_names_files_beside_it(tmp_path, key):
+    for folder in ("x", "x/y"):
+        write(tmp_path, f"{folder}/a.png", b"x")
+        write(tmp_path, f"{folder}/metadata.jsonl", json.dumps({key: "a.png", "label": "joy"}) + "\n")
+    items = list(read_source(tmp_path))
+    assert [item.fields[key] for item in items] == ["x/a.png", "x/y/a.png"]
+    for item in items:
+        assert (image_root(Path(item.source)) / item.fields[key]).is_file()
+
+
+def test_one_picture_is_a_source(tmp_path):
+    picture = write(tmp_path, "a.JPG", b"x")
+    write(tmp_path, "a.txt", "its text")
+    assert read(picture) == ([{"id": "a.JPG", "image": "a.JPG", "text": "its text"}], [])
+    assert image_root(picture) == tmp_path

@@ -1,0 +1,142 @@
+"""Splits: groups are whole, shares are kept, the seed decides."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+
+import pytest
+
+from labeler.records import SPLITS
+from labeler.splits import group_rows, leaks, split_groups
+
+FRACTIONS = (0.7, 0.15, 0.15)
+SEEDS = range(20)
+
+
+def joined_by_search(keys: list[list[int]]) -> list[set[int]]:
+    """Return the groups by walking from row to row: slow and plain, to compare with."""
+    left, found = set(range(len(keys))), []
+    while left:
+        group, waiting = set(), [min(left)]
+        while waiting:
+            row = waiting.pop()
+            group.add(row)
+            waiting += [other for other in left - group if set(keys[row]) & set(keys[other])]
+        found.append(group)
+        left -= group
+    return found
+
+
+def random_rows(seed: int, rows: int = 200, multi: bool = False) -> tuple[list[int], list[list[str]]]:
+    """Return groups and labels: most groups of one row, some large, labels from frequent to rare."""
+    chance = random.Random(seed)
+    groups: list[int] = []
+    while len(groups) < rows:
+        groups += [len(groups)] * min(chance.choice([1, 1, 1, 1, 2, 3, 5]), rows - len(groups))
+    chance.shuffle(groups)
+    counts = (1, 1, 2, 3) if multi else (1,)
+    names = "aaaaaaaabbbbccd"
+    return groups, [sorted({chance.choice(names) for _ in range(chance.choice(counts))}) for _ in groups]
+
+
+def test_rows_that_share_a_key_share_a_group():
+    groups = group_rows([["x"], ["y"], ["x"], [], []])
+    assert groups[0] == groups[2]
+    assert len(set(groups)) == 4, "rows without keys stand alone"
+
+
+def test_grouping_goes_through_others():
+    assert len(set(group_rows([["a"], ["c"], ["b", "c"], ["a", "b"]]))) == 1
+    chain = [[number, number + 1] for number in range(3000)]
+    random.Random(0).shuffle(chain)
+    assert len(set(group_rows(chain))) == 1
+
+
+def test_keys_of_different_kinds_do_not_mix():
+    assert len(set(group_rows([[("text", "x")], [("look", "x")]]))) == 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_groups_are_those_of_a_plain_search(seed):
+    chance = random.Random(seed)
+    keys = [[chance.randrange(60) for _ in range(chance.randrange(3))] for _ in range(60)]
+    by_number = defaultdict(set)
+    for row, group in enumerate(group_rows(keys)):
+        by_number[group].add(row)
+    assert sorted(map(sorted, by_number.values())) == sorted(map(sorted, joined_by_search(keys)))
+
+
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_group_lies_in_two_splits(seed, multi):
+    groups, labels = random_rows(seed, multi=multi)
+    splits = split_groups(groups, labels, FRACTIONS, seed)
+    assert len({(group, split) for group, split in zip(groups, splits, strict=True)}) == len(set(groups))
+    assert leaks(groups, splits) == 0
+
+
+@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("fractions", [FRACTIONS, (0.8, 0.1, 0.1), (0.5, 0.25, 0.25)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sizes_and_labels_have_their_shares(seed, fractions, multi):
+    groups, labels = random_rows(seed, multi=multi)
+    splits = split_groups(groups, labels, fractions, seed)
+    sizes, totals = Counter(splits), Counter(label for row in labels for label in row)
+    found = Counter((split, label) for split, row in zip(splits, labels, strict=True) for label in row)
+    for split, share in zip(SPLITS, fractions, strict=True):
+        assert abs(sizes[split] - share * len(groups)) <= 0.06 * len(groups)
+        for label, total in totals.items():
+            assert abs(found[split, label] - share * total) <= max(5, 0.1 * total), (split, label)
+
+
+@pytest.mark.parametrize("rare", range(5, 12))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_rare_label_is_in_every_split_where_it_can_be(seed, rare):
+    labels = [["rare"]] * rare + [["common"]] * 100
+    splits = split_groups(range(len(labels)), labels, FRACTIONS, seed)
+    assert set(splits[:rare]) == set(SPLITS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rare_labels_are_in_every_split_beside_other_labels(seed):
+    chance = random.Random(seed)
+    labels = [["rare", chance.choice("abc")] if row < 10 else [chance.choice("abc")] for row in range(150)]
+    splits = split_groups(range(len(labels)), labels, FRACTIONS, seed)
+    assert set(splits[:10]) == set(SPLITS)
+
+
+def test_a_label_with_one_row_is_learned_from():
+    splits = split_groups(range(51), [["once"], *[["often"]] * 50], FRACTIONS, 0)
+    assert splits[0] == "train"
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_the_seed_decides(multi):
+    groups, labels = random_rows(1, multi=multi)
+    runs = [split_groups(groups, labels, FRACTIONS, seed) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("fractions", [(1.0, 0.0, 0.0), (0.8, 0.0, 0.2)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_split_of_no_share_stays_empty(seed, fractions):
+    groups, labels = random_rows(seed, multi=True)
+    used = set(split_groups(groups, labels, fractions, seed))
+    assert used == {split for split, share in zip(SPLITS, fractions, strict=True) if share}
+
+
+def test_rows_without_labels_are_shared_out_too():
+    sizes = Counter(split_groups(range(100), [[]] * 100, FRACTIONS, 0))
+    assert sizes == {"train": 70, "validation": 15, "test": 15}
+    assert split_groups([], [], FRACTIONS, 0) == []
+
+
+def test_one_group_of_all_goes_to_train():
+    assert set(split_groups([0] * 9, [["a"]] * 9, FRACTIONS, 0)) == {"train"}
+
+
+def test_leaks_are_rows_outside_train_with_a_group_in_train():
+    splits = ["train", "test", "validation", "test", "validation", "train"]
+    assert leaks([0, 0, 0, 1, 1, 2], splits) == 2
+    assert leaks([0, 1, 2, 3, 4, 0], splits) == 0
