@@ -211,7 +211,9 @@ class Watch(TrainerCallback):
         self.started, self.first = time.perf_counter(), state.global_step
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock: validation and saving are not training."""
+        """Stop the clock, validation and saving are not training; leave out the validation of an epoch cut short."""
+        if self.fit.interrupted and state.global_step % (state.max_steps // args.num_train_epochs):
+            control.should_evaluate = control.should_save = False
         self.seconds += time.perf_counter() - self.started
         steps = state.global_step - self.first
         self.pairs += min(steps * args.train_batch_size, len(self.fit.train_pairs))
@@ -275,7 +277,7 @@ def training_arguments(folder: Path, options: TrainOptions, seed: int, device: t
         use_cpu=device.type == "cpu",
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=2,  # with 1, the Trainer ends by removing all but the best, what Ctrl-C has just saved too
         load_best_model_at_end=True,
         metric_for_best_model="eval_metric",
         greater_is_better=True,

@@ -270,7 +270,7 @@ def test_what_the_cache_holds_of_a_wrong_kind_is_said_at_once():
     def wrong():
         raise LabelerError("a 'distilbert' model")
 
-    with pytest.raises(LabelerError, match="^a 'distilbert' model$"):
+    with pytest.raises(LabelerError, match=r"^a 'distilbert' model$"):
         from_hub("some/model", "text", wrong, lambda: pytest.fail("not to be asked"), "http://127.0.0.1:1")
 
 

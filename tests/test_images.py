@@ -211,7 +211,7 @@ def test_the_content_counts_and_not_the_name(tmp_path):
     path.write_bytes(encode(halves(), "PNG"))
     assert load_image(path).tobytes() == halves().tobytes()
     path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(ImageError, match="not a whole JPEG/PNG/"):
+    with pytest.raises(ImageError, match="not a picture of a known format"):
         load_image(path)
 
 
@@ -263,7 +263,7 @@ def test_images_outside_the_root_are_refused_unless_allowed(tmp_path):
     (tmp_path / "root-too").mkdir()
     names = ["../outside.png", "sub/../../outside.png", str(outside), "link.png", "up/outside.png", "../root-too/a.png"]
     for name in names:
-        with pytest.raises(ImageError, match="lies outside .*--allow-outside reads it all the same") as caught:
+        with pytest.raises(ImageError, match=r"lies outside .*--allow-outside reads it all the same") as caught:
             resolve_image(root, name)
         assert caught.value.code == "image-outside"
         assert resolve_image(root, name, allow_outside=True) == root / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,6 @@ from PIL import Image
 from labeler.artifacts import BadInputError, UsageError, sha256_file, verify
 from labeler.ingestion import Ingested, IngestOptions, ingest, parse_fractions
 from labeler.records import Record, read_label_set, read_records
-
-SEEDS = range(3)
 
 
 def picture(path: Path, seed: int, side: int = 40, **options) -> Path:
@@ -101,29 +99,16 @@ def test_rows_that_cannot_be_used_are_rejected_with_their_lines(run, tmp_path):
     cut = picture(tmp_path / "data" / "cut.jpg", 1)
     cut.write_bytes(cut.read_bytes()[:300])
     bad = [
-        '{"id": "a", "text": "x", "label": NaN}',
-        '{"id": "b", "id": "c"}',
-        "[]",
-        row(90, label=None),
-        row(91, text=None),
-        row(92, text="nul \0"),
-        row(93, split="holdout"),
-        row(94, image="../outside.png"),
-        row(95, image="none.png"),
-        row(96, image="page.jpg"),
-        row(97, image="cut.jpg"),
-        row(98, image="folder.jpg"),
-        row(99, label=["joy", "anger", {"a": 1}]),
-        row(100, id="half \ud800"),
-        '{"id": "cut o',
-    ]
-    result = run([*map(row, range(10)), *bad])
-    codes = [
-        "not-json", "duplicate-key", "not-an-object", "label-missing", "empty", "text-invalid", "split-unknown",
-        "image-outside", "image-missing", "image-unreadable", "image-unreadable", "image-unreadable", "label-invalid",
-        "id-invalid", "not-json",
+        ('{"id": "a", "text": "x", "label": NaN}', "not-json"), ('{"id": "b", "id": "c"}', "duplicate-key"),
+        ("[]", "not-an-object"), (row(90, label=None), "label-missing"), (row(91, text=None), "empty"),
+        (row(92, text="nul \0"), "text-invalid"), (row(93, split="holdout"), "split-unknown"),
+        (row(94, image="../outside.png"), "image-outside"), (row(95, image="none.png"), "image-missing"),
+        (row(96, image="page.jpg"), "image-unreadable"), (row(97, image="cut.jpg"), "image-unreadable"),
+        (row(98, image="folder.jpg"), "image-unreadable"), (row(99, label=["joy", {"a": 1}]), "label-invalid"),
+        (row(100, id="half \ud800"), "id-invalid"), ('{"id": "cut o', "not-json"),
     ]  # fmt: skip
-    assert sorted(rejected(result)) == list(zip(range(11, 26), codes, strict=True))
+    result = run([*map(row, range(10)), *(item for item, _ in bad)])
+    assert sorted(rejected(result)) == [(line, code) for line, (_, code) in enumerate(bad, 11)]
     assert {item["id"] for item in rejects(result) if item["code"] == "image-missing"} == {"95"}
     assert all(item["message"] and item["source"].endswith("pairs.jsonl") for item in rejects(result))
     assert len(kept(result)) == 10
@@ -158,22 +143,17 @@ def test_one_id_on_rows_that_differ_rejects_all_of_them(run, change):
     assert [record.id for record in kept(result)] == ["2", "3"]
 
 
-def test_a_missing_image_can_be_allowed(run):
-    rows = [row(1, image="none.png"), row(2), row(3, image="none.png", text=None), row(4), row(5)]
-    result = run(rows)
-    assert rejected(result) == [(1, "image-missing"), (3, "image-missing")]
+def test_a_missing_image_can_be_allowed_an_unreadable_one_cannot(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bad.png").write_bytes(b"no picture")
+    rows = [row(1, image="no.png"), row(2), row(3, image="no.png", text=None), row(4), row(5, image="bad.png"), row(7)]
+    bad = [(5, "image-unreadable")]
+    assert rejected(run(rows)) == [(1, "image-missing"), (3, "image-missing"), *bad]
     result = run(rows, allow_missing_image=True)
-    assert rejected(result) == [(3, "image-missing")], "without a text nothing is left of the row"
+    assert rejected(result) == [(3, "image-missing"), *bad], "without a text nothing is left of row 3"
     assert kept(result)[0].image is None
     assert kept(result)[0].text == "text number 1"
     assert result.profile["without_image"] == 4
-
-
-def test_an_unreadable_image_is_not_a_missing_one(run, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.png").write_bytes(b"no picture")
-    result = run([row(1), row(2), row(3, image="a.png")], allow_missing_image=True)
-    assert rejected(result) == [(3, "image-unreadable")]
 
 
 def test_an_image_outside_can_be_allowed(run, tmp_path):
@@ -193,70 +173,6 @@ def test_one_label_is_nothing_to_learn(run, tmp_path):
     with pytest.raises(BadInputError, match=r"no usable row among 0 \(\{\}\)"):
         run([])
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_same_picture_under_two_names_stays_in_one_split(run, tmp_path, seed):
-    data = tmp_path / "data"
-    for number in range(30):
-        original = picture(data / f"a{number}.png", number, side=80)
-        (data / f"b{number}.png").write_bytes(original.read_bytes())
-        Image.open(original).save(data / f"c{number}.jpg", quality=95)
-    rows = [row(3 * n + k, image=f"{name}{n}.{form}") for n in range(30) for k, (name, form) in
-            enumerate([("a", "png"), ("b", "png"), ("c", "jpg")])]  # fmt: skip
-    random.Random(seed).shuffle(rows)
-    result = run(rows, seed=seed)
-    assert result.profile["groups"] <= 60, "equal bytes are joined always, equal looks nearly always"
-    assert result.profile["leaked_rows"] == 0
-    splits, groups = split_of(result), {record.id: record.group for record in kept(result)}
-    for number in range(30):
-        assert splits[str(3 * number)] == splits[str(3 * number + 1)]
-        assert groups[str(3 * number)] == groups[str(3 * number + 1)]
-
-
-def test_a_resized_copy_stays_with_the_original(run, tmp_path):
-    with Image.open(picture(tmp_path / "data" / "a.png", 3, side=96)) as image:
-        image.resize((48, 48), Image.Resampling.BOX).save(tmp_path / "data" / "b.png")
-    result = run([row(0, image="a.png"), row(1, image="b.png"), *map(row, range(2, 30))])
-    groups = {record.id: record.group for record in kept(result)}
-    assert groups["0"] == groups["1"]
-    assert result.profile["joined_rows"] == 2
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("texts", [["So happy!", "so  HAPPY", "So, happy..."], ["🎉🎉"] * 3, ["!?"] * 3, ["किताब", " किताब।"]])
-def test_the_same_text_stays_in_one_split(run, seed, texts):
-    rows = [row(number, text=text) for number, text in enumerate(texts)] + [row(n) for n in range(10, 40)]
-    result = run(rows, seed=seed)
-    assert len({split_of(result)[str(number)] for number in range(len(texts))}) == 1
-    assert result.profile["joined_rows"] == len(texts)
-
-
-def test_other_texts_are_not_joined(run):
-    texts = ["की", "का", "🎉", "😢", "!", "?", "a b c", "a b d", "表情", "识别", None, None]
-    rows = [row(number, text=text, image=None if text else f"{number}.png") for number, text in enumerate(texts)]
-    result = run([item for item in rows if item["text"]])
-    assert result.profile["joined_rows"] == 0
-
-
-def test_blank_pictures_are_not_joined(run, tmp_path):
-    (tmp_path / "data").mkdir()
-    for number in range(4):
-        Image.new("RGB", (20, 20), (255, 255, 250 + number)).save(tmp_path / "data" / f"{number}.png")
-    assert run([row(number, image=f"{number}.png") for number in range(4)]).profile["joined_rows"] == 0
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_group_stays_in_one_split_and_joins_through_others(run, seed):
-    rows = [row(number, author=f"author {number % 12}") for number in range(60)]
-    rows[12]["text"] = rows[1]["text"]  # joins the authors 0 and 1
-    result = run(rows, group_by="author", seed=seed)
-    by_author = defaultdict(set)
-    for record in kept(result):
-        by_author[record.meta["group"]].add(record.split)
-    assert all(len(splits) == 1 for splits in by_author.values())
-    assert by_author["author 0"] == by_author["author 1"]
-    assert result.profile["groups"] == 11
 
 
 def test_an_official_split_is_kept_and_its_leaks_counted(run):
@@ -280,32 +196,27 @@ def test_a_split_on_some_rows_only_is_refused(run):
         run([row(1), row(2), row(3)], split="keep")
 
 
-@pytest.mark.parametrize("text", ["", "0.7", "0.7,0.3", "0.5,0.5,0.5", "1,1,-1", "0,0.5,0.5", "a,b,c", "nan,nan,nan", "inf,0,0"])
+@pytest.mark.parametrize(
+    "text", ["", "0.7", "0.7,0.3", "0.5,0.5,0.5", "1,1,-1", "0,0.5,0.5", "a,b,c", "nan,nan,nan", "inf,0,0"]
+)
 def test_shares_that_are_none_are_refused_before_any_work(run, text):
-    with pytest.raises(UsageError, match="expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15"):
+    with pytest.raises(UsageError, match="expected `keep` or three shares that add up to 1, such as"):
         run(["not even read"], split=text)
     assert parse_fractions("0.8,0.1,0.1") == (0.8, 0.1, 0.1)
 
 
 def test_the_seed_decides_the_splits(run):
     rows = list(map(row, range(60)))
-    first, again, other = (split_of(run(rows, out=name, seed=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    outs = [run(rows, out=name, seed=seed).out / "records.jsonl" for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    first, again, other = (out.read_bytes() for out in outs)
     assert first == again != other
-    assert (run(rows, out="a", force=True).out / "records.jsonl").read_bytes() == (
-        run(rows, out="b").out / "records.jsonl"
-    ).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("labels", "task"),
-    [
-        (["joy", "anger"], "single"),
-        ([["joy"], ["anger"]], "multi"),
-        (["joy|calm", "anger"], "multi"),
-        (['["joy", "calm"]', "anger"], "multi"),
-    ],
+    "labels", [["joy", "anger"], [["joy"], ["anger"]], ["joy|calm", "b"], ['["joy", "calm"]', "b"]]
 )
-def test_the_task_is_seen_from_the_labels(run, labels, task):
+def test_the_task_is_seen_from_the_labels(run, labels):
+    task = "single" if labels == ["joy", "anger"] else "multi"
     result = run([row(number, label=labels[number % 2]) for number in range(8)])
     assert result.profile["task"] == read_label_set(result.out).task == task
 
@@ -357,20 +268,15 @@ def folder_source(folder: Path, **fields) -> Path:
     return folder
 
 
-def test_a_folder_with_nested_metadata_is_read_whole(run, tmp_path):
-    result = run(sources=[folder_source(tmp_path / "photos")])
-    assert [record.image for record in kept(result)] == [f"sub/{number}.png" for number in range(4)]
-    assert rejected(result) == []
-
-
 @pytest.mark.parametrize("change", [{"label": "b"}, {"likes": 3}, {"text": "new"}, {"group": "g"}])
 def test_a_change_in_a_folders_metadata_makes_it_again(run, tmp_path, change):
     source = folder_source(tmp_path / "photos")
-    run(sources=[source])
+    result = run(sources=[source])
+    assert [record.image for record in kept(result)] == [f"sub/{number}.png" for number in range(4)]
+    assert result.profile["rejected"] == 0
     assert run(sources=[source]).already
     folder_source(source, **change)
-    result = run(sources=[source])
-    assert not result.already
+    assert not run(sources=[source]).already
     with open(source / "sub" / "metadata.jsonl", "a") as file:
         file.write("{cut o")
     assert run(sources=[source]).profile["rejected"] == 1
@@ -388,12 +294,8 @@ def test_several_sources_become_one(run, tmp_path):
     ]  # fmt: skip
     assert rejected(result) == [(4, "cell-count")]
     assert [(result.out / result.profile["root"] / r.image).is_file() for r in kept(result) if r.image] == [True, True]
-
-
-def test_one_id_in_two_sources_is_found(run, tmp_path):
     sources = [write(tmp_path / name, [row(1, text=name), row(2), row(3)]) for name in ("a.jsonl", "b.jsonl")]
-    result = run(sources=sources)
-    assert result.profile["rejects"] == {"id-conflict": 2, "duplicate": 2}
+    assert run(sources=sources).profile["rejects"] == {"id-conflict": 2, "duplicate": 2}
 
 
 def test_python_literals_are_counted(run):
@@ -423,6 +325,8 @@ def test_counts_add_up_on_any_mixture(run, tmp_path, seed):
         lambda n: row(n, image=f"{chance.randrange(6)}.png"), lambda n: row(n, image="bad.png"), lambda n: "{",
         lambda n: row(n, text=None), lambda n: row(n, label=None), lambda n: str(row(n)), lambda n: row(7, text=str(n)),
     ]  # fmt: skip
-    result = run([chance.choice(kinds)(number) for number in range(80)], seed=seed, task=chance.choice(["auto", "single"]))
+    result = run(
+        [chance.choice(kinds)(number) for number in range(80)], seed=seed, task=chance.choice(["auto", "single"])
+    )
     assert result.profile["rows"] == 80
     assert result.profile["leaked_rows"] == 0

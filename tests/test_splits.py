@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from labeler.records import SPLITS
+from labeler.ingestion import Ingested, IngestOptions, ingest
+from labeler.records import SPLITS, read_records
 from labeler.splits import group_rows, leaks, split_groups
 
 FRACTIONS = (0.7, 0.15, 0.15)
@@ -140,3 +145,80 @@ def test_leaks_are_rows_outside_train_with_a_group_in_train():
     splits = ["train", "test", "validation", "test", "validation", "train"]
     assert leaks([0, 0, 0, 1, 1, 2], splits) == 2
     assert leaks([0, 1, 2, 3, 4, 0], splits) == 0
+
+
+def picture(path: Path, seed: int) -> Path:
+    """Write a picture that no other seed's looks like."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((80, 80), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def row(number: int, **fields) -> dict:
+    return {"id": str(number), "text": f"text number {number}", "label": "joy" if number % 2 else "anger"} | fields
+
+
+def drawn(folder: Path, rows: list[dict], *, seed: int = 0, **options) -> Ingested:
+    """Ingest rows whose pictures lie in `folder`."""
+    source = folder / "pairs.jsonl"
+    source.write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
+    result = ingest([source], folder / "out", IngestOptions(**options), seed=seed)
+    assert result.profile["rejected"] == 0
+    return result
+
+
+def splits_of(result: Ingested) -> dict[str, str]:
+    return {record.id: record.split for record in read_records(result.out)}
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_the_same_picture_under_two_names_stays_in_one_split(tmp_path, seed):
+    for number in range(30):
+        original = picture(tmp_path / f"a{number}.png", number)
+        (tmp_path / f"b{number}.png").write_bytes(original.read_bytes())
+        with Image.open(original) as image:
+            image.save(tmp_path / f"c{number}.bmp")  # other bytes, the same look
+    names = [name for n in range(30) for name in (f"a{n}.png", f"b{n}.png", f"c{n}.bmp")]
+    rows = [row(number, image=name) for number, name in enumerate(names)]
+    random.Random(seed).shuffle(rows)
+    result = drawn(tmp_path, rows, seed=seed)
+    assert (result.profile["groups"], result.profile["joined_rows"], result.profile["leaked_rows"]) == (30, 90, 0)
+    splits = splits_of(result)
+    for number in range(0, 90, 3):
+        assert splits[str(number)] == splits[str(number + 1)] == splits[str(number + 2)]
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+@pytest.mark.parametrize(
+    "texts", [["So happy!", "so  HAPPY", "So, happy..."], ["🎉🎉"] * 3, ["!?"] * 3, ["किताब", " किताब।"]]
+)
+def test_the_same_text_stays_in_one_split(tmp_path, seed, texts):
+    rows = [row(number, text=text) for number, text in enumerate(texts)] + [row(n) for n in range(10, 40)]
+    result = drawn(tmp_path, rows, seed=seed)
+    assert len({splits_of(result)[str(number)] for number in range(len(texts))}) == 1
+    assert result.profile["joined_rows"] == len(texts)
+
+
+def test_other_texts_and_blank_pictures_are_not_joined(tmp_path):
+    for number in range(2):
+        Image.new("RGB", (20, 20), (255, 255, 250 + number)).save(tmp_path / f"{number}.png")
+    texts = ["की", "का", "🎉", "😢", "!", "?", "a b c", "a b d", "表情", "识别"]
+    rows = [row(number, text=text) for number, text in enumerate(texts)]
+    rows += [row(number + 20, text=None, image=f"{number}.png") for number in range(2)]
+    assert drawn(tmp_path, rows).profile["joined_rows"] == 0
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    rows.append(row(22, text=None, image="copy.png"))
+    assert drawn(tmp_path, rows).profile["joined_rows"] == 2, "blank or not, the same bytes are the same picture"
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_a_group_stays_in_one_split_and_joins_through_others(tmp_path, seed):
+    rows = [row(number, author=f"author {number % 12}") for number in range(60)]
+    rows[12]["text"] = rows[1]["text"]  # joins the authors 0 and 1
+    result = drawn(tmp_path, rows, group_by="author", seed=seed)
+    by_author = defaultdict(set)
+    for record in read_records(result.out):
+        by_author[record.meta["group"]].add(record.split)
+    assert all(len(splits) == 1 for splits in by_author.values())
+    assert by_author["author 0"] == by_author["author 1"]
+    assert result.profile["groups"] == 11

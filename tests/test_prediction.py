@@ -1,0 +1,297 @@
+"""Scoring and labelling: one inference path, its files, what it refuses, and one line for every item."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
+from labeler.batches import Pair
+from labeler.evaluation import read_predictions
+from labeler.ingestion import IngestOptions, ingest
+from labeler.labelling import ITEMS_AT_A_TIME, Predicted, neutral, predict
+from labeler.models import model_names
+from labeler.prediction import PairList, choose_device, logits, scores_of
+from labeler.preprocessing import preprocess
+from labeler.scoring import evaluate
+from labeler.training import train
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory) -> Path:
+    """Return a copy of a trained run, into which `evaluate` may write."""
+    return Path(shutil.copytree(trained("visualbert-coattn"), tmp_path_factory.mktemp("copy") / "run"))
+
+
+@pytest.fixture(scope="module")
+def source(store) -> Path:
+    """Return the folder of the shapes: pairs.jsonl and pictures."""
+    return store.parent / "source"
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_pairs(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+class Recording(torch.nn.Module):
+    """A model whose logits are each pair's first token, and which keeps the shapes of its batches."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        self.shapes, self.modes = [], []
+
+    def forward(self, input_ids, text_mask, visual_tokens, visual_mask):
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        self.shapes.append(tuple(input_ids.shape))
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        return SequenceClassifierOutput(logits=input_ids[:, :1].double())
+
+
+def test_logits_come_in_the_order_of_the_pairs_with_little_padding():
+    picture = np.zeros((1, 2), np.float16)
+    made = [Pair([10 + number] + [1] * (7 * number % 5), picture, True) for number in range(10)]
+    model = Recording().train()
+    values = logits(model, PairList(made), 0, batch_size=2)
+    assert values[:, 0].tolist() == list(range(10, 20))
+    assert values.dtype == np.float32
+    assert model.shapes == [(2, width) for width in (1, 2, 3, 4, 5)]
+    assert set(model.modes) == {(False, False)}
+
+
+def test_scores_are_rounded_probabilities():
+    values = np.array([[0.0, np.log(3.0), -200.0], [1000.0, 0.0, 0.0]], dtype=np.float32)
+    assert scores_of("single", values).tolist() == [[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]]
+    assert scores_of("multi", values).tolist() == [[0.5, 0.75, 0.0], [1.0, 0.5, 0.5]]
+
+
+def test_an_unknown_device_is_refused():
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match=r"--device warp: .*; try --device cpu"):
+        choose_device("warp")
+
+
+def test_evaluate_writes_figures_predictions_and_baselines(run, store):
+    done = evaluate(run, store, device="cpu")
+    assert not done.already
+    names = {path.name for path in run.iterdir()}
+    assert {"metrics-test.json", "predictions-test.jsonl", "manifest-test.json", "baseline-majority-test.jsonl",
+            "baseline-logistic-regression-test.jsonl"} <= names  # fmt: skip
+    verify(run, "train")
+    verify(run, "evaluate", "manifest-test.json")
+    metrics = json.loads((run / "metrics-test.json").read_text(encoding="utf-8"))
+    assert metrics == done.metrics
+    assert (metrics["n"], metrics["task"], metrics["name"]) == (7, "single", "visualbert-coattn")
+    predictions = read_predictions(run / "predictions-test.jsonl", ["square", "circle", "cross"])
+    right = (predictions.predicted == predictions.truth).all(axis=1).mean()
+    assert metrics["accuracy"] == pytest.approx(right)
+    assert [entry["name"] for entry in metrics["baselines"]] == ["majority", "logistic-regression"]
+    assert all(entry["n"] == 7 and (run / entry["predictions"]).is_file() for entry in metrics["baselines"])
+    again = evaluate(run, store, device="cpu")
+    assert again.already
+    assert again.metrics == metrics
+    assert not evaluate(run, store, device="cpu", force=True, batch_size=2).already
+    forced = read_predictions(run / "predictions-test.jsonl", ["square", "circle", "cross"])
+    np.testing.assert_allclose(forced.scores, predictions.scores, atol=2e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def words_only(source, tmp_path_factory, text_tower, image_tower):
+    """Return a function that makes a store of texts alone: its own labels, or its own image tower."""
+
+    def make(rename: str | None = None, tower: Path = image_tower) -> Path:
+        folder = tmp_path_factory.mktemp("words")
+        rows = [row | {"image": None, "text": row["id"]} for row in lines_of(source / "pairs.jsonl")]
+        for row in rows:
+            row["labels"] = rename if rename and row["labels"] == "circle" else row["labels"]
+        ingest([write_pairs(folder / "pairs.jsonl", rows)], folder / "records", IngestOptions(task="single"))
+        towers = {"text_encoder": str(text_tower), "image_encoder": str(tower)}
+        return preprocess(folder / "records", folder / "store", **towers).out
+
+    return make
+
+
+def test_evaluate_refuses_other_labels(run, words_only):
+    with pytest.raises(BadInputError, match=r"was trained for other labels than .*\['circle', 'disc'\]"):
+        evaluate(run, words_only(rename="disc"), device="cpu")
+
+
+def test_evaluate_refuses_another_image_tower(run, words_only, image_tower, tmp_path):
+    other = Path(shutil.copytree(image_tower, tmp_path / "tower"))
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n", encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"reads visual tokens of .* run `labeler preprocess` with --image-encoder"):
+        evaluate(run, words_only(tower=other), device="cpu")
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_predict_gives_what_evaluate_measured(trained, store, source, tmp_path, name):
+    run = Path(shutil.copytree(trained(name), tmp_path / "run"))
+    evaluate(run, store, device="cpu")
+    rows = [row for row in lines_of(source / "pairs.jsonl") if row["split"] == "test"]
+    rows = [row | {"image": row["image"] and str(source / row["image"])} for row in rows]
+    pairs = write_pairs(tmp_path / "test.jsonl", rows)
+    done = predict([pairs], run, tmp_path / "out.jsonl", device="cpu", allow_outside=True)
+    assert done == Predicted(7, 0)
+    measured = {line["id"]: line for line in lines_of(run / "predictions-test.jsonl")}
+    labelled = lines_of(tmp_path / "out.jsonl")
+    names = json.loads((run / "labels.json").read_text(encoding="utf-8"))["labels"]
+    for line in labelled:
+        expected = read_predictions(run / "predictions-test.jsonl", [label["name"] for label in names])
+        scores = expected.scores[expected.ids.index(line["id"])]
+        np.testing.assert_allclose(list(line["scores"].values()), scores, atol=2e-6, rtol=0)
+        assert line["labels"] == [max(line["scores"], key=line["scores"].get)]
+        assert sum(line["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert [line["id"] for line in labelled] == [row["id"] for row in rows]
+    assert measured.keys() == {line["id"] for line in labelled}
+
+
+def test_predict_keeps_the_order_and_counts_what_cannot_be_read(run, source, tmp_path):
+    folder = Path(shutil.copytree(source / "pictures", tmp_path / "pictures"))
+    broken = folder / "cross-blue-one.png"
+    broken.write_bytes(broken.read_bytes()[:150])
+    (folder / "circle-red-one.txt").write_text("one red circle", encoding="utf-8")
+    done = predict([folder], run, tmp_path / "out.jsonl", device="cpu")
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert done == Predicted(36, 1)
+    assert [line["id"] for line in lines] == sorted(path.name for path in folder.glob("*.png"))
+    for line in lines:
+        assert list(line) == ["id", "image", "text", "labels", "scores", "model", "error"]
+        if line["id"] == broken.name:
+            assert (line["labels"], line["scores"]) == ([], {})
+            assert broken.name in line["error"] or "truncated" in line["error"]
+        else:
+            assert (line["error"], len(line["labels"]), len(line["scores"])) == (None, 1, 3)
+    assert lines[[line["id"] for line in lines].index("circle-red-one.png")]["text"] == "one red circle"
+
+
+def test_bad_rows_get_a_line_each_in_their_place(run, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a", "text": "red"}\n{"id": "b"\n{"id": "c"}\n{"id": "d", "image": "no.png"}\n'
+                    '{"id": "e", "image": "../x.png"}\n{"id": "f", "text": "blue"}\n', encoding="utf-8")  # fmt: skip
+    assert predict([path], run, tmp_path / "out.jsonl", device="cpu") == Predicted(6, 4)
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert [line["id"] for line in lines] == ["a", "rows.jsonl:2", "c", "d", "e", "f"]
+    assert [line["error"] is None for line in lines] == [True, False, False, False, False, True]
+    assert "line 2" in lines[1]["error"]
+    assert "neither an image nor a text" in lines[2]["error"]
+    assert "no such file" in lines[3]["error"]
+    assert "--allow-outside" in lines[4]["error"]
+
+
+def test_batch_size_and_company_change_nothing(run, source, tmp_path):
+    rows = lines_of(source / "pairs.jsonl")
+    many = rows * (ITEMS_AT_A_TIME // len(rows) + 1)
+    pairs = write_pairs(source / "many.jsonl", [row | {"id": str(number)} for number, row in enumerate(many)])
+    try:
+        results = []
+        for batch_size in (1, 7, 32):
+            predict([pairs], run, tmp_path / "out.jsonl", device="cpu", batch_size=batch_size)
+            results.append(lines_of(tmp_path / "out.jsonl"))
+    finally:
+        pairs.unlink()
+    tables = np.array([[list(line["scores"].values()) for line in result] for result in results])
+    assert tables.shape == (3, len(many), 3)
+    np.testing.assert_allclose(tables, np.broadcast_to(tables[:1], tables.shape), atol=3e-6, rtol=0)
+    np.testing.assert_allclose(tables[0, len(rows) : 2 * len(rows)], tables[0, : len(rows)], atol=3e-6, rtol=0)
+    labels = [[line["labels"] for line in result] for result in results]
+    assert labels[0] == labels[1] == labels[2]
+
+
+def test_a_text_alone_and_a_picture_alone(run, source, tmp_path):
+    picture = source / "pictures" / "circle-red-one.png"
+    pairs = write_pairs(tmp_path / "pairs.jsonl", [{"text": "one red circle"}])
+    assert predict([picture, pairs], run, tmp_path / "out.jsonl", device="cpu") == Predicted(2, 0)
+    image, text = lines_of(tmp_path / "out.jsonl")
+    assert (image["id"], image["image"], image["text"]) == (picture.name, picture.name, None)
+    assert (text["id"], text["image"], text["text"]) == ("pairs.jsonl:1", None, "one red circle")
+    assert image["scores"] != text["scores"]
+    assert len(image["labels"]) == len(text["labels"]) == 1
+
+
+def test_an_empty_folder_gives_an_empty_file(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert predict([tmp_path / "empty"], run, tmp_path / "out.jsonl", device="cpu") == Predicted(0, 0)
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out.jsonl"]
+
+
+def test_csv_holds_the_same_and_no_formula(run, tmp_path):
+    texts = ["=cmd|' /C calc'!A0", "@SUM(1)", "+1", "-1", 'a "quoted", red\ncircle', "表情 🎉"]
+    pairs = write_pairs(tmp_path / "pairs.jsonl", [{"id": f"={n}", "text": text} for n, text in enumerate(texts)])
+    predict([pairs], run, tmp_path / "out.csv", device="cpu")
+    predict([pairs], run, tmp_path / "out.jsonl", device="cpu")
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert [line["text"] for line in lines] == texts
+    for cells, line in zip(table, lines, strict=True):
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells.values())
+        assert (cells["id"], cells["text"]) == (f"'{line['id']}", neutral(line["text"]))
+        assert cells["labels"] == "|".join(line["labels"])
+        assert {name: float(cells[f"score:{name}"]) for name in line["scores"]} == line["scores"]
+    assert [neutral(text)[0] for text in texts[:4]] == ["'"] * 4
+    assert [neutral(text) for text in (*texts[4:], "", None)] == [*texts[4:], "", ""]
+
+
+def test_standard_output_and_formats(run, tmp_path, capsys):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", [{"id": "a", "text": "one red circle"}])
+    predict([pairs], run, device="cpu")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["id"] == "a"
+    predict([pairs], run, format="csv", device="cpu")
+    assert capsys.readouterr().out.startswith("id,image,text,labels,model,error,score:")
+
+
+@pytest.mark.parametrize(("asked", "error", "match"), [
+    ({"format": "xml"}, UsageError, "--format xml: expected jsonl or csv"),
+    ({"batch_size": 0}, UsageError, "--batch-size 0: expected 1 or more"),
+    ({"out": Path("/")}, BadInputError, "a folder; --out takes the file to write"),
+    ({"inputs": [Path("no-such.jsonl")]}, BadInputError, "no-such.jsonl: no such file or folder"),
+    ({"model": Path("no-such-run")}, BadInputError, "no-such-run: no such artifact folder; run `labeler train` first"),
+])  # fmt: skip
+def test_what_predict_refuses(run, source, asked, error, match):
+    with pytest.raises(error, match=match):
+        predict(**{"inputs": [source / "pictures"], "model": run, "device": "cpu"} | asked)
+
+
+def test_a_failure_leaves_the_old_file(run, source, tmp_path, monkeypatch):
+    (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
+    monkeypatch.setattr("labeler.labelling.make_pairs", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
+    with pytest.raises(MemoryError, match="full"):
+        predict([source / "pictures"], run, tmp_path / "out.jsonl", device="cpu")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]
+
+
+def test_an_image_tower_that_has_changed_is_refused(store, options, tmp_path, source, text_tower, image_tower):
+    tower = Path(shutil.copytree(image_tower, tmp_path / "tower"))
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(tower)}
+    preprocess(store.parent / "records", tmp_path / "store", **towers)
+    train("resnet-gru", tmp_path / "store", tmp_path / "run", options, device="cpu")
+    (tower / "config.json").write_text((tower / "config.json").read_text() + "\n", encoding="utf-8")
+    with pytest.raises(LabelerError, match=r"not the image encoder that .* was trained with \(sha256 differs\)"):
+        predict([source / "pictures"], tmp_path / "run", device="cpu")
+
+
+def test_many_labels_are_decided_by_their_thresholds(multi_store, options, tmp_path):
+    run = train("visualbert", multi_store, tmp_path / "run", options, device="cpu").out
+    evaluate(run, multi_store, device="cpu")
+    pictures = multi_store.parent / "source" / "pictures"
+    predict([pictures], run, tmp_path / "out.jsonl", device="cpu")
+    limits = json.loads((run / "thresholds.json").read_text(encoding="utf-8"))["thresholds"]
+    for line in lines_of(tmp_path / "out.jsonl"):
+        reached = [name for (name, score), limit in zip(line["scores"].items(), limits, strict=True) if score >= limit]
+        assert line["labels"] == reached
