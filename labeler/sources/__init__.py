@@ -7,7 +7,7 @@ from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
-from labeler.sources import csv, folder, jsonl
+from labeler.sources import csv, folder, jsonl, parquet
 
 Reader = Callable[[Path], Iterator[Row | Reject]]
 READERS: dict[str, Reader] = {
@@ -16,12 +16,13 @@ READERS: dict[str, Reader] = {
     ".ndjson": jsonl.read,
     ".csv": csv.read,
     ".tsv": csv.read,
+    ".parquet": parquet.read,
 }
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def read_source(path: Path) -> Iterator[Row | Reject]:
-    """Yield the rows of a jsonl, csv or tsv file, of a folder of pictures, or of one picture.
+    """Yield the rows of a jsonl, csv, tsv or parquet file, of a folder of pictures, or of one picture.
 
     Raises BadInputError when there is no such file or its format is unknown.
     """
@@ -34,7 +35,7 @@ def read_source(path: Path) -> Iterator[Row | Reject]:
         return folder.read_picture(path)
     if reader is None:
         raise BadInputError(
-            f"{path}: unknown format {path.suffix!r}; expected {', '.join(READERS)} a picture or a folder"
+            f"{path}: unknown format {path.suffix!r}; expected {', '.join(READERS)}, a picture or a folder"
         )
     return reader(path)
 

@@ -1,0 +1,34 @@
+"""parquet: a table with named columns, through pandas; lists stay lists, missing values are None."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labeler.artifacts import BadInputError
+from labeler.records import Reject, Row
+
+
+def read(path: Path) -> Iterator[Row | Reject]:
+    """Yield the rows of `path`; `line` counts rows from 1.
+
+    Raises BadInputError where the file is no parquet table.
+    """
+    import pandas
+
+    try:
+        table = pandas.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: not a parquet table ({str(error).splitlines()[0]})") from error
+    for number, fields in enumerate(table.to_dict("records"), 1):
+        yield Row(str(path), number, {str(key): plain(value) for key, value in fields.items()})
+
+
+def plain(value: Any) -> Any:
+    """Return a cell as Python has it: arrays as lists, NumPy's numbers as numbers, missing as None."""
+    import pandas
+
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return None if value is pandas.NaT or value is pandas.NA or value != value else value

@@ -1,0 +1,75 @@
+"""The documents say what the commands are, and link to files that exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labeler.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    "README.md",
+    "docs/DESIGN.md",
+    "docs/LOG.md",
+    "docs/RESULTS.md",
+    "docs/DEPENDENCIES.md",
+    "data/clipart/README.md",
+]
+TARGETS = """setup demo ingest preprocess train-baseline train-visualbert train-coattn evaluate report predict test lint check
+bench clean"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_shows_every_command(command):
+    assert f"`labeler {command} " in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_make_help_lists_every_target_with_a_line():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = dict(re.findall(r"^  make (\S+) +(\S.*)$", shown, flags=re.MULTILINE))
+    assert set(TARGETS.split()) <= set(listed)
+
+
+def test_options_that_documents_name_exist():
+    named = set()
+    for page in PAGES:
+        named |= set(re.findall(r"`(--[a-z-]+)", (ROOT / page).read_text(encoding="utf-8")))
+    script = (
+        "from labeler.cli import cli, COMMANDS\n"
+        "for name in COMMANDS:\n"
+        "    print([option for parameter in cli.get_command(None, name).params for option in parameter.opts])"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert {name for name in named if f"'{name}'" not in shown} <= {"--help"}
+
+
+def test_every_direct_dependency_has_its_reason():
+    text = (ROOT / "docs/DEPENDENCIES.md").read_text(encoding="utf-8")
+    section = re.search(
+        r"install_requires =\n(.*?)\n\n", (ROOT / "setup.cfg").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert section
+    names = [re.split(r"[<>=]", line.strip())[0] for line in section[1].splitlines()]
+    assert not [name for name in names if name not in text]
+
+
+def test_the_lock_file_pins_every_direct_dependency_with_a_hash():
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    section = re.search(
+        r"install_requires =\n(.*?)\n\n", (ROOT / "setup.cfg").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert section
+    for line in section[1].splitlines():
+        name = re.split(r"[<>=]", line.strip())[0]
+        assert re.search(rf"^{name}==[^\n]+\\\n +--hash=sha256:", lock, flags=re.MULTILINE), name
