@@ -138,7 +138,9 @@ def ingest(
     records, split_profile = assign_splits(candidates, options, seed)
     profile = profile_of(candidates, records, rejects.items, counts, split_profile)
     profile |= {"task": task, "root": os.path.relpath(root, out.absolute())}
-    with making(out, recipe) as folder:
+    # the same pairs are the same data wherever they lie: paths to the root, and counts of what was left out, do not matter
+    content = sha256_json([labels.model_dump(), [record.model_dump() for record in records]])
+    with making(out, recipe, content=content) as folder:
         write_records(folder / "records.jsonl", records)
         (folder / "labels.json").write_text(labels.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_jsonl(folder / "rejects.jsonl", (reject._asdict() for reject in rejects.items))

@@ -28,19 +28,5 @@ def command(run: Path, store: Path, split: Any, batch_size: int, device: str, fo
     result = evaluate(run, store, split=split, batch_size=batch_size, force=force, device=device)
     rows = [*result.metrics["baselines"], result.metrics]
     lines = [*([options.already(run)] if result.already else []), f"{run}: {split} split, n = {result.metrics['n']}"]
-    lines += [f"  {row['name']:20} {headline(row)}" for row in rows]
+    lines += [f"  {row['name']:20} {options.headline(row)}" for row in rows]
     options.say("\n".join(lines), result.metrics, as_json)
-
-
-def headline(row: dict[str, Any]) -> str:
-    """Return a model's first figures, the leading one with its interval."""
-    first, others = ("accuracy", ("weighted_f1", "macro_f1"))
-    if first not in row:
-        first, others = "mean_average_precision", ("micro_f1", "macro_f1")
-    parts = [f"{first.replace('_', ' ')} {row[first]:.3f} {interval(row[first + '_ci95'])}"]
-    return "  ".join(parts + [f"{name.replace('_', ' ')} {row[name]:.3f}" for name in others])
-
-
-def interval(bounds: list[float] | None) -> str:
-    """Return a 95% interval in brackets, nothing where there is none."""
-    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""

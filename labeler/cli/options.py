@@ -58,3 +58,17 @@ def say(message: str, result: Any, printed_as_json: bool) -> None:
 def already(folder: Path) -> str:
     """Return the sentence for a stage with nothing to do."""
     return f"{folder}: already made from the same inputs (--force makes it again)"
+
+
+def headline(row: dict[str, Any]) -> str:
+    """Return a model's first figures, the leading one with its interval."""
+    first, others = ("accuracy", ("weighted_f1", "macro_f1"))
+    if first not in row:
+        first, others = "mean_average_precision", ("micro_f1", "macro_f1")
+    parts = [f"{first.replace('_', ' ')} {row[first]:.3f} {interval(row[first + '_ci95'])}"]
+    return "  ".join(parts + [f"{name.replace('_', ' ')} {row[name]:.3f}" for name in others])
+
+
+def interval(bounds: list[float] | None) -> str:
+    """Return a 95% interval in brackets, nothing where there is none."""
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""

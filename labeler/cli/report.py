@@ -23,5 +23,6 @@ def command(runs: tuple[Path, ...], out: Path, split: str, force: bool, as_json:
     from labeler.report import report
 
     comparison = report(list(runs), out, split=split, force=force)
-    table = (out / "comparison.md").read_text(encoding="utf-8")
-    options.say(f"{table}\nreport: {out / 'index.html'}", comparison, as_json)
+    lines = [*(f"  {row['name']:20} {options.headline(row)}" for row in comparison["models"]), comparison["answer"]]
+    lines += [claim["text"] for claim in comparison["against_baseline"]]
+    options.say("\n".join([*lines, f"report: {out / 'index.html'}"]), comparison, as_json)
