@@ -49,6 +49,7 @@ class Fit:
         self.store = Store(data, check=False)  # `train` has just verified it
         self.task = self.store.label_set.task
         self.options, self.seed, self.interrupted, self.step = options, seed, False, 0
+        self.losses: list[float] = []  # of the epoch's steps so far
         self.device = choose_device(device)
         train_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
         texts = [self.store.rows["text"][row] or "" for row in train_rows]
@@ -115,9 +116,7 @@ class Fit:
         epochs: list[dict[str, Any]] = []
         for entry in entries:
             if "eval_loss" in entry:
-                number = len(epochs) + 1
-                losses = [step["loss"] for step in steps if number - 1 < step["epoch"] <= number]
-                epochs.append({"epoch": number, "train_loss": float(np.mean(losses)) if losses else None,
+                epochs.append({"epoch": len(epochs) + 1, "train_loss": entry["eval_train_loss"],
                                "validation_loss": entry["eval_loss"], "validation_metric": entry["eval_metric"]})  # fmt: skip
         best = max(range(len(epochs)), key=lambda epoch: epochs[epoch]["validation_metric"], default=-1)
         return {"metric": METRICS[self.task], "best_epoch": best + 1, "epochs": epochs, "steps": steps,
@@ -183,12 +182,14 @@ class LabelTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
                 "kept: try a lower --learning-rate and --new-learning-rate, or --precision fp32"
             )
+        self.fit.losses.append(loss.item())
         return loss
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the validation loss and metric, by the same inference path as every other stage."""
         loss, metric, _ = self.fit.validate()
-        metrics = {"eval_loss": loss, "eval_metric": metric}
+        metrics = {"eval_loss": loss, "eval_metric": metric, "eval_train_loss": float(np.mean(self.fit.losses))}
+        self.fit.losses.clear()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -199,7 +200,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, fit: Fit):
         """Watch `fit`."""
-        self.fit, self.pairs, self.seconds, self.loss = fit, 0, 0.0, float("nan")
+        self.fit, self.pairs, self.seconds = fit, 0, 0.0
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -227,13 +228,13 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Show the loss."""
-        self.loss = (logs or {}).get("loss", self.loss)
-        self.bar.set_postfix(loss=f"{self.loss:.3f}", refresh=False)
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Say how the epoch went."""
         epoch, name = round(state.epoch), METRICS[self.fit.task]
-        line = (f"epoch {epoch}/{self.fit.options.epochs}: training loss {self.loss:.3f}, "
+        line = (f"epoch {epoch}/{self.fit.options.epochs}: training loss {metrics['eval_train_loss']:.3f}, "
                 f"validation loss {metrics['eval_loss']:.3f}, {name} {metrics['eval_metric']:.4f}")  # fmt: skip
         self.bar.clear()
         log.info("%s", line)
