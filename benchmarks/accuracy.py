@@ -1,6 +1,7 @@
 """Accuracy of every model on held-out pairs: three seeds, paired differences with intervals.
 
     python -m benchmarks.accuracy [clipart-category clipart-tags mvsa-single]
+    python -m benchmarks.accuracy tables
 
 Results are kept in `benchmarks/results/`, a file a data set; runs that are already made are not made again. mvsa-single
 is read from the folder that LABELER_DATA names (it holds mvsa_single/train.jsonl) and is left out where that is not set.
@@ -23,7 +24,8 @@ from labeler.evaluation import HEADLINE, SECOND, Predictions, read_predictions, 
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.scoring import evaluate
-from labeler.training import options_for, train
+from labeler.training import train
+from labeler.training_options import options_for
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +50,11 @@ def data_sets() -> list[DataSet]:
 
 
 def main(wanted: list[str]) -> None:
-    """Measure the data sets `wanted` (all of them by default) and print a table for each."""
+    """Measure the data sets `wanted` (all of them by default) and print a table for each; `tables` prints what is kept."""
+    if wanted == ["tables"]:
+        for path in sorted(RESULTS.glob("*.json")):
+            print(table(json.loads(path.read_text(encoding="utf-8"))))
+        return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = Path(os.environ.get("LABELER_BENCH", ROOT / "checkpoints" / "bench"))
     for data_set in data_sets():

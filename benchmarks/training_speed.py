@@ -41,7 +41,7 @@ def measure(store: Path, steps: int, way: str) -> dict[str, Any]:
 
     from labeler.batches import collate
     from labeler.fitting import Fit, parameter_groups
-    from labeler.training import options_for
+    from labeler.training_options import options_for
 
     bf16, padded = WAYS[way]
     fit = Fit("visualbert", store, options_for("visualbert"), 0, "cpu")

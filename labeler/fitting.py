@@ -36,7 +36,7 @@ from labeler.layers import labelling_loss
 from labeler.models import Building, model_module
 from labeler.prediction import choose_device, logits, model_outputs, scores_of
 from labeler.store import Store
-from labeler.training import METRICS, TrainOptions
+from labeler.training_options import METRICS, TrainOptions
 
 log = logging.getLogger("labeler")
 

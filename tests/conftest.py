@@ -177,7 +177,7 @@ def multi_store(tmp_path_factory, text_tower, image_tower) -> Path:
 @pytest.fixture(scope="session")
 def options():
     """Return settings that train a tiny model in a second or two."""
-    from labeler.training import TrainOptions
+    from labeler.training_options import TrainOptions
 
     return TrainOptions(epochs=2, batch_size=8, learning_rate=1e-3, new_learning_rate=5e-3, precision="fp32")
 

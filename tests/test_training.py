@@ -20,7 +20,8 @@ from labeler.fitting import Fit, LabelTrainer, Watch, training_arguments
 from labeler.models import model_names
 from labeler.runs import PICKLED, load_run
 from labeler.scoring import evaluate
-from labeler.training import METRICS, TrainOptions, options_for, train
+from labeler.training import train
+from labeler.training_options import METRICS, TrainOptions, options_for
 
 FILES = {"README.md", "config.json", "history.json", "labels.json", "manifest.json", "model.safetensors",
          "preprocessor.json", "tensorboard", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip

@@ -37,7 +37,8 @@ def command(
     MODEL is resnet-gru, visualbert or visualbert-coattn. The test split is not read. Ctrl-C saves a checkpoint;
     --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
     """
-    from labeler.training import options_for, train
+    from labeler.training import train
+    from labeler.training_options import options_for
 
     result = train(model, store, out, options_for(model, given), seed=seed, resume=resume, force=force, device=device)
     history = result.history
