@@ -59,6 +59,7 @@ class Fit:
         self.model, self.tokenizer = module.build(
             Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts, options.n_coattn)
         )
+        self.model.to(self.device)
         names = self.store.label_set.names
         self.model.config.id2label = dict(enumerate(names))
         self.model.config.label2id = {name: number for number, name in enumerate(names)}

@@ -164,7 +164,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path, kind):
 
 def test_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "out").mkdir()
-    verify(make(tmp_path / "out"))
+    assert verify(make(tmp_path / "out"))["files"]
 
 
 def test_a_place_below_a_file_is_refused(tmp_path):
