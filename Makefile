@@ -45,9 +45,10 @@ setup: $(READY) ## make .venv from the lock file
 $(READY): requirements.lock setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: install it (Debian: apt-get install python3-venv)"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/uv uv==$(UV)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/uv/bin/uv pip sync --quiet --require-hashes requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/uv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: report ## the whole job on data/clipart: train three models, compare them, label unseen pictures
@@ -102,7 +103,7 @@ bench: $(READY) ## run the benchmarks (hours; figures go to docs/RESULTS.md)
 	@$(BIN)/python -m benchmarks.training_speed
 
 lock: ## make requirements.lock again from setup.cfg
-	$(BIN)/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --no-annotate \
+	$(VENV)/uv/bin/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --no-annotate \
 	    --no-header --upgrade --output-file requirements.lock
 
 clean: ## remove what was made: data, runs and report (not .venv)

@@ -40,10 +40,11 @@ def measure(store: Path, steps: int, way: str) -> dict[str, Any]:
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     from labeler.batches import collate
-    from labeler.fitting import Fit, parameter_groups
+    from labeler.fitting import Fit, keep_freed_memory, parameter_groups
     from labeler.training_options import options_for
 
     bf16, padded = WAYS[way]
+    keep_freed_memory()
     fit = Fit("visualbert", store, options_for("visualbert"), 0, "cpu")
     model = fit.model.train()
     optimizer = torch.optim.AdamW(parameter_groups(model, fit.options, set()), lr=5e-5, fused=bf16)

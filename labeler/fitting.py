@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,6 +74,7 @@ class Fit:
 
     def run(self, folder: Path, *, resume: bool) -> dict[str, Any]:
         """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""
+        keep_freed_memory()
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
         watch = Watch(self)
         trainer = LabelTrainer(
@@ -162,9 +164,7 @@ class LabelTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
-        return cast(
-            "Sampler[int]", LengthGroupedSampler(self.args.train_batch_size, lengths=self.fit.train_pairs.lengths)
-        )
+        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with the higher rate for the model's new weights, and no decay for biases and norms."""
@@ -194,6 +194,28 @@ class LabelTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class Shuffle(Sampler[int]):
+    """Pairs of like length together, in an order that seed and epoch decide: a resumed epoch goes on in its own order."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        """Order pairs of `lengths`."""
+        self.generator, self.seed, self.epoch = torch.Generator(), seed, 0
+        self.order = LengthGroupedSampler(batch_size, lengths=lengths, generator=self.generator)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of `epoch`; the Trainer calls this before each."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return how many pairs there are."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the epoch's order."""
+        self.generator.manual_seed(1000 * self.seed + self.epoch)
+        return iter(self.order)
 
 
 class Watch(TrainerCallback):
@@ -291,6 +313,21 @@ def training_arguments(folder: Path, options: TrainOptions, seed: int, device: t
         disable_tqdm=True,
         seed=seed,
     )
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a step frees for the next one; where it is not glibc, change nothing.
+
+    By default it gives large blocks back to the system, and every step then pays for zeroed pages anew: a tenth of
+    the training time on a CPU, for no smaller peak.
+    """
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

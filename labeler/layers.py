@@ -30,6 +30,41 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
+class FastDropout(nn.Module):
+    """Dropout with eight times fewer random numbers on a CPU, where one thread draws them: a byte decides each element.
+
+    The probability is rounded to a 256th, and what is kept is scaled by just that. Srivastava et al. 2014.
+    """
+
+    def __init__(self, p: float):
+        """Zero each element with probability `p`, from 0 up to 1."""
+        super().__init__()
+        self.p = p
+
+    def extra_repr(self) -> str:
+        """Return the probability, for the model's printed form."""
+        return f"p={self.p}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with elements zeroed and the rest scaled up; x itself outside of training."""
+        dropped = round(self.p * 256)
+        if not (self.training and dropped):
+            return x
+        if x.device.type != "cpu" or dropped == 256:
+            return functional.dropout(x, self.p, training=True)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+        return x * kept.to(x.dtype).mul_(256 / (256 - dropped))  # half the time of masked_fill
+
+
+def use_fast_dropout(module: nn.Module) -> None:
+    """Put FastDropout in the place of every nn.Dropout inside `module`."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(parent, name, FastDropout(child.p))
+
+
 class FusedEncoder(nn.Module):
     """VisualBERT's one stream over [text; visual], opened at its fusion point.
 
@@ -42,14 +77,15 @@ class FusedEncoder(nn.Module):
         super().__init__()
         self.embeddings = visual_bert.embeddings
         self.encoder = visual_bert.encoder
+        use_fast_dropout(self)
         self.position_offset = position_offset
 
     def embed(self, input_ids: Tensor, visual_tokens: Tensor) -> Streams:
         """Return the streams before the encoder, from input_ids [B, T] and visual_tokens [B, V, D_image]."""
-        length = input_ids.shape[1]
-        positions = torch.arange(length, device=input_ids.device).unsqueeze(0) + self.position_offset  # [1, T]
+        sizes = [input_ids.shape[1], visual_tokens.shape[1]]
+        positions = torch.arange(sizes[0], device=input_ids.device).unsqueeze(0) + self.position_offset  # [1, T]
         embedded = self.embeddings(input_ids, position_ids=positions, visual_embeds=visual_tokens)  # [B, T + V, D]
-        return Streams(embedded[:, :length], embedded[:, length:])
+        return Streams(*embedded.split(sizes, dim=1))
 
     def forward(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Streams:
         """Return the streams after the encoder; a token attends where text_mask [B, T] and visual_mask [B, V] are True."""
@@ -61,7 +97,7 @@ class FusedEncoder(nn.Module):
         bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
         bias = bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]  # [B, 1, 1, T + V]
         hidden = self.encoder(fused, attention_mask=bias.to(fused.dtype)).last_hidden_state
-        return Streams(hidden[:, : streams.text.shape[1]], hidden[:, streams.text.shape[1] :])
+        return Streams(*hidden.split([streams.text.shape[1], streams.visual.shape[1]], dim=1))
 
 
 class ZeroLinear(nn.Linear):
@@ -127,7 +163,7 @@ class CoAttentionStream(nn.Module):
         self.query_norm, self.context_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
         self.attention = CrossAttention(width, heads, dropout)
         self.feed_in, self.feed_out = nn.Linear(width, hidden), ZeroLinear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FastDropout(dropout)
 
     def forward(self, own: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
         """Return own [B, N, D] after it has attended other [B, M, D] under other_mask [B, M]."""

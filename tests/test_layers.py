@@ -9,6 +9,7 @@ from torch import nn
 from labeler.layers import (
     CoAttention,
     CrossAttention,
+    FastDropout,
     ProbeHead,
     Streams,
     ZeroLinear,
@@ -16,6 +17,7 @@ from labeler.layers import (
     labelling_loss,
     masked_mean,
     unit,
+    use_fast_dropout,
 )
 
 MASK = torch.tensor(
@@ -162,3 +164,32 @@ def test_labelling_loss():
     multi = -(marks * logits.sigmoid().log() + (1 - marks) * (-logits).sigmoid().log()).mean()
     torch.testing.assert_close(labelling_loss(logits, numbers), single)
     torch.testing.assert_close(labelling_loss(logits, marks), multi)
+
+
+def test_fast_dropout_drops_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(1003, 331, requires_grad=True)  # a number of elements that 8 does not divide
+    y = FastDropout(0.1)(x)
+    kept = y != 0
+    assert abs(kept.float().mean().item() - (1 - 26 / 256)) < 3e-3  # 0.1 rounded to a 256th; six standard errors
+    assert torch.all(y[kept] == 256 / 230)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)  # what was dropped has no gradient
+    again = FastDropout(0.1)(x) != 0
+    assert abs((again == kept).float().mean().item() - 0.818) < 5e-3  # another draw each time
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fast_dropout_rests_outside_of_training(dtype):
+    x = torch.randn(4, 7, dtype=dtype)
+    assert FastDropout(0.5).eval()(x) is x
+    assert FastDropout(0.0)(x) is x
+    assert FastDropout(0.5)(x).dtype == dtype
+    assert not FastDropout(1.0)(x).any()
+
+
+def test_fast_dropout_takes_every_place():
+    module = nn.Sequential(nn.Dropout(0.3), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.2)))
+    use_fast_dropout(module)
+    assert [child.p for child in module.modules() if isinstance(child, FastDropout)] == [0.3, 0.2]
+    assert not any(isinstance(child, nn.Dropout) for child in module.modules())

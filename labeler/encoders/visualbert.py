@@ -12,8 +12,7 @@ from labeler.encoders.text import TextEncoder, load_text_encoder, position_offse
 from labeler.encoders.weights import EMBEDDED
 
 TAKEN_OVER = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-              "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "layer_norm_eps",
-              "pad_token_id")  # fmt: skip
+              "hidden_dropout_prob", "max_position_embeddings", "layer_norm_eps", "pad_token_id")  # fmt: skip
 NEW = (
     "embeddings.visual_token_type_embeddings",
     "embeddings.visual_position_embeddings",
@@ -60,6 +59,8 @@ def visual_config(tower: TextEncoder, visual_width: int) -> VisualBertConfig:
             "choose an image encoder of that width (torchvision:resnet50 gives 2048)"
         )
     values = {name: getattr(source, name) for name in TAKEN_OVER}
+    # Dropout on attention weights, [B, heads, N, N] random numbers a layer, costs time and buys nothing here (docs/LOG.md).
+    values["attention_probs_dropout_prob"] = 0.0
     return VisualBertConfig(**values, visual_embedding_dim=visual_width, type_vocab_size=max(2, source.type_vocab_size))
 
 
