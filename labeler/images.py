@@ -1,17 +1,22 @@
-"""The only place where image bytes are decoded: formats by whitelist, limits first, right RGB out."""
+"""The only place where image and video bytes are decoded: formats by whitelist, limits first, right RGB out."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens over forty by default
+# What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
+VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL)
+FRAME = re.compile(r"(.+)#frame=([1-9]\d{0,5})of([1-9]\d{0,5})", re.DOTALL)
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
 HASH_SIDE = 16
@@ -34,20 +39,33 @@ def resolve_image(root: Path, name: str, *, allow_outside: bool = False) -> Path
     path = root / name
     if allow_outside:
         return path
-    real, real_root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    real, real_root = Path(os.path.realpath(frame_of(path)[0])), Path(os.path.realpath(root))
     if not real.is_relative_to(real_root):
         raise ImageError("image-outside", f"{name} lies outside {root}; --allow-outside reads it all the same")
     return path
 
 
+def frame_of(path: Path) -> tuple[Path, float]:
+    """Return the file of a picture and the place of its frame: `clip.mp4#frame=2of4` is the one a quarter into the clip.
+
+    Frames are spaced evenly from the start, which is the frame of a path that names none. A file that really has
+    such a name is that file.
+    """
+    match = FRAME.fullmatch(str(path))
+    if match is None or path.exists():
+        return path, 0.0
+    number, count = int(match[2]), int(match[3])
+    return Path(match[1]), min(number - 1, count - 1) / count
+
+
 def read_image_file(path: Path) -> bytes:
-    """Return the bytes of a picture's file.
+    """Return the bytes of a picture's or video's file; `path` may name one of its frames.
 
     Raises ImageError when it is missing, no regular file (a FIFO or a device would hang), empty or over 64 MiB.
     """
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(frame_of(path)[0], os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise ImageError("image-missing", f"{path}: no such file") from None
     except OSError as error:
@@ -66,12 +84,16 @@ def read_image_file(path: Path) -> bytes:
         return file.read()
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, place: float = 0.0) -> Image.Image:
     """Return the picture in `data` as RGB: upright, its first frame, transparency over white.
+
+    Of a video it is the frame at `place`, a share of its length from 0 up to 1.
 
     Raises ImageError when the format is not in FORMATS, it has over 50 million pixels (found before any is
     decoded), or its data are cut off or broken.
     """
+    if VIDEO.match(data):
+        return video_frame(data, place)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,6 +114,37 @@ def decode_image(data: bytes) -> Image.Image:
         raise ImageError("image-unreadable", f"a broken picture ({error})"[:300]) from None
 
 
+def video_frame(data: bytes, place: float) -> Image.Image:
+    """Return the frame of a video at `place`, a share of its length from 0 up to 1, upright, as RGB.
+
+    Raises ImageError when its frames are over 50 million pixels, or it cannot be read as far as that.
+    """
+    # both write what they think of a broken file to standard error; read when OpenCV is loaded
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    import cv2
+
+    stream: Any = io.BytesIO(data)
+    try:
+        video = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
+        try:
+            width, height = (video.get(name) for name in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    "image-too-large", f"{width:.0f}x{height:.0f}, at most {MAX_PIXELS:,} pixels are decoded"
+                )
+            if place:
+                video.set(cv2.CAP_PROP_POS_FRAMES, int(place * video.get(cv2.CAP_PROP_FRAME_COUNT)))
+            found, pixels = video.read()
+        finally:
+            video.release()
+    except cv2.error as error:
+        raise ImageError("image-unreadable", f"a broken video ({error})"[:300]) from None
+    if not found:
+        raise ImageError("image-unreadable", "a video that cannot be read, or ends before this frame")
+    return Image.fromarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` as RGB; transparent parts become white, 16-bit grey keeps its shades."""
     if image.mode.startswith("I") or image.mode == "F":
@@ -108,7 +161,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def load_image(path: Path) -> Image.Image:
     """Return the picture at `path` as RGB; raises ImageError (see `read_image_file`, `decode_image`)."""
-    return decode_image(read_image_file(path))
+    return decode_image(read_image_file(path), frame_of(path)[1])
 
 
 def thumbnail(image: Image.Image, side: int = 320, quality: int = 85) -> bytes:

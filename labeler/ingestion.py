@@ -26,7 +26,7 @@ from labeler.artifacts import (
     sha256_file,
     sha256_json,
 )
-from labeler.images import ImageError, decode_image, difference_hash, read_image_file, resolve_image
+from labeler.images import ImageError, difference_hash, load_image, read_image_file, resolve_image
 from labeler.records import (
     SPLITS,
     Record,
@@ -34,13 +34,15 @@ from labeler.records import (
     Row,
     RowError,
     Task,
+    find_field,
     jsonable,
     label_set,
     record_from,
     write_records,
 )
-from labeler.sources import image_root, read_source
-from labeler.sources.jsonl import LITERAL_MARK
+from labeler.sources import Reading, image_root, read_source
+from labeler.sources.jsonl import LITERAL
+from labeler.sources.text import ENCODING
 from labeler.splits import group_rows, leaks, split_groups
 
 log = logging.getLogger("labeler")
@@ -59,6 +61,14 @@ class IngestOptions:
     allow_missing_image: bool = False
     allow_outside: bool = False
     strict: bool = False
+    format: str = "auto"
+    encoding: str | None = None
+    fix_text: bool = False
+    frames: int = 1
+
+    def reading(self) -> Reading:
+        """Return how the sources are read."""
+        return Reading(self.format, self.encoding, self.label, self.frames)
 
     def fields(self) -> dict[str, str]:
         """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
@@ -120,9 +130,15 @@ def ingest(
     options = options or IngestOptions()
     if options.split not in ("auto", "keep"):
         parse_fractions(options.split)  # before any work
+    if options.frames < 1:
+        raise UsageError(f"--frames {options.frames}: expected 1 or more")
     rejects = Rejects(options.strict)
     root = Path(os.path.commonpath([os.path.abspath(image_root(source)) for source in sources]))
-    rows, counts = read_rows(sources, rejects)
+    rows, counts = read_rows(sources, options.reading(), rejects)
+    if options.fix_text:
+        fixed = [fixed_text(row, options) for row in rows]
+        counts["fixed_texts"] = sum(a is not b for a, b in zip(rows, fixed, strict=True))
+        rows = fixed
     candidates = unique([item for row in rows if (item := candidate(row, root, options, rejects))], rejects)
     candidates = hash_images(candidates, options, rejects)
     recipe = Recipe("ingest", input_hashes(sources, candidates, rejects.items), asdict(options), seed)
@@ -154,17 +170,17 @@ def write_jsonl(path: Path, items: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 
-def read_rows(sources: Sequence[Path], rejects: Rejects) -> tuple[list[Row], Counter[str]]:
-    """Return every readable row, and counts of rows and of Python-literal lines."""
+def read_rows(sources: Sequence[Path], how: Reading, rejects: Rejects) -> tuple[list[Row], Counter[str]]:
+    """Return every readable row, and counts of the rows and of what their readers had to guess."""
     rows: list[Row] = []
-    counts: Counter[str] = Counter(rows=0, python_literal_lines=0)
+    counts: Counter[str] = Counter(rows=0)
     for source in sources:
-        for item in read_source(source):
+        for item in read_source(source, how):
             counts["rows"] += 1
             if isinstance(item, Reject):
                 rejects.add(item)
                 continue
-            counts["python_literal_lines"] += bool(item.fields.pop(LITERAL_MARK, False))
+            counts.update(item.notes)
             rows.append(item)
     return rows, counts
 
@@ -182,6 +198,21 @@ def candidate(row: Row, root: Path, options: IngestOptions, rejects: Rejects) ->
         identity = row.fields.get("id")
         rejects.add_row(row, None if identity is None else str(identity), error.code, str(error))
         return None
+
+
+def fixed_text(row: Row, options: IngestOptions) -> Row:
+    """Return the row with its text repaired where one encoding was taken for another; the row itself where none was."""
+    from ftfy import fix_text
+
+    name = find_field(row.fields, "text", options.fields())
+    if name is None or not isinstance(row.fields[name], str):
+        return row
+    # only what is broken: curly quotes, ligatures, full-width letters and HTML are the author's own
+    fixed = fix_text(
+        row.fields[name], unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False,
+        fix_character_width=False, fix_line_breaks=False, normalization=None,
+    )  # fmt: skip
+    return row if fixed == row.fields[name] else row._replace(fields=row.fields | {name: fixed})
 
 
 def unique(candidates: list[Candidate], rejects: Rejects) -> list[Candidate]:
@@ -238,7 +269,7 @@ def decode_images(candidates: list[Candidate], rejects: Rejects) -> list[Candida
         if item.path is None:
             return item
         try:
-            image = decode_image(read_image_file(item.path))
+            image = load_image(item.path)
         except ImageError as error:
             return error
         return item._replace(size=image.size, look=difference_hash(image))
@@ -363,7 +394,11 @@ def profile_of(
     unused = Counter(key for item in candidates for key in item.record.meta)
     return {
         "rows": counts["rows"],
-        "python_literal_lines": counts["python_literal_lines"],
+        "python_literal_lines": counts[LITERAL],
+        "encodings": {
+            name.removeprefix(ENCODING): count for name, count in counts.items() if name.startswith(ENCODING)
+        },
+        "fixed_texts": counts["fixed_texts"],
         "kept": len(records),
         "rejected": len(rejects),
         "rejects": dict(Counter(reject.code for reject in rejects).most_common()),

@@ -19,7 +19,6 @@ from labeler.artifacts import BadInputError, LabelerError, UsageError
 from labeler.images import ImageError, load_image, resolve_image
 from labeler.records import Record, Reject, Row, RowError, record_from
 from labeler.sources import image_root, read_source
-from labeler.sources.jsonl import LITERAL_MARK
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -129,9 +128,8 @@ def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -
     """Return the row as an item; an error in place of an exception."""
     if isinstance(row, Reject):
         return Item(Record(id=row.id or f"{Path(row.source).name}:{row.line}"), error=f"line {row.line}: {row.message}")
-    fields = {key: value for key, value in row.fields.items() if key != LITERAL_MARK}
     try:
-        record = record_from(row._replace(fields=fields), mapping, labelled=False)
+        record = record_from(row, mapping, labelled=False)
     except RowError as error:
         return Item(unusable(row), error=str(error))
     if record.image is None:

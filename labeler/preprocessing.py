@@ -25,7 +25,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.encoders.weights import tower_sha256
-from labeler.images import ImageError, decode_image, read_image_file, thumbnail
+from labeler.images import ImageError, decode_image, frame_of, read_image_file, thumbnail
 from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.store import DATASET
 
@@ -150,7 +150,7 @@ def load_pair(root: Path, record: Record) -> Loaded:
         data = read_image_file(path)
         if sha256_bytes(data) != record.meta.get("image_sha256"):
             raise ImageError("image-changed", f"{path}: another picture than at ingest")
-        image = decode_image(data)
+        image = decode_image(data, frame_of(path)[1])
     except ImageError as error:
         raise BadInputError(f"{error}; run `labeler ingest` again") from error
     return Loaded(record, image, thumbnail(image))

@@ -46,11 +46,12 @@ class Record(BaseModel):
 
 
 class Row(NamedTuple):
-    """One row as a source gave it: where it stood, and its fields."""
+    """One row as a source gave it: where it stood, its fields, and what its reader had to guess (for counting)."""
 
     source: str
     line: int
     fields: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 class Reject(NamedTuple):

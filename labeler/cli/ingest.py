@@ -9,10 +9,20 @@ import click
 
 from labeler.cli import options
 
+FORMATS = ("auto", "jsonl", "csv", "parquet", "folder", "meld")  # labeler.sources.FORMATS, which --help need not load
+
 
 @click.command("ingest")
 @click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
+@click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
+              help="auto: told by names and content. A folder: pictures with .txt sidecars, or MELD's tables.")  # fmt: skip
+@click.option("--encoding", callback=options.parse_encoding,
+              help="Of csv files and sidecars, such as gb18030 [default: UTF-8, or else what the bytes look like].")  # fmt: skip
+@click.option("--fix-text", is_flag=True, help="Repair texts that were read in a wrong encoding somewhere (mojibake).")
+@click.option(
+    "--frames", type=int, default=1, show_default=True, help="MELD: rows a clip, frames evenly spaced; 1: the first."
+)
 @click.option(
     "--label", help="The field that holds the label or labels [default: the first of label, labels, tags, ...]."
 )
@@ -53,6 +63,10 @@ def command(
     ]
     if profile["python_literal_lines"]:
         lines.append(f"  {profile['python_literal_lines']} lines were Python literals, not JSON; read safely")
+    lines += [f"  {count} rows were not UTF-8, read as {name} (--encoding names another)"
+              for name, count in profile["encodings"].items()]  # fmt: skip
+    if profile["fixed_texts"]:
+        lines.append(f"  {profile['fixed_texts']} texts repaired")
     if profile["leaked_rows"]:
         lines.append(
             f"  warning: {profile['leaked_rows']} rows outside train share a picture or text with train; redraw with --split"

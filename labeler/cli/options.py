@@ -41,6 +41,16 @@ def parse_map(context: click.Context, parameter: click.Parameter, values: tuple[
     return {ours: theirs for ours, _, theirs in pairs}
 
 
+def parse_encoding(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return an encoding's normal name; raises click.BadParameter where there is no such encoding."""
+    from labeler.sources.text import known_encoding
+
+    try:
+        return value and known_encoding(value)
+    except LookupError:
+        raise click.BadParameter(f"{value!r} is no text encoding; try utf-8, gb18030, cp1252, ...") from None
+
+
 mapping: Decorator = click.option(
     "--map", "mapping", multiple=True, callback=parse_map, metavar="OURS=THEIRS",
     help="Take our field (id, image, text, labels, split, group) from the field THEIRS; repeatable.",

@@ -3,41 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
-from labeler.sources import csv, folder, jsonl, parquet
+from labeler.sources import csv, folder, jsonl, meld, parquet
 
-Reader = Callable[[Path], Iterator[Row | Reject]]
-READERS: dict[str, Reader] = {
-    ".jsonl": jsonl.read,
-    ".json": jsonl.read,
-    ".ndjson": jsonl.read,
-    ".csv": csv.read,
-    ".tsv": csv.read,
-    ".parquet": parquet.read,
-}
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 
 
-def read_source(path: Path) -> Iterator[Row | Reject]:
-    """Yield the rows of a jsonl, csv, tsv or parquet file, of a folder of pictures, or of one picture.
-
-    Raises BadInputError when there is no such file or its format is unknown.
+@dataclass(frozen=True)
+class Reading:
+    """How a source is read. format: a name of FORMATS, or `auto`; encoding: of texts, by default found; label and
+    frames: what a format with several of them takes (see `labeler.sources.meld`).
     """
-    if path.is_dir():
-        return folder.read(path)
-    if not path.is_file():
+
+    format: str = "auto"
+    encoding: str | None = None
+    label: str | None = None
+    frames: int = 1
+
+
+FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
+    "jsonl": lambda path, how: jsonl.read(path),
+    "csv": lambda path, how: csv.read(path, how.encoding),
+    "parquet": lambda path, how: parquet.read(path),
+    "folder": lambda path, how: folder.read(path, how.encoding),
+    "picture": lambda path, how: folder.read_picture(path, how.encoding),
+    "meld": lambda path, how: meld.read(path, how.label, how.frames, how.encoding),
+}
+
+
+def read_source(path: Path, how: Reading | None = None) -> Iterator[Row | Reject]:
+    """Yield the rows of a file or folder, in its own format or the one that `how` names.
+
+    Raises BadInputError when there is no such file, its format is unknown, or it is not what `how` says.
+    """
+    how = how or Reading()
+    return FORMATS[find_format(path, how.format)](path, how)
+
+
+def find_format(path: Path, wanted: str = "auto") -> str:
+    """Return the name of the format of `path`: `wanted`, or what name and content tell.
+
+    Raises BadInputError when there is no such file, or its format is unknown.
+    """
+    if not path.exists():
         raise BadInputError(f"{path}: no such file or folder")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None and path.suffix.lower() in PICTURES:
-        return folder.read_picture(path)
-    if reader is None:
-        raise BadInputError(
-            f"{path}: unknown format {path.suffix!r}; expected {', '.join(READERS)}, a picture or a folder"
-        )
-    return reader(path)
+    if wanted != "auto":
+        if path.is_dir() and wanted not in ("folder", "meld"):
+            raise BadInputError(f"{path}: a folder; --format {wanted} takes a file")
+        return wanted
+    if meld.claims(path):
+        return "meld"
+    if path.is_dir():
+        return "folder"
+    if not path.is_file():
+        raise BadInputError(f"{path}: neither a file nor a folder")
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    if suffix in PICTURES:
+        return "picture"
+    raise BadInputError(f"{path}: unknown format {suffix!r}; expected {', '.join(SUFFIXES)}, a picture or a folder")
 
 
 def image_root(path: Path) -> Path:

@@ -8,21 +8,27 @@ from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
+from labeler.sources.text import EncodingError, encoding_note, file_encoding
 
 
-def read(path: Path) -> Iterator[Row | Reject]:
+def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     """Yield the rows of `path`; `line` counts rows, the header being 1. A row with cells too many or too few is a reject.
 
-    Raises BadInputError where the file as a whole is no table in UTF-8: no header, a column named twice, a quote
-    that is never closed (it would swallow all rows after it).
+    `encoding` is UTF-8, or else what the bytes look like, by default.
+
+    Raises BadInputError where the file as a whole is no table of text: no encoding fits, no header, a column named
+    twice, a quote that is never closed (it would swallow all rows after it).
     """
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        found = file_encoding(path, encoding)
+        notes = encoding_note(found, encoding)
+        with open(path, encoding="utf-8-sig" if found == "utf-8" else found, newline="") as file:
             table = csv.reader(file, delimiter=separator, strict=True)
-            yield from read_rows(path, header(path, next(table, [])), table)
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"{path}: not UTF-8 (byte {error.start}); convert it, for example with iconv") from error
+            yield from read_rows(path, header(path, next(table, [])), table, notes)
+    except (EncodingError, UnicodeDecodeError) as error:
+        message = str(error) if isinstance(error, EncodingError) else f"byte {error.start} is not {error.encoding}"
+        raise BadInputError(f"{path}: {message}") from error
     except csv.Error as error:
         raise BadInputError(f"{path}: no header that can be read ({error})") from error
 
@@ -36,7 +42,9 @@ def header(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def read_rows(path: Path, names: list[str], table: Iterator[list[str]]) -> Iterator[Row | Reject]:
+def read_rows(
+    path: Path, names: list[str], table: Iterator[list[str]], notes: tuple[str, ...]
+) -> Iterator[Row | Reject]:
     """Yield the rows after the header; blank lines are passed over and not counted."""
     number = 1
     while True:
@@ -54,7 +62,7 @@ def read_rows(path: Path, names: list[str], table: Iterator[list[str]]) -> Itera
             continue
         number += 1
         if len(cells) == len(names):
-            yield Row(str(path), number, dict(zip(names, cells, strict=True)))
+            yield Row(str(path), number, dict(zip(names, cells, strict=True)), notes)
         else:
             message = f"{len(cells)} cells, the header has {len(names)}; is a separator or a quote missing?"
             yield Reject(str(path), number, None, "cell-count", message)

@@ -8,31 +8,34 @@ from pathlib import Path
 
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
+from labeler.sources.text import EncodingError, decode_text, encoding_note
 
 METADATA = "metadata.jsonl"
+MAX_SIDECAR_BYTES = 1 << 20
 
 
-def read(root: Path) -> Iterator[Row | Reject]:
+def read(root: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     """Yield a row {"id", "image", "text"} for every file below `root`, in the order of their paths.
 
     A `.txt` beside a picture of the same name is its text; one without a picture is a pair without a
     picture. Rows of a `metadata.jsonl` come in its own order, with all their fields; the files that it
-    names are not repeated. Hidden files and folders are passed over.
+    names are not repeated. Hidden files and folders are passed over. `encoding` is the sidecars', by default UTF-8
+    or else what each one looks like.
     """
     for current, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from read_one(root, Path(current), sorted(name for name in names if not name.startswith(".")))
+        yield from read_one(root, Path(current), sorted(name for name in names if not name.startswith(".")), encoding)
 
 
-def read_picture(path: Path) -> Iterator[Row | Reject]:
+def read_picture(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     """Yield the row of one picture, its sidecar's text with it."""
-    yield text_row(path.parent, path.with_suffix(".txt"), 1, image=path)
+    yield text_row(path.parent, path.with_suffix(".txt"), 1, path, encoding)
 
 
-def read_one(root: Path, current: Path, names: list[str]) -> Iterator[Row | Reject]:
+def read_one(root: Path, current: Path, names: list[str], encoding: str | None) -> Iterator[Row | Reject]:
     """Yield the rows of one folder, its sub-folders left out."""
     named: set[str] = set()
-    if METADATA in names:
+    if METADATA in names and (current / METADATA).is_file():  # a FIFO of that name would never end
         for item in jsonl.read(current / METADATA):
             if isinstance(item, Row):
                 item, name = with_image_below(item, root, current)
@@ -44,9 +47,9 @@ def read_one(root: Path, current: Path, names: list[str]) -> Iterator[Row | Reje
             continue
         if name.endswith(".txt"):
             if Path(name).stem not in stems:
-                yield text_row(root, current / name, line, image=None)
+                yield text_row(root, current / name, line, None, encoding)
             continue
-        yield text_row(root, (current / name).with_suffix(".txt"), line, image=current / name)
+        yield text_row(root, (current / name).with_suffix(".txt"), line, current / name, encoding)
 
 
 def with_image_below(row: Row, root: Path, current: Path) -> tuple[Row, str]:
@@ -58,11 +61,23 @@ def with_image_below(row: Row, root: Path, current: Path) -> tuple[Row, str]:
     return row._replace(source=str(root), fields=row.fields | {key: name}), name
 
 
-def text_row(root: Path, sidecar: Path, line: int, image: Path | None) -> Row | Reject:
+def text_row(root: Path, sidecar: Path, line: int, image: Path | None, encoding: str | None) -> Row | Reject:
     """Return the row of a picture and its sidecar, or of a sidecar alone."""
     name = (image or sidecar).relative_to(root).as_posix()
     try:
-        text = sidecar.read_text(encoding="utf-8-sig").strip() if sidecar.is_file() else None
-    except UnicodeDecodeError:
-        return Reject(str(root), line, name, "not-utf8", f"{sidecar.name} is not UTF-8")
-    return Row(str(root), line, {"id": name, "image": name if image else None, "text": text})
+        text, found = decode_text(read_sidecar(root, sidecar), encoding) if sidecar.is_file() else (None, "utf-8")
+    except (OSError, EncodingError) as error:
+        return Reject(str(root), line, name, "text-unreadable", f"{sidecar.name}: {error}")
+    fields = {"id": name, "image": name if image else None, "text": text and text.strip()}
+    return Row(str(root), line, fields, encoding_note(found, encoding))
+
+
+def read_sidecar(root: Path, path: Path) -> bytes:
+    """Return the bytes of a sidecar; raises OSError where it is over 1 MiB or a link leads out of `root`."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise OSError("a link to outside the folder")
+    with open(path, "rb") as file:
+        data = file.read(MAX_SIDECAR_BYTES + 1)
+    if len(data) > MAX_SIDECAR_BYTES:
+        raise OSError(f"over {MAX_SIDECAR_BYTES:,} bytes")
+    return data

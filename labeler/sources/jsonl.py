@@ -14,7 +14,7 @@ from typing import Any
 from labeler.records import Reject, Row
 
 MAX_LINE_BYTES = 8 << 20  # ast's parser needs about a hundred times a line's size in memory
-LITERAL_MARK = "__python_literal__"
+LITERAL = "python literal"
 
 
 class LineError(ValueError):
@@ -34,13 +34,14 @@ def read(path: Path) -> Iterator[Row | Reject]:
             if not raw.strip():
                 continue
             try:
-                yield Row(str(path), number, parse_line(raw))
+                fields, literal = parse_line(raw)
+                yield Row(str(path), number, fields, (LITERAL,) if literal else ())
             except LineError as error:
                 yield Reject(str(path), number, None, error.code, str(error))
 
 
-def parse_line(raw: bytes) -> dict[str, Any]:
-    """Return the object in one line; a Python literal carries LITERAL_MARK, for the profile's count.
+def parse_line(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """Return the object in one line, and whether it was a Python literal in place of JSON.
 
     Raises LineError: not UTF-8, too long, neither JSON nor a literal, NaN, a key twice, not an object.
     """
@@ -62,8 +63,7 @@ def parse_line(raw: bytes) -> dict[str, Any]:
         raise LineError("not-json", "nested too deeply") from None
     if not isinstance(value, dict):
         raise LineError("not-an-object", f"a JSON {type(value).__name__}, expected an object with named fields")
-    fields = {str(key): item for key, item in value.items()}
-    return fields | {LITERAL_MARK: True} if literal else fields
+    return {str(key): item for key, item in value.items()}, literal
 
 
 def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:

@@ -1,0 +1,128 @@
+"""Encodings: found where they are not UTF-8, counted, named by hand where that fails; mojibake repaired only where asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from labeler.artifacts import BadInputError
+from labeler.cli import cli
+from labeler.ingestion import IngestOptions, ingest
+from labeler.records import Reject
+from labeler.sources import Reading, read_source
+from labeler.sources.text import SAMPLE_BYTES, EncodingError, decode_text, file_encoding, known_encoding
+
+CHINESE = "今天天气真好，我们去公园玩吧"
+
+
+def table(texts: list[str], encoding: str) -> bytes:
+    rows = [f"{number},{text},{'joy' if number % 2 else 'anger'}" for number, text in enumerate(texts)]
+    return "\r\n".join(["id,text,label", *rows, ""]).encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
+def test_a_table_is_read_in_its_own_encoding(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes(table([f"{CHINESE}{number}" for number in range(6)], encoding))
+    rows = list(read_source(path))
+    assert [row.fields["text"] for row in rows] == [f"{CHINESE}{number}" for number in range(6)]
+    guessed = encoding in ("gb18030", "utf-16")
+    assert [bool(row.notes) for row in rows] == [guessed] * 6
+
+
+def test_the_line_that_is_not_utf8_tells_the_encoding_however_late_it_comes(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(table(["plain words"] * 60_000 + [CHINESE, "more"], "gb18030"))
+    assert path.stat().st_size > SAMPLE_BYTES
+    assert file_encoding(path) == "gb18030"
+    assert [row.fields["text"] for row in read_source(path)][-2:] == [CHINESE, "more"]
+
+
+def test_a_character_across_two_pieces_is_utf8(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"x" * (SAMPLE_BYTES - 1) + "é".encode())
+    assert file_encoding(path) == "utf-8"
+    path.write_bytes(b"x" * SAMPLE_BYTES + "é".encode()[:1])
+    with pytest.raises(EncodingError, match="ends inside a character"):
+        file_encoding(path)
+
+
+def test_an_encoding_that_was_named_is_not_guessed(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(table(["café crème", "déjà vu"], "cp1252"))
+    rows = list(read_source(path, Reading(encoding="cp1252")))
+    assert [(row.fields["text"], row.notes) for row in rows] == [("café crème", ()), ("déjà vu", ())]
+    with pytest.raises(BadInputError, match=r"a\.csv: byte \d+ is not utf-8"):
+        list(read_source(path, Reading(encoding="utf-8")))
+
+
+def test_bytes_that_are_no_text_are_said_to_be_none(tmp_path):
+    with pytest.raises(EncodingError, match="no other encoding fits; name it with --encoding"):
+        decode_text(bytes(range(256)))
+    with pytest.raises(EncodingError, match="byte 0 is not ascii"):
+        decode_text("é".encode(), "ascii")
+    assert decode_text("\ufeffa".encode()) == ("a", "utf-8")
+
+
+def test_sidecars_are_read_each_in_its_own_encoding(tmp_path):
+    for name, data in {"a": CHINESE.encode("gb18030"), "b": CHINESE.encode(), "c": bytes(range(256))}.items():
+        (tmp_path / f"{name}.txt").write_bytes(data)
+    items = list(read_source(tmp_path))
+    assert [(item.fields["text"], item.notes) for item in items[:2]] == [
+        (CHINESE, ("encoding gb18030",)),
+        (CHINESE, ()),
+    ]
+    assert isinstance(items[2], Reject)
+    assert (items[2].id, items[2].code) == ("c.txt", "text-unreadable")
+
+
+def test_fault_10_a_sidecar_that_leads_outside_or_never_ends_is_not_read(tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
+    (inside / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (inside / "b.txt").write_bytes(b"x" * (1 << 20) + b"y")
+    (inside / "c.txt").write_bytes(b"x" * (1 << 20))
+    items = list(read_source(inside))
+    assert [(item.id, item.code) for item in items[:2]] == [("a.txt", "text-unreadable"), ("b.txt", "text-unreadable")]
+    assert "outside" in items[0].message
+    assert len(items[2].fields["text"]) == 1 << 20
+
+
+def test_the_profile_counts_what_was_guessed(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(table([f"{CHINESE}{number}" for number in range(12)], "gb18030"))
+    profile = ingest([path], tmp_path / "out").profile
+    assert (profile["encodings"], profile["fixed_texts"]) == ({"gb18030": 12}, 0)
+
+
+def test_mojibake_is_repaired_only_where_asked(tmp_path):
+    broken, odd = "schÃ¶n â€” dÃ©jÃ  vu", "ﬁne “quotes” &amp; Ｆｕｌｌ"
+    path = tmp_path / "a.jsonl"
+    texts = [broken, odd] + [f"plain {number}" for number in range(10)]
+    path.write_text(
+        "".join(json.dumps({"text": text, "label": "ab"[row % 2]}) + "\n" for row, text in enumerate(texts)),
+        encoding="utf-8",
+    )
+    read = {}
+    for fix in (False, True):
+        result = ingest([path], tmp_path / str(fix), IngestOptions(fix_text=fix))
+        lines = (tmp_path / str(fix) / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        read[fix] = [json.loads(line)["text"] for line in lines]
+        assert result.profile["fixed_texts"] == int(fix)
+    assert read[False][:2] == [broken, odd]
+    assert read[True] == ["schön — déjà vu", *read[False][1:]]
+
+
+def test_no_such_encoding_is_a_usage_error(tmp_path):
+    path: Path = tmp_path / "a.csv"
+    path.write_bytes(table(["a", "b"], "utf-8"))
+    result = CliRunner().invoke(cli, ["ingest", str(path), "--out", str(tmp_path / "out"), "--encoding", "utf-99"])
+    assert result.exit_code == 2
+    assert "'utf-99' is no text encoding; try utf-8, gb18030" in result.output
+    assert known_encoding("GB18030") == "gb18030"
+    with pytest.raises(LookupError):
+        known_encoding("rot13")
