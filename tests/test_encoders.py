@@ -254,11 +254,17 @@ def test_a_hub_out_of_reach_is_said_within_ten_seconds(no_hub, load, name, kind)
 def test_a_hub_that_never_answers_is_given_up(monkeypatch):
     assert weights.HUB_SECONDS < 9.5
     monkeypatch.setattr(weights, "HUB_SECONDS", 0.1)
-    monkeypatch.setattr(weights, "urlopen", lambda url, timeout: time.sleep(5))
+    monkeypatch.setattr(weights, "urlopen", silent)
     started = time.monotonic()
     with pytest.raises(LabelerError, match=r"'some/model' .* out of reach \(no answer in time\)"):
         from_hub("some/model", "text", missing, lambda: pytest.fail("not to be asked"), "http://127.0.0.1:1")
     assert time.monotonic() - started < 3
+
+
+def silent(url, timeout):
+    """Stand for a hub that takes the connection and says nothing."""
+    time.sleep(5)
+    raise OSError("closed")
 
 
 def missing():
