@@ -27,12 +27,14 @@ from labeler.artifacts import (
     sha256_json,
 )
 from labeler.images import ImageError, difference_hash, load_image, read_image_file, resolve_image
+from labeler.profile import counted, profile_of
 from labeler.records import (
     SPLITS,
     Record,
     Reject,
     Row,
     RowError,
+    Split,
     Task,
     find_field,
     jsonable,
@@ -41,9 +43,7 @@ from labeler.records import (
     write_records,
 )
 from labeler.sources import Reading, image_root, read_source
-from labeler.sources.jsonl import LITERAL
-from labeler.sources.text import ENCODING
-from labeler.splits import group_rows, leaks, split_groups
+from labeler.splits import Key, group_rows, leaking, split_groups
 
 log = logging.getLogger("labeler")
 
@@ -64,6 +64,7 @@ class IngestOptions:
     format: str = "auto"
     encoding: str | None = None
     fix_text: bool = False
+    drop_leaks: bool = False
     frames: int = 1
 
     def reading(self) -> Reading:
@@ -150,10 +151,15 @@ def ingest(
         raise BadInputError(f"{sources[0]}: no usable row among {counts['rows']} ({dict(reasons)})")
     task = choose_task(options.task, rows, options)
     candidates = one_label_each(candidates, task, rejects)
+    if options.drop_leaks:
+        candidates = without_leaks(candidates, options, rejects)
     labels = label_set((item.record for item in candidates), task)
-    records, split_profile = assign_splits(candidates, options, seed)
-    profile = profile_of(candidates, records, rejects.items, counts, split_profile)
-    profile |= {"task": task, "root": os.path.relpath(root, out.absolute())}
+    keys = [leak_keys(item) for item in candidates]
+    records, how = assign_splits(candidates, keys, options, seed)
+    profile = counted(counts, rejects.items) | profile_of(
+        records, keys, [item.size for item in candidates if item.size]
+    )
+    profile |= {"split": how, "task": task, "root": os.path.relpath(root, out.absolute())}
     # the same pairs are the same data wherever they lie: paths to the root, and counts of what was left out, do not matter
     content = sha256_json([labels.model_dump(), [record.model_dump() for record in records]])
     with making(out, recipe, content=content) as folder:
@@ -324,23 +330,46 @@ def one_label_each(candidates: list[Candidate], task: Task, rejects: Rejects) ->
     return kept
 
 
-def assign_splits(
-    candidates: Sequence[Candidate], options: IngestOptions, seed: int
-) -> tuple[list[Record], dict[str, Any]]:
-    """Return the records with split and group set, and what to say about it in the profile."""
-    keys = [leak_keys(item) for item in candidates]
-    groups = group_rows(keys)
+def given_splits(candidates: Sequence[Candidate], options: IngestOptions) -> list[Split] | None:
+    """Return the splits that the rows bring with them, None where they are to be drawn.
+
+    Raises BadInputError where some rows have one and others have none.
+    """
     given = [item.record.split for item in candidates]
-    if options.split == "keep" or (options.split == "auto" and any(given)):
-        missing = [item for item, split in zip(candidates, given, strict=True) if split is None]
-        if missing:
-            where = f"{missing[0].row.source}:{missing[0].row.line}"
-            raise BadInputError(
-                f"{where}: {len(missing)} rows have no split; give all rows one, or --split 0.7,0.15,0.15"
-            )
-        splits = [split for split in given if split is not None]
+    if options.split != "keep" and not (options.split == "auto" and any(given)):
+        return None
+    missing = [item for item, split in zip(candidates, given, strict=True) if split is None]
+    if missing:
+        where = f"{missing[0].row.source}:{missing[0].row.line}"
+        raise BadInputError(f"{where}: {len(missing)} rows have no split; give all rows one, or --split 0.7,0.15,0.15")
+    return [split for split in given if split is not None]
+
+
+def without_leaks(candidates: list[Candidate], options: IngestOptions, rejects: Rejects) -> list[Candidate]:
+    """Return the candidates without train rows that share a picture, text or group with a row that is held out."""
+    splits = given_splits(candidates, options)
+    if splits is None:
+        return candidates
+    shared = leaking([leak_keys(item) for item in candidates], splits)
+    for number, other in shared.items():
+        item, theirs = candidates[number], candidates[other].record
+        message = f"shares a picture, text or group with {theirs.id} of {theirs.split}"
+        rejects.add_row(item.row, item.record.id, "leak", message)
+    return [item for number, item in enumerate(candidates) if number not in shared]
+
+
+def assign_splits(
+    candidates: Sequence[Candidate], keys: Sequence[list[Key]], options: IngestOptions, seed: int
+) -> tuple[list[Record], str]:
+    """Return the records with split and group set, and how the splits came about."""
+    splits = given_splits(candidates, options)
+    if splits is not None:
+        # Given splits cannot be mended: groups only tell which rows an interval must draw together. Short texts ("What?")
+        # would join most dialogues of a set into one, so a row that has a group of its own is not joined by its text.
+        groups = group_rows([own_group(row) for row in keys])
         how = "kept as given"
     else:
+        groups = group_rows(keys)
         fractions = parse_fractions("0.7,0.15,0.15" if options.split == "auto" else options.split)
         splits = split_groups(groups, [item.record.labels for item in candidates], fractions, seed)
         how = f"drawn: {', '.join(f'{name} {share:g}' for name, share in zip(SPLITS, fractions, strict=True))}"
@@ -349,12 +378,10 @@ def assign_splits(
         item.record.model_copy(update={"split": split, "group": name, "meta": jsonable(meta_of(item))})
         for item, split, name in zip(candidates, splits, names, strict=True)
     ]
-    sizes = Counter(groups)
-    return records, {"split": how, "groups": len(sizes), "joined_rows": sum(size for size in sizes.values() if size > 1),
-                     "leaked_rows": leaks(groups, splits)}  # fmt: skip
+    return records, how
 
 
-def leak_keys(item: Candidate) -> list[tuple[str, str]]:
+def leak_keys(item: Candidate) -> list[Key]:
     """Return what must not lie in two splits: the picture's bytes and look, the text, the group.
 
     Texts are compared without case, spaces and punctuation; emoji and the vowel signs of Indic scripts count.
@@ -363,6 +390,12 @@ def leak_keys(item: Candidate) -> list[tuple[str, str]]:
     text = "".join(character for character in given if category(character)[0] in "LMNS") or given
     found = [("bytes", item.sha256), ("look", item.look), ("text", text), ("group", item.record.group)]
     return [(kind, value) for kind, value in found if value]
+
+
+def own_group(keys: list[Key]) -> list[Key]:
+    """Return the keys without the text's where there is a group."""
+    grouped = any(kind == "group" for kind, _ in keys)
+    return [(kind, value) for kind, value in keys if not (grouped and kind == "text")]
 
 
 def meta_of(item: Candidate) -> dict[str, Any]:
@@ -380,46 +413,3 @@ def parse_fractions(text: str) -> tuple[float, ...]:
     if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise UsageError(f"--split {text}: expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15")
     return shares
-
-
-def profile_of(
-    candidates: Sequence[Candidate],
-    records: Sequence[Record],
-    rejects: Sequence[Reject],
-    counts: Counter[str],
-    split_profile: dict[str, Any],
-) -> dict[str, Any]:
-    """Return the figures of `profile.json`: rows in and out, rejects by code, labels by split, sizes, leaks."""
-    by_split = {split: [record for record in records if record.split == split] for split in SPLITS}
-    unused = Counter(key for item in candidates for key in item.record.meta)
-    return {
-        "rows": counts["rows"],
-        "python_literal_lines": counts[LITERAL],
-        "encodings": {
-            name.removeprefix(ENCODING): count for name, count in counts.items() if name.startswith(ENCODING)
-        },
-        "fixed_texts": counts["fixed_texts"],
-        "kept": len(records),
-        "rejected": len(rejects),
-        "rejects": dict(Counter(reject.code for reject in rejects).most_common()),
-        "splits": {split: len(rows) for split, rows in by_split.items()},
-        "labels": {
-            split: dict(Counter(name for row in rows for name in row.labels)) for split, rows in by_split.items()
-        },
-        **split_profile,
-        "without_image": sum(record.image is None for record in records),
-        "without_text": sum(record.text is None for record in records),
-        "text_characters": quantiles([len(record.text) for record in records if record.text]),
-        "image_width": quantiles([item.size[0] for item in candidates if item.size]),
-        "image_height": quantiles([item.size[1] for item in candidates if item.size]),
-        "unused_fields": dict(unused.most_common()),
-    }
-
-
-def quantiles(values: list[int]) -> dict[str, int] | None:
-    """Return the smallest, median, 95th-percentile and largest value; None where there is none."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    at = {"min": 0, "median": len(ordered) // 2, "p95": int(0.95 * (len(ordered) - 1)), "max": len(ordered) - 1}
-    return {name: ordered[index] for name, index in at.items()}

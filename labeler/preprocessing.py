@@ -86,7 +86,8 @@ def preprocess(
     with making(out, recipe, content=sha256_json([manifest["content_sha256"], towers])) as folder:
         write_dataset(folder / DATASET, records, image, text, rows)
         write_json(folder / "towers.json", towers)
-        shutil.copyfile(records / "labels.json", folder / "labels.json")
+        for name in ("labels.json", "profile.json"):
+            shutil.copyfile(records / name, folder / name)
     return Preprocessed(out, False, rows)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from labeler.records import SPLITS, Split
 
+Key = tuple[str, str]  # a kind (a picture's bytes, its look, the text, the group) and a value
+
 
 def group_rows(keys: Sequence[Iterable[Hashable]]) -> list[int]:
     """Return a group number for each row: rows that share a key, directly or through others, share a group.
@@ -74,7 +76,27 @@ def ordered_groups(
     return sorted(order, key=rarity)
 
 
-def leaks(groups: Sequence[int], splits: Sequence[Split]) -> int:
-    """Return how many rows outside train share a group with a train row."""
-    train = {group for group, split in zip(groups, splits, strict=True) if split == "train"}
-    return sum(split != "train" and group in train for group, split in zip(groups, splits, strict=True))
+def leaks(keys: Sequence[Iterable[Key]], splits: Sequence[Split]) -> dict[int, set[str]]:
+    """Return, for each row outside train that shares a key with a train row, the kinds of keys that it shares."""
+    train = {key for row, split in zip(keys, splits, strict=True) if split == "train" for key in row}
+    found = {
+        number: {kind for kind, value in row if (kind, value) in train}
+        for number, (row, split) in enumerate(zip(keys, splits, strict=True))
+        if split != "train"
+    }
+    return {number: kinds for number, kinds in found.items() if kinds}
+
+
+def leaking(keys: Sequence[Iterable[Key]], splits: Sequence[Split]) -> dict[int, int]:
+    """Return the train rows that share a key with a row outside train, and the number of the first such row."""
+    held_out: dict[Key, int] = {}
+    for number, (row, split) in enumerate(zip(keys, splits, strict=True)):
+        if split != "train":
+            for key in row:
+                held_out.setdefault(key, number)
+    shared = {
+        number: next((held_out[key] for key in row if key in held_out), None)
+        for number, (row, split) in enumerate(zip(keys, splits, strict=True))
+        if split == "train"
+    }
+    return {number: other for number, other in shared.items() if other is not None}

@@ -60,7 +60,7 @@ def test_help_lists_the_stages_in_order_and_imports_nothing_heavy(place):
     assert result.code == 0
     stages = result.out.partition("Stages, in their order:")[2]
     places = [stages.index(f"\n  {name} ") for name in COMMANDS]
-    assert list(COMMANDS) == ["ingest", "preprocess", "train", "evaluate", "report", "predict"]
+    assert list(COMMANDS) == ["ingest", "inspect", "preprocess", "train", "evaluate", "report", "predict"]
     assert places == sorted(places)
     assert "click" in result.imported, "importtime was read"
     assert not result.imported & HEAVY

@@ -19,6 +19,7 @@ labeler  encoders
 artifacts
 records  evaluation  encoders.weights
 images  splits  sources  baselines
+profile
 ingestion  store
 preprocessing  batches
 layers  encoders.image  encoders.text

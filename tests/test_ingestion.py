@@ -184,6 +184,10 @@ def test_an_official_split_is_kept_and_its_leaks_counted(run):
     assert result.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
     assert list(split_of(result).values()) == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
     assert result.profile["leaked_rows"] == 2
+    assert result.profile["leaks"] == {"validation": {"text": 1}, "test": {"text": 1}}
+    dropped = run(rows, drop_leaks=True, out="dropped")
+    assert (dropped.profile["leaked_rows"], dropped.profile["rejects"]) == (0, {"leak": 1})
+    assert dropped.profile["splits"] == {"train": 5, "validation": 2, "test": 2}
     redrawn = run(rows, split="0.6,0.2,0.2", out="redrawn")
     assert redrawn.profile["leaked_rows"] == 0
     assert redrawn.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
@@ -330,3 +334,24 @@ def test_counts_add_up_on_any_mixture(run, tmp_path, seed):
     )
     assert result.profile["rows"] == 80
     assert result.profile["leaked_rows"] == 0
+
+
+def test_dialogues_of_given_splits_are_not_joined_by_what_everybody_says(run):
+    rows = [row(number, text="What?" if number % 3 == 0 else f"text {number}", split="train", group=f"d{number // 3}")
+            for number in range(9)]  # fmt: skip
+    rows += [row(9, split="test", group="d9"), row(10, split="val", group="d10")]
+    groups = {record.id: record.group for record in kept(run(rows))}
+    assert len(set(groups.values())) == 5
+    for number in range(9):
+        del rows[number]["group"]
+    groups = {record.id: record.group for record in kept(run(rows, out="ungrouped"))}
+    assert groups["0"] == groups["3"] == groups["6"]
+
+
+def test_the_profile_says_what_stands_twice_and_together(run):
+    rows = [row(number, label=["a", "b"] if number % 2 else ["b"]) for number in range(10)]
+    rows[4]["text"] = rows[2]["text"].upper() + "!!"
+    profile = run(rows).profile
+    assert profile["duplicates"]["text"] == {"values": 1, "rows": 2}
+    assert profile["labels_together"] == [["a", "b", 5]]
+    assert profile["text_words"]["min"] >= 1

@@ -13,7 +13,7 @@ from PIL import Image
 
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.records import SPLITS, read_records
-from labeler.splits import group_rows, leaks, split_groups
+from labeler.splits import group_rows, leaking, leaks, split_groups
 
 FRACTIONS = (0.7, 0.15, 0.15)
 SEEDS = range(20)
@@ -78,7 +78,7 @@ def test_no_group_lies_in_two_splits(seed, multi):
     groups, labels = random_rows(seed, multi=multi)
     splits = split_groups(groups, labels, FRACTIONS, seed)
     assert len({(group, split) for group, split in zip(groups, splits, strict=True)}) == len(set(groups))
-    assert leaks(groups, splits) == 0
+    assert leaks([[("group", str(group))] for group in groups], splits) == {}
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -141,10 +141,19 @@ def test_one_group_of_all_goes_to_train():
     assert set(split_groups([0] * 9, [["a"]] * 9, FRACTIONS, 0)) == {"train"}
 
 
-def test_leaks_are_rows_outside_train_with_a_group_in_train():
+def test_leaks_are_rows_outside_train_that_share_a_key_with_train():
+    keys = [
+        [("text", "a")],
+        [("text", "a"), ("look", "x")],
+        [("look", "x")],  # with train only through the row before: no train row says anything about it
+        [("text", "b"), ("group", "g")],
+        [("text", "a"), ("group", "g")],
+        [("group", "g"), ("look", "a")],
+    ]
     splits = ["train", "test", "validation", "test", "validation", "train"]
-    assert leaks([0, 0, 0, 1, 1, 2], splits) == 2
-    assert leaks([0, 1, 2, 3, 4, 0], splits) == 0
+    assert leaks(keys, splits) == {1: {"text"}, 3: {"group"}, 4: {"text", "group"}}
+    assert leaking(keys, splits) == {0: 1, 5: 3}
+    assert leaks(keys, ["train"] * 6) == leaking(keys, ["train"] * 6) == {}
 
 
 def picture(path: Path, seed: int) -> Path:

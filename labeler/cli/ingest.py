@@ -32,6 +32,8 @@ FORMATS = ("auto", "jsonl", "csv", "parquet", "folder", "meld")  # labeler.sourc
 @click.option("--label-separator", default="|", show_default=True, help="Stands between labels in one string.")
 @click.option("--split", default="auto", show_default=True,
               help="keep: as given in the data. 0.7,0.15,0.15: draw train, validation, test. auto: keep if given.")  # fmt: skip
+@click.option("--drop-leaks", is_flag=True,
+              help="With given splits: leave out train rows that share a picture, text or group with others.")  # fmt: skip
 @click.option("--group-by", help="A field whose equal values must not lie in two splits.")
 @click.option("--allow-missing-image", is_flag=True, help="Keep a row without its picture as a text.")
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the source's folder.")
@@ -69,7 +71,8 @@ def command(
         lines.append(f"  {profile['fixed_texts']} texts repaired")
     if profile["leaked_rows"]:
         lines.append(
-            f"  warning: {profile['leaked_rows']} rows outside train share a picture or text with train; redraw with --split"
+            f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
+            "leaves the train rows out, --split draws new splits"
         )
     if profile["rejected"]:
         lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")
