@@ -63,7 +63,7 @@ def profile_of(
         "joined_rows": sum(size for size in joined.values() if size > 1),
         "duplicates": duplicates(keys),
         "leaked_rows": len(leaked),
-        "leaks": {split: dict(kinds.most_common()) for split, kinds in leaked_by.items()},
+        "leaks": {split: dict(sorted(kinds.items())) for split, kinds in leaked_by.items()},
         "without_image": sum(record.image is None for record in records),
         "without_text": sum(record.text is None for record in records),
         "text_characters": quantiles([len(text) for text in texts]),

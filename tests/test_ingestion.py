@@ -184,7 +184,7 @@ def test_an_official_split_is_kept_and_its_leaks_counted(run):
     assert result.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
     assert list(split_of(result).values()) == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
     assert result.profile["leaked_rows"] == 2
-    assert result.profile["leaks"] == {"validation": {"text": 1}, "test": {"text": 1}}
+    assert result.profile["leaks"] == {split: {"text": 1, "text, verbatim": 1} for split in ("validation", "test")}
     dropped = run(rows, drop_leaks=True, out="dropped")
     assert (dropped.profile["leaked_rows"], dropped.profile["rejects"]) == (0, {"leak": 1})
     assert dropped.profile["splits"] == {"train": 5, "validation": 2, "test": 2}
