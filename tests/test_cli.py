@@ -60,7 +60,8 @@ def test_help_lists_the_stages_in_order_and_imports_nothing_heavy(place):
     assert result.code == 0
     stages = result.out.partition("Stages, in their order:")[2]
     places = [stages.index(f"\n  {name} ") for name in COMMANDS]
-    assert list(COMMANDS) == ["ingest", "inspect", "preprocess", "train", "evaluate", "report", "predict"]
+    stages_and_tools = ["ingest", "inspect", "preprocess", "train", "evaluate", "report", "predict", "export-tasks"]
+    assert list(COMMANDS) == stages_and_tools
     assert places == sorted(places)
     assert "click" in result.imported, "importtime was read"
     assert not result.imported & HEAVY
@@ -80,7 +81,11 @@ def test_every_command_has_help_for_itself_and_every_option(name):
 
 def test_every_command_is_a_file_and_every_file_a_command():
     folder = Path(importlib.util.find_spec("labeler.cli").origin).parent
-    assert {path.stem for path in folder.glob("*.py")} == {*COMMANDS, "__init__", "options"}
+    assert {path.stem for path in folder.glob("*.py")} == {
+        *(name.replace("-", "_") for name in COMMANDS),
+        "__init__",
+        "options",
+    }
 
 
 def test_a_command_s_help_and_usage_errors_need_no_torch(place):

@@ -20,7 +20,7 @@ artifacts
 records  evaluation  encoders.weights
 images  splits  sources  baselines
 profile
-ingestion  store
+ingestion  store  export
 preprocessing  batches
 layers  encoders.image  encoders.text
 encoders.visualbert
@@ -178,7 +178,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "images", "splits", "ingestion", "preprocessing", "training", "scoring", "labelling",
-         "runs", "store", "models", "encoders.weights"]  # fmt: skip
+         "runs", "store", "export", "models", "encoders.weights"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT + [name for name in module_names() if name.startswith("sources")])

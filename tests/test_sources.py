@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from labeler.artifacts import BadInputError
+from labeler.ingestion import IngestOptions, ingest
 from labeler.records import Reject, Row
-from labeler.sources import image_root, read_source
+from labeler.sources import FORMATS, find_format, image_root, read_source
 from labeler.sources.jsonl import LITERAL, MAX_LINE_BYTES, LineError, parse_line
 
 ROWS = [
@@ -271,3 +273,60 @@ def test_a_file_that_is_no_parquet_table_is_refused(tmp_path):
     path.write_bytes(b"id,text\n1,a\n")
     with pytest.raises(BadInputError, match="not a parquet table"):
         list(read_source(path))
+
+
+def test_metadata_names_files_of_sub_folders_and_they_come_once(tmp_path):
+    for name in ("sub/a.png", "sub/b.png"):
+        write(tmp_path, name, b"x")
+    write(tmp_path, "metadata.jsonl", '{"file_name": "sub/a.png", "label": "joy"}\n')
+    rows, rejects = read(tmp_path)
+    assert [row.get("image", row.get("file_name")) for row in rows] == ["sub/a.png", "sub/b.png"]
+    assert rejects == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("a.json", '[{"id": 1, "data": {"text": "x"}, "annotations": [{"result": []}]}]', "label-studio"),
+        ("a.json", '{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": []}', "coco"),
+        ("a.json", '{"id": 1, "text": "x", "label": "joy"}\n', "jsonl"),
+        ("a.jsonl", '{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": []}', "jsonl"),
+        ("a.JSON", "", "jsonl"),
+        ("a.tsv", "id\n", "csv"),
+        ("a.jpeg", "x", "picture"),
+        ("dev_sent_emo.csv", "x", "meld"),
+    ],
+)
+def test_the_format_is_told_by_name_and_content(tmp_path, name, data, found):
+    path = write(tmp_path, name, data)
+    assert find_format(path) == found
+    assert find_format(tmp_path) == ("meld" if found == "meld" else "folder")
+    assert find_format(path, "csv") == "csv"
+    for wanted, place in (("coco", tmp_path), ("class-folders", path)):
+        with pytest.raises(BadInputError, match=f"--format {wanted} takes a (file|folder)"):
+            find_format(place, wanted)
+
+
+def test_every_format_can_be_asked_for():
+    from labeler.cli.ingest import FORMATS as OFFERED
+
+    assert set(OFFERED) == {"auto", *FORMATS} - {"picture"}
+
+
+def test_each_format_goes_through_ingest(tmp_path):
+    for name in ("joy/a.png", "joy/b.png", "anger/c.png", "anger/d.png"):
+        path = tmp_path / "classes" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 50 + len(name)).save(path)
+    tasks = [{"id": number, "data": {"image": f"/data/local-files/?d={name}", "text": f"t {number}"},
+              "annotations": [{"result": [{"from_name": "mood", "to_name": "image", "type": "choices",
+                                           "value": {"choices": [name.split("/")[0]]}}]}]}
+             for number, name in enumerate(("joy/a.png", "joy/b.png", "anger/c.png", "anger/d.png"))]  # fmt: skip
+    write(tmp_path / "classes", "export.json", json.dumps(tasks))
+    studio = ingest([tmp_path / "classes" / "export.json"], tmp_path / "studio")
+    assert (studio.profile["kept"], studio.profile["task"], studio.profile["without_image"]) == (4, "single", 0)
+    (tmp_path / "classes" / "export.json").unlink()
+    classes = ingest([tmp_path / "classes"], tmp_path / "out", IngestOptions(format="class-folders"))
+    assert classes.profile["kept"] == 4
+    labels = [sum(part.get(name, 0) for part in classes.profile["labels"].values()) for name in ("joy", "anger")]
+    assert labels == [2, 2]

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Measure a run, and the baselines, on held-out pairs.",
     "report": "Compare runs: one offline HTML page, JSON and Markdown.",
     "predict": "Label folders, pictures, jsonl or csv files.",
+    "export-tasks": "Write predictions or records as tasks for Label Studio.",
 }
 
 
@@ -36,7 +37,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the sub-command of that name."""
         if cmd_name in COMMANDS:
-            return importlib.import_module(f"labeler.cli.{cmd_name}").command
+            return importlib.import_module(f"labeler.cli.{cmd_name.replace('-', '_')}").command
         return None
 
     def resolve_command(

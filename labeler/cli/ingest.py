@@ -9,14 +9,24 @@ import click
 
 from labeler.cli import options
 
-FORMATS = ("auto", "jsonl", "csv", "parquet", "folder", "meld")  # labeler.sources.FORMATS, which --help need not load
+FORMATS = (
+    "auto",
+    "jsonl",
+    "csv",
+    "parquet",
+    "label-studio",
+    "coco",
+    "meld",
+    "folder",
+    "class-folders",
+)  # labeler.sources.FORMATS, which --help need not load
 
 
 @click.command("ingest")
 @click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
 @click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
-              help="auto: told by names and content. A folder: pictures with .txt sidecars, or MELD's tables.")  # fmt: skip
+              help="auto: told by names and content. class-folders: sub-folders are the labels.")  # fmt: skip
 @click.option("--encoding", callback=options.parse_encoding,
               help="Of csv files and sidecars, such as gb18030 [default: UTF-8, or else what the bytes look like].")  # fmt: skip
 @click.option("--fix-text", is_flag=True, help="Repair texts that were read in a wrong encoding somewhere (mojibake).")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
-from labeler.sources import csv, folder, jsonl, meld, parquet
+from labeler.sources import class_folders, coco, csv, folder, jsonl, label_studio, meld, parquet
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SUFFIXES = {
@@ -39,8 +39,12 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "parquet": lambda path, how: parquet.read(path),
     "folder": lambda path, how: folder.read(path, how.encoding),
     "picture": lambda path, how: folder.read_picture(path, how.encoding),
+    "class-folders": lambda path, how: class_folders.read_class_folders(path, how.encoding),
+    "label-studio": lambda path, how: label_studio.read(path),
+    "coco": lambda path, how: coco.read(path),
     "meld": lambda path, how: meld.read(path, how.label, how.frames, how.encoding),
 }
+FOLDERS = ("folder", "class-folders", "meld")
 
 
 def read_source(path: Path, how: Reading | None = None) -> Iterator[Row | Reject]:
@@ -60,8 +64,10 @@ def find_format(path: Path, wanted: str = "auto") -> str:
     if not path.exists():
         raise BadInputError(f"{path}: no such file or folder")
     if wanted != "auto":
-        if path.is_dir() and wanted not in ("folder", "meld"):
+        if path.is_dir() and wanted not in FOLDERS:
             raise BadInputError(f"{path}: a folder; --format {wanted} takes a file")
+        if path.is_file() and wanted in FOLDERS and wanted != "meld":
+            raise BadInputError(f"{path}: a file; --format {wanted} takes a folder")
         return wanted
     if meld.claims(path):
         return "meld"
@@ -70,6 +76,10 @@ def find_format(path: Path, wanted: str = "auto") -> str:
     if not path.is_file():
         raise BadInputError(f"{path}: neither a file nor a folder")
     suffix = path.suffix.lower()
+    if suffix == ".json" and label_studio.claims(path):
+        return "label-studio"
+    if suffix == ".json" and coco.claims(path):
+        return "coco"
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
     if suffix in PICTURES:

@@ -22,9 +22,11 @@ def read(root: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     names are not repeated. Hidden files and folders are passed over. `encoding` is the sidecars', by default UTF-8
     or else what each one looks like.
     """
+    named: set[str] = set()  # by a metadata.jsonl of this folder or one above
     for current, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from read_one(root, Path(current), sorted(name for name in names if not name.startswith(".")), encoding)
+        shown = sorted(name for name in names if not name.startswith("."))
+        yield from read_one(root, Path(current), shown, named, encoding)
 
 
 def read_picture(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
@@ -32,9 +34,10 @@ def read_picture(path: Path, encoding: str | None = None) -> Iterator[Row | Reje
     yield text_row(path.parent, path.with_suffix(".txt"), 1, path, encoding)
 
 
-def read_one(root: Path, current: Path, names: list[str], encoding: str | None) -> Iterator[Row | Reject]:
-    """Yield the rows of one folder, its sub-folders left out."""
-    named: set[str] = set()
+def read_one(
+    root: Path, current: Path, names: list[str], named: set[str], encoding: str | None
+) -> Iterator[Row | Reject]:
+    """Yield the rows of one folder, its sub-folders left out; the files that its metadata names are added to `named`."""
     if METADATA in names and (current / METADATA).is_file():  # a FIFO of that name would never end
         for item in jsonl.read(current / METADATA):
             if isinstance(item, Row):

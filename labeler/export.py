@@ -1,0 +1,186 @@
+"""Predictions or records as tasks for Label Studio, with the labelling interface that they fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from labeler.artifacts import BadInputError, UsageError, make_parent, write_json, write_text
+from labeler.records import Record, Task, read_label_set
+from labeler.sources.jsonl import LineError, parse_line
+
+CONTROL = "labels"  # the name of the Choices in the interface
+Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# what XML 1.0 cannot carry, not even escaped
+UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+class Prediction(BaseModel):
+    """One line that `labeler predict` wrote."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    image: str | None
+    text: str | None
+    labels: tuple[str, ...]
+    scores: dict[str, Score]
+    model: str
+    error: str | None
+
+
+class Exported(NamedTuple):
+    """What `export_tasks` did: tasks written, items with an error left out, the labels, the task, the interface's file."""
+
+    tasks: int
+    errors: int
+    labels: list[str]
+    task: Task
+    interface: Path
+
+
+def export_tasks(source: Path, out: Path, *, image_folder: str = "") -> Exported:
+    """Write `source` as a JSON list of Label Studio tasks to `out`, and the interface (XML) beside it.
+
+    A task is {"data": {"id", "image", "text"}} with the labels as a prediction, or, where `source` holds records, as an
+    annotation. `image` is /data/local-files/?d=PATH, "" where an item has none; fields that no item has are left out.
+    The interface offers every label, one or several by what `source` holds. Each file appears whole or not at all.
+
+    Args:
+        source: the jsonl that `labeler predict` wrote, or the records that `labeler ingest` wrote: folder or file.
+        out: the file to write; the interface gets the same name with .xml.
+        image_folder: the pictures' folder, relative to Label Studio's document root.
+
+    Raises UsageError where `out` would overwrite `source` or its own interface; BadInputError where a line of `source`
+    is neither a prediction nor a record, where no item can be exported, or where XML cannot carry a label.
+    """
+    path = source / "records.jsonl" if source.is_dir() else source
+    interface = out.with_suffix(".xml")
+    if out == interface or path.resolve() in (out.resolve(), interface.resolve()):
+        raise UsageError(f"--out {out}: expected a name other than {path.name}, ending in .json")
+    if out.is_dir():
+        raise BadInputError(f"{out}: a folder; --out takes the file to write")
+    items = list(read_items(path))
+    kept = [item for item in items if isinstance(item, Record) or item.error is None]
+    if not kept:
+        raise BadInputError(f"{path}: no item without an error among {len(items)}, so there is nothing to label")
+    labels, task = choose_labels(path, kept)
+    objects = [name for name in ("image", "text") if any(getattr(item, name) for item in kept)]
+    tasks = [task_of(item, objects, image_folder) for item in kept]
+    make_parent(out)
+    write_text(interface, interface_xml(labels, task, objects))
+    write_json(out, tasks)
+    return Exported(len(tasks), len(items) - len(tasks), labels, task, interface)
+
+
+def read_items(path: Path) -> Iterator[Prediction | Record]:
+    """Yield the predictions or records in `path`; raises BadInputError naming the line that is neither."""
+    if not path.is_file():
+        raise BadInputError(f"{path}: no such file; give the jsonl that `labeler predict` wrote")
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if not raw.strip():
+                continue
+            try:
+                yield parse_item(parse_line(raw)[0])
+            except (LineError, ValidationError) as error:
+                reason = error if isinstance(error, LineError) else first_error(error)
+                expected = "expected a line of `labeler predict` (jsonl, not csv) or of records.jsonl"
+                raise BadInputError(f"{path}:{number}: {reason}; {expected}") from error
+
+
+def parse_item(fields: dict[str, Any]) -> Prediction | Record:
+    """Return one line as what it is; raises ValidationError where it is neither, LineError for half a surrogate pair."""
+    try:
+        json.dumps(fields, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise LineError("not-utf8", "half a surrogate pair, which no file can carry") from None
+    return (Prediction if "scores" in fields else Record).model_validate(fields)
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a line, and where."""
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+
+
+def choose_labels(path: Path, items: Sequence[Prediction | Record]) -> tuple[list[str], Task]:
+    """Return all labels, in the model's order, and whether an item has one or any number of them.
+
+    A label set beside the records says it. Predictions do not: single are those with one label each whose scores are
+    shares of one.
+
+    Raises BadInputError where there is no label, or one that XML cannot carry.
+    """
+    label_set = read_label_set(path.parent) if path.name == "records.jsonl" and is_beside(path) else None
+    names = dict.fromkeys(label_set.names if label_set else [])
+    for item in items:
+        names |= dict.fromkeys([*(item.scores if isinstance(item, Prediction) else ()), *item.labels])
+    if not names:
+        raise BadInputError(f"{path}: no label in it, so there would be nothing to choose from")
+    for name in names:
+        if UNWRITABLE.search(name) or not name:
+            raise BadInputError(f"{path}: the label {name!r} is empty or holds a character that XML cannot carry")
+    single = all(has_one_label(item) for item in items)
+    return list(names), label_set.task if label_set else "single" if single else "multi"
+
+
+def is_beside(path: Path) -> bool:
+    """Return whether the label set that `labeler ingest` writes lies beside the records."""
+    return (path.parent / "labels.json").is_file()
+
+
+def has_one_label(item: Prediction | Record) -> bool:
+    """Return whether an item looks like one with a single label."""
+    if isinstance(item, Record) or not item.scores:
+        return len(item.labels) == 1
+    return len(item.labels) == 1 and math.isclose(sum(item.scores.values()), 1, abs_tol=1e-3)
+
+
+def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str) -> dict[str, Any]:
+    """Return an item as a task with the fields that `objects` names; labels as a prediction or an annotation."""
+    data = {"id": item.id} | {name: getattr(item, name) or "" for name in objects}
+    if item.image:
+        path = f"{image_folder.strip('/')}/{item.image}".lstrip("/")
+        data["image"] = f"/data/local-files/?d={quote(path)}"
+    choices = {"from_name": CONTROL, "to_name": to_name(objects), "type": "choices",
+               "value": {"choices": list(item.labels)}}  # fmt: skip
+    result = [choices] if item.labels else []
+    if isinstance(item, Record):
+        return {"data": data} | ({"annotations": [{"result": result}]} if item.labels else {})
+    prediction = {"model_version": item.model, "score": confidence(item), "result": result}
+    return {"data": data, "predictions": [prediction]}
+
+
+def to_name(objects: Sequence[str]) -> str:
+    """Return what the choices are about: the text, which is always there to be clicked, else the image."""
+    return "text" if "text" in objects else "image"
+
+
+def confidence(item: Prediction) -> float:
+    """Return the lowest score of the chosen labels; where none was chosen, how far the highest is from 1."""
+    if item.labels:
+        return min(item.scores.get(name, 0.0) for name in item.labels)
+    return 1 - max(item.scores.values(), default=0.0)
+
+
+def interface_xml(labels: Sequence[str], task: Task, objects: Sequence[str]) -> str:
+    """Return the labelling interface: picture and text, and below them every label as a choice."""
+    view = ElementTree.Element("View")
+    for name in objects:
+        ElementTree.SubElement(view, name.capitalize(), name=name, value=f"${name}")
+    choices = ElementTree.SubElement(view, "Choices", name=CONTROL, toName=to_name(objects),
+                                     choice="single" if task == "single" else "multiple")  # fmt: skip
+    for label in labels:
+        ElementTree.SubElement(choices, "Choice", value=label)
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode") + "\n"
