@@ -15,7 +15,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -236,17 +236,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def making(
-    folder: Path, recipe: Recipe, *, resume: bool = False, keep: bool = False, content: str | None = None
+    folder: Path,
+    recipe: Recipe | Callable[[], Recipe],
+    *,
+    resume: bool = False,
+    keep: bool = False,
+    content: str | Callable[[dict[str, str]], str] | None = None,
 ) -> Iterator[Path]:
     """Yield a work folder; when the block ends without an error, publish it as `folder`.
 
     Args:
         folder: the artifact's final place. An older artifact there is replaced only at the very end.
-        recipe: recorded in the manifest.
+        recipe: recorded in the manifest; a function is called when the folder is complete.
         resume: begin with what an interrupted making left in the work folder.
         keep: leave the work folder there on errors, so that a later making can resume.
         content: sha256 that stands for the content where the files' bytes are not reproducible
-            (a Lance dataset names its files at random); by default made from the files' hashes.
+            (a Lance dataset names its files at random), or a function that makes it of the files' hashes; by default
+            made of all of them.
 
     Raises LockedError (see `locked`), and BadInputError when `folder` exists and is no artifact of ours.
     """
@@ -260,6 +266,8 @@ def making(
         work.mkdir(exist_ok=True)
         try:
             yield work
+            if callable(recipe):
+                recipe = recipe()
             write_manifest(work, recipe, started, content)
             replace_folder(work, folder)
         except BaseException:
@@ -312,10 +320,16 @@ def make_parent(folder: Path) -> None:
 
 
 def write_manifest(
-    work: Path, recipe: Recipe, started: datetime, content: str | None = None, name: str = MANIFEST
+    work: Path,
+    recipe: Recipe,
+    started: datetime,
+    content: str | Callable[[dict[str, str]], str] | None = None,
+    name: str = MANIFEST,
 ) -> None:
     """Write the manifest into `work`; nothing may be written there afterwards."""
     files = file_hashes(work)
+    if callable(content):
+        content = content(files)
     write_json(work / name, {
         "stage": recipe.stage,
         "schema_version": SCHEMA_VERSION,

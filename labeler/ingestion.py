@@ -1,21 +1,30 @@
-"""Stage `ingest`: any labelled source in, canonical records out, with every row that was left out accounted for."""
+"""Stage `ingest`: any labelled source in, canonical records out, with every row that was left out accounted for.
+
+Rows stream by in chunks: their lines go to a file beside the output, what must be known of all of them at once into
+arrays. When all are read, splits are drawn from the arrays and the lines are written again, each with its split.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import compress, islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
-from unicodedata import category
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+import orjson
 from tqdm import tqdm
 
 from labeler.artifacts import (
+    MANIFEST,
     BadInputError,
     Input,
     Recipe,
@@ -25,27 +34,19 @@ from labeler.artifacts import (
     sha256_bytes,
     sha256_file,
     sha256_json,
+    write_json,
 )
-from labeler.images import ImageError, difference_hash, load_image, read_image_file, resolve_image
+from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_piece, json_id, with_meta, without_image
+from labeler.images import ImageError, decode_image, difference_hash, frame_of, read_image_file
 from labeler.profile import counted, profile_of
-from labeler.records import (
-    SPLITS,
-    Record,
-    Reject,
-    Row,
-    RowError,
-    Split,
-    Task,
-    find_field,
-    jsonable,
-    label_set,
-    record_from,
-    write_records,
-)
-from labeler.sources import Reading, image_root, read_source
-from labeler.splits import Key, group_rows, leaking, split_groups
+from labeler.records import Reject, label_set
+from labeler.selection import Collected, Records, parse_fractions, rejected, select, write_selected
+from labeler.sources import Reading, find_format, image_root, read_source
+from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
+from labeler.splits import RowLabels
 
-log = logging.getLogger("labeler")
+ROWS = 4096  # in a chunk of a source that is not read in pieces
+SPOOL = ".lines"
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,11 @@ class IngestOptions:
         """Return how the sources are read."""
         return Reading(self.format, self.encoding, self.label, self.frames)
 
-    def fields(self) -> dict[str, str]:
-        """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
+    def row_reading(self, root: Path) -> RowReading:
+        """Return how rows become records whose images are relative to `root`."""
         named = {"labels": self.label, "group": self.group_by}
-        return self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
-
-
-class Candidate(NamedTuple):
-    """A row on its way to a record: the row, the record, its image file and that file's sha256."""
-
-    row: Row
-    record: Record
-    path: Path | None = None
-    sha256: str | None = None
-    size: tuple[int, int] | None = None
-    look: str | None = None
+        mapping = self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
+        return RowReading(root, mapping, self.separator, self.allow_outside, self.fix_text)
 
 
 class Ingested(NamedTuple):
@@ -97,11 +88,12 @@ class Ingested(NamedTuple):
 
 
 class Rejects:
-    """The rows left out so far; in strict mode the first one ends the stage."""
+    """The rows left out so far, counted by code and written to `file`; in strict mode the first ends the stage."""
 
-    def __init__(self, strict: bool):
+    def __init__(self, strict: bool, file: BinaryIO | None = None):
         self.strict = strict
-        self.items: list[Reject] = []
+        self.file = file
+        self.codes: Counter[str] = Counter()
 
     def add(self, reject: Reject) -> None:
         """Keep `reject`; raises BadInputError in strict mode."""
@@ -109,11 +101,20 @@ class Rejects:
             raise BadInputError(
                 f"{reject.source}:{reject.line}: {reject.message} [{reject.code}] (--strict stops here)"
             )
-        self.items.append(reject)
+        self.codes[reject.code] += 1
+        if self.file:  # half surrogates, which a damaged row may hold, are escaped
+            line = json.dumps(reject._asdict(), ensure_ascii=False) + "\n"
+            self.file.write(line.encode("utf-8", "backslashreplace"))
 
-    def add_row(self, row: Row, identity: str | None, code: str, message: str) -> None:
-        """Keep a row that was read but cannot be used."""
-        self.add(Reject(row.source, row.line, identity, code, message))
+
+class Picture(NamedTuple):
+    """What is known of an image: its file's sha256 if that can be read; its size and look if it was decoded."""
+
+    sha256: str | None = None
+    width: int = 0
+    height: int = 0
+    look: str | None = None  # see `labeler.images.difference_hash`
+    error: ImageError | None = None
 
 
 def ingest(
@@ -122,7 +123,7 @@ def ingest(
     """Read labelled sources and publish `records.jsonl`, `labels.json`, `rejects.jsonl` and `profile.json` in `out`.
 
     Rows that cannot be used are in `rejects.jsonl`; the rest goes on. Splits that are not given are drawn with
-    `seed` so that no picture, no text and no group lies in two of them.
+    `seed` so that no picture, no text and no group lies in two of them. Memory is some hundred bytes a row.
 
     Raises UsageError for shares that are none; BadInputError when nothing usable is left, when fewer than two
     labels occur, when a fixed split is asked for that the data do not have, or in strict mode at the first row
@@ -133,283 +134,171 @@ def ingest(
         parse_fractions(options.split)  # before any work
     if options.frames < 1:
         raise UsageError(f"--frames {options.frames}: expected 1 or more")
-    rejects = Rejects(options.strict)
-    root = Path(os.path.commonpath([os.path.abspath(image_root(source)) for source in sources]))
-    rows, counts = read_rows(sources, options.reading(), rejects)
-    if options.fix_text:
-        fixed = [fixed_text(row, options) for row in rows]
-        counts["fixed_texts"] = sum(a is not b for a, b in zip(rows, fixed, strict=True))
-        rows = fixed
-    candidates = unique([item for row in rows if (item := candidate(row, root, options, rejects))], rejects)
-    candidates = hash_images(candidates, options, rejects)
-    recipe = Recipe("ingest", input_hashes(sources, candidates, rejects.items), asdict(options), seed)
-    if not force and already_made(out, recipe):
-        return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
-    candidates = decode_images(candidates, rejects)
-    if not candidates:
-        reasons = Counter(reject.code for reject in rejects.items)
-        raise BadInputError(f"{sources[0]}: no usable row among {counts['rows']} ({dict(reasons)})")
-    task = choose_task(options.task, rows, options)
-    candidates = one_label_each(candidates, task, rejects)
-    if options.drop_leaks:
-        candidates = without_leaks(candidates, options, rejects)
-    labels = label_set((item.record for item in candidates), task)
-    keys = [leak_keys(item) for item in candidates]
-    records, how = assign_splits(candidates, keys, options, seed)
-    profile = counted(counts, rejects.items) | profile_of(
-        records, keys, [item.size for item in candidates if item.size]
-    )
-    profile |= {"split": how, "task": task, "root": os.path.relpath(root, out.absolute())}
-    # the same pairs are the same data wherever they lie: paths to the root, and counts of what was left out, do not matter
-    content = sha256_json([labels.model_dump(), [record.model_dump() for record in records]])
-    with making(out, recipe, content=content) as folder:
-        write_records(folder / "records.jsonl", records)
-        (folder / "labels.json").write_text(labels.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        write_jsonl(folder / "rejects.jsonl", (reject._asdict() for reject in rejects.items))
-        (folder / "profile.json").write_text(json.dumps(profile, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if not force and (out / MANIFEST).is_file():
+        digest = read_all(sources, options, Collected(), Rejects(options.strict), picture_hash)
+        if already_made(out, recipe_of(sources, options, digest, seed)):
+            return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
+    recipe: Recipe
+    with making(out, lambda: recipe, content=content_of) as folder:
+        with open(folder / "rejects.jsonl", "wb") as file, open(folder / SPOOL, "w+b") as spool:
+            collected, rejects = Collected(spool), Rejects(options.strict, file)
+            recipe = recipe_of(sources, options, read_all(sources, options, collected, rejects, picture_facts), seed)
+            if not collected.total:
+                raise BadInputError(
+                    f"{sources[0]}: no usable row among {collected.counts['rows']} ({dict(rejects.codes)})"
+                )
+            profile = write_all(folder, collected, rejects, options, seed)
+        (folder / SPOOL).unlink()
+        profile["root"] = os.path.relpath(root_of(sources), out.absolute())
+        write_json(folder / "profile.json", profile)
     return Ingested(out, False, profile)
 
 
-def write_jsonl(path: Path, items: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line; half surrogates, which a damaged row may hold, are escaped."""
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+def content_of(files: dict[str, str]) -> str:
+    """Return what stands for the pairs, wherever they lie: paths to the root, and what was left out, do not matter."""
+    return sha256_json([files["labels.json"], files["records.jsonl"]])
 
 
-def read_rows(sources: Sequence[Path], how: Reading, rejects: Rejects) -> tuple[list[Row], Counter[str]]:
-    """Return every readable row, and counts of the rows and of what their readers had to guess."""
-    rows: list[Row] = []
-    counts: Counter[str] = Counter(rows=0)
-    for source in sources:
-        for item in read_source(source, how):
-            counts["rows"] += 1
-            if isinstance(item, Reject):
-                rejects.add(item)
-                continue
-            counts.update(item.notes)
-            rows.append(item)
-    return rows, counts
+def write_all(
+    folder: Path, collected: Collected, rejects: Rejects, options: IngestOptions, seed: int
+) -> dict[str, Any]:
+    """Write records, labels and rejects of what was collected; return the profile."""
+    records = Records(collected)
+    selected = select(records, options.task, options.split, options.drop_leaks, seed)
+    for reject in rejected(records, selected):
+        rejects.add(reject)
+    used = np.bincount(records.labels.of(selected.kept).codes, minlength=len(records.names)).tolist()
+    labels = label_set({name: n for name, n in zip(records.names, used, strict=True) if n}, selected.task)
+    write_json(folder / "labels.json", labels.model_dump())
+    write_selected(folder / "records.jsonl", records, selected)
+    return counted(collected.counts, rejects.codes) | profile_of(records, selected)
 
 
-def candidate(row: Row, root: Path, options: IngestOptions, rejects: Rejects) -> Candidate | None:
-    """Return the row as a candidate, its image's path made relative to `root`; None where it was rejected."""
-    try:
-        record = record_from(row, options.fields(), separator=options.separator)
-        if record.image is None:
-            return Candidate(row, record)
-        path = resolve_image(image_root(Path(row.source)), record.image, allow_outside=options.allow_outside)
-        relative = Path(os.path.relpath(path, root)).as_posix()
-        return Candidate(row, record.model_copy(update={"image": relative}), path)
-    except (RowError, ImageError) as error:
-        identity = row.fields.get("id")
-        rejects.add_row(row, None if identity is None else str(identity), error.code, str(error))
-        return None
+def root_of(sources: Sequence[Path]) -> Path:
+    """Return the folder to which all sources' images are made relative."""
+    return Path(os.path.commonpath([os.path.abspath(image_root(source)) for source in sources]))
 
 
-def fixed_text(row: Row, options: IngestOptions) -> Row:
-    """Return the row with its text repaired where one encoding was taken for another; the row itself where none was."""
-    from ftfy import fix_text
-
-    name = find_field(row.fields, "text", options.fields())
-    if name is None or not isinstance(row.fields[name], str):
-        return row
-    # only what is broken: curly quotes, ligatures, full-width letters and HTML are the author's own
-    fixed = fix_text(
-        row.fields[name], unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False,
-        fix_character_width=False, fix_line_breaks=False, normalization=None,
-    )  # fmt: skip
-    return row if fixed == row.fields[name] else row._replace(fields=row.fields | {name: fixed})
-
-
-def unique(candidates: list[Candidate], rejects: Rejects) -> list[Candidate]:
-    """Return the candidates with each id once: equal rows are one row, differing rows are all rejected."""
-    by_id: dict[str, list[Candidate]] = {}
-    for item in candidates:
-        by_id.setdefault(item.record.id, []).append(item)
-    kept = []
-    for identity, items in by_id.items():
-        if any(item.record != items[0].record for item in items):
-            for item in items:
-                rejects.add_row(
-                    item.row, identity, "id-conflict", f"the id {identity!r} stands on {len(items)} rows that differ"
-                )
-            continue
-        kept.append(items[0])
-        for item in items[1:]:
-            rejects.add_row(
-                item.row, identity, "duplicate", f"the same row as {items[0].row.source}:{items[0].row.line}"
-            )
-    return kept
-
-
-def in_threads(function: Any, items: Sequence[Any], what: str) -> list[Any]:
-    """Return `function` of every item, in order, worked by a thread a core, with a progress bar on a terminal."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), desc=what, unit="pair", disable=None))
-
-
-def hash_images(candidates: list[Candidate], options: IngestOptions, rejects: Rejects) -> list[Candidate]:
-    """Return the candidates with their image files' sha256; those whose file cannot be read are rejected."""
-
-    def hashed(item: Candidate) -> Candidate | ImageError:
-        try:
-            return item if item.path is None else item._replace(sha256=sha256_bytes(read_image_file(item.path)))
-        except ImageError as error:
-            return error
-
-    kept = []
-    for item, result in zip(candidates, in_threads(hashed, candidates, "reading pictures"), strict=True):
-        if isinstance(result, Candidate):
-            kept.append(result)
-        elif result.code == "image-missing" and options.allow_missing_image and item.record.text:
-            kept.append(item._replace(path=None, record=item.record.model_copy(update={"image": None})))
-        else:
-            rejects.add_row(item.row, item.record.id, result.code, str(result))
-    return kept
-
-
-def decode_images(candidates: list[Candidate], rejects: Rejects) -> list[Candidate]:
-    """Return the candidates whose pictures decode, with each picture's size and difference hash."""
-
-    def decoded(item: Candidate) -> Candidate | ImageError:
-        if item.path is None:
-            return item
-        try:
-            image = load_image(item.path)
-        except ImageError as error:
-            return error
-        return item._replace(size=image.size, look=difference_hash(image))
-
-    kept = []
-    for item, result in zip(candidates, in_threads(decoded, candidates, "checking pictures"), strict=True):
-        if isinstance(result, Candidate):
-            kept.append(result)
-        else:
-            rejects.add_row(item.row, item.record.id, result.code, f"{item.record.image}: {result}")
-    return kept
-
-
-def input_hashes(
-    sources: Sequence[Path], candidates: Sequence[Candidate], rejects: Sequence[Reject]
-) -> tuple[Input, ...]:
-    """Return the sources' sha256, and one over the records read, the sha256 of their image files and the rejects."""
+def recipe_of(sources: Sequence[Path], options: IngestOptions, digest: str, seed: int) -> Recipe:
+    """Return the recipe: the sources' sha256, and that of all that was read from them."""
     files = [Input(str(source), sha256_file(source)) for source in sources if source.is_file()]
-    rows: list[Any] = [[item.record.model_dump(mode="json"), item.sha256] for item in candidates]
-    rows += [[reject.line, reject.code] for reject in rejects]
-    return (*files, Input("records and pictures", sha256_json(rows)))
+    inputs = (*files, Input("records and pictures", digest))
+    return Recipe("ingest", inputs, asdict(options), seed)
 
 
-def choose_task(task: str, rows: Sequence[Row], options: IngestOptions) -> Task:
-    """Return the task asked for; by itself `multi` where any row holds a list of labels, else `single`."""
-    if task in ("single", "multi"):
-        return "multi" if task == "multi" else "single"
-    for row in rows:
-        try:
-            record = record_from(row, options.fields(), separator=options.separator)
-        except RowError:
-            continue
-        name = options.fields().get("labels") or next(
-            (key for key in ("label", "labels", "tags") if key in row.fields), ""
-        )
-        if len(record.labels) > 1 or isinstance(row.fields.get(name), list):
-            return "multi"
-    return "single"
+def read_all(
+    sources: Sequence[Path],
+    options: IngestOptions,
+    collected: Collected,
+    rejects: Rejects,
+    look: Callable[[Path], Picture],
+) -> str:
+    """Read all records into `collected`, and what cannot be one into `rejects`; return a sha256 of rows and pictures.
 
-
-def one_label_each(candidates: list[Candidate], task: Task, rejects: Rejects) -> list[Candidate]:
-    """Return the candidates that fit the task: for `single`, those with exactly one label."""
-    if task == "multi":
-        return candidates
-    kept = []
-    for item in candidates:
-        if len(item.record.labels) == 1:
-            kept.append(item)
-        else:
-            message = f"{len(item.record.labels)} labels where the task is single; --task multi takes several"
-            rejects.add_row(item.row, item.record.id, "label-count", message)
-    return kept
-
-
-def given_splits(candidates: Sequence[Candidate], options: IngestOptions) -> list[Split] | None:
-    """Return the splits that the rows bring with them, None where they are to be drawn.
-
-    Raises BadInputError where some rows have one and others have none.
+    look: what is found out about each picture. The sha256 does not depend on whether that is decoded.
     """
-    given = [item.record.split for item in candidates]
-    if options.split != "keep" and not (options.split == "auto" and any(given)):
-        return None
-    missing = [item for item, split in zip(candidates, given, strict=True) if split is None]
-    if missing:
-        where = f"{missing[0].row.source}:{missing[0].row.line}"
-        raise BadInputError(f"{where}: {len(missing)} rows have no split; give all rows one, or --split 0.7,0.15,0.15")
-    return [split for split in given if split is not None]
+    root, digest = root_of(sources), hashlib.sha256()
+    how = options.row_reading(root)
+    with tqdm(desc="reading", unit="row", disable=None) as bar, ThreadPoolExecutor(os.cpu_count()) as threads:
+        for source in sources:
+            for chunk in chunks_of(source, options.reading(), how):
+                for reject in chunk.rejects:
+                    rejects.add(reject)
+                    digest.update(f"{reject.line} {reject.code}\n".encode())
+                if chunk.images:
+                    chunk = with_pictures(chunk, root, partial(threads.map, look))
+                if chunk.images or source.is_dir():  # else the source's own hash says it all
+                    digest.update(chunk.lines)
+                collected.add(without_broken(chunk, options, rejects))
+                bar.update(chunk.counts["rows"])
+    return digest.hexdigest()
 
 
-def without_leaks(candidates: list[Candidate], options: IngestOptions, rejects: Rejects) -> list[Candidate]:
-    """Return the candidates without train rows that share a picture, text or group with a row that is held out."""
-    splits = given_splits(candidates, options)
-    if splits is None:
-        return candidates
-    shared = leaking([leak_keys(item) for item in candidates], splits)
-    for number, other in shared.items():
-        item, theirs = candidates[number], candidates[other].record
-        message = f"shares a picture, text or group with {theirs.id} of {theirs.split}"
-        rejects.add_row(item.row, item.record.id, "leak", message)
-    return [item for number, item in enumerate(candidates) if number not in shared]
-
-
-def assign_splits(
-    candidates: Sequence[Candidate], keys: Sequence[list[Key]], options: IngestOptions, seed: int
-) -> tuple[list[Record], str]:
-    """Return the records with split and group set, and how the splits came about."""
-    splits = given_splits(candidates, options)
-    if splits is not None:
-        # Given splits cannot be mended: groups only tell which rows an interval must draw together. Short texts ("What?")
-        # would join most dialogues of a set into one, so a row that has a group of its own is not joined by its text.
-        groups = group_rows([own_group(row) for row in keys])
-        how = "kept as given"
+def chunks_of(source: Path, reading: Reading, how: RowReading) -> Iterator[Chunk]:
+    """Yield the rows of a source in chunks; those of a large jsonl file are worked by a process a core."""
+    if find_format(source, reading.format) != "jsonl":
+        rows = read_source(source, reading)
+        while batch := list(islice(rows, ROWS)):
+            yield chunk_of(batch, how)
+    elif source.stat().st_size < 8 * PIECE_BYTES:
+        for piece in pieces(source):
+            yield chunk_of_piece(piece, how)
     else:
-        groups = group_rows(keys)
-        fractions = parse_fractions("0.7,0.15,0.15" if options.split == "auto" else options.split)
-        splits = split_groups(groups, [item.record.labels for item in candidates], fractions, seed)
-        how = f"drawn: {', '.join(f'{name} {share:g}' for name, share in zip(SPLITS, fractions, strict=True))}"
-    names = [candidates[group].record.id for group in groups]
-    records = [
-        item.record.model_copy(update={"split": split, "group": name, "meta": jsonable(meta_of(item))})
-        for item, split, name in zip(candidates, splits, names, strict=True)
-    ]
-    return records, how
+        yield from in_processes(pieces(source), how)
 
 
-def leak_keys(item: Candidate) -> list[Key]:
-    """Return what must not lie in two splits: the picture's bytes and look, the text, the group.
-
-    Texts are compared without case, spaces and punctuation; emoji and the vowel signs of Indic scripts count.
-    """
-    given = (item.record.text or "").casefold()
-    text = "".join(character for character in given if category(character)[0] in "LMNS") or given
-    found = [("bytes", item.sha256), ("look", item.look), ("text", text), ("group", item.record.group)]
-    return [(kind, value) for kind, value in found if value]
-
-
-def own_group(keys: list[Key]) -> list[Key]:
-    """Return the keys without the text's where there is a group."""
-    grouped = any(kind == "group" for kind, _ in keys)
-    return [(kind, value) for kind, value in keys if not (grouped and kind == "text")]
-
-
-def meta_of(item: Candidate) -> dict[str, Any]:
-    """Return the record's own meta, with the picture's sha256 and the user's group added."""
-    own = item.record.meta | ({"group": item.record.group} if item.record.group else {})
-    return own | ({"image_sha256": item.sha256} if item.sha256 else {})
+def in_processes(work: Iterator[Piece], how: RowReading) -> Iterator[Chunk]:
+    """Yield the chunk of each piece, in order, by a process a core; a few pieces are in memory at a time."""
+    count = os.cpu_count() or 1
+    waiting: deque[Future[Chunk]] = deque()
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        try:
+            for piece in work:
+                waiting.append(pool.submit(chunk_of_piece, piece, how))
+                if len(waiting) > 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def parse_fractions(text: str) -> tuple[float, ...]:
-    """Return train, validation and test shares; raises UsageError unless they are three and add up to one."""
+def with_pictures(chunk: Chunk, root: Path, look: Callable[[list[Path]], Iterable[Picture]]) -> Chunk:
+    """Return the chunk with what is known of its pictures; `look` returns a Picture for each path, in order."""
+    pictures = iter(look([root / image for image in chunk.images if image is not None]))
+    found = [None if image is None else next(pictures) for image in chunk.images]
+    lines, columns = chunk.lines.splitlines(keepends=True), chunk.columns
+    for number, picture in enumerate(found):
+        if picture and picture.sha256:
+            lines[number] = with_meta(lines[number], "image_sha256", picture.sha256)
+            columns.image[number] = int(picture.sha256[:16], 16) or 1
+            columns.width[number], columns.height[number] = picture.width, picture.height
+            columns.size[number] = len(lines[number])
+    return chunk._replace(
+        lines=b"".join(lines),
+        looks=[bytes.fromhex(picture.look) if picture and picture.look else None for picture in found],
+        broken={number: picture.error for number, picture in enumerate(found) if picture and picture.error},
+    )
+
+
+def without_broken(chunk: Chunk, options: IngestOptions, rejects: Rejects) -> Chunk:
+    """Return the chunk without the records whose picture cannot be used, or without that picture where it may be missing."""
+    if not chunk.broken:
+        return chunk
+    lines, columns = chunk.lines.splitlines(keepends=True), chunk.columns
+    kept = np.ones(len(lines), bool)
+    for number, error in chunk.broken.items():
+        if error.code == "image-missing" and options.allow_missing_image and columns.characters[number] >= 0:
+            lines[number] = without_image(lines[number])
+            columns.size[number] = len(lines[number])
+            continue
+        kept[number] = False
+        where = chunk.sources[columns.source[number]], int(columns.line[number])
+        identity = orjson.loads(json_id(lines[number]))
+        rejects.add(Reject(*where, identity, error.code, f"{chunk.images[number]}: {error}"))
+    return chunk._replace(
+        lines=b"".join(compress(lines, kept)),
+        looks=list(compress(chunk.looks, kept)),
+        columns=Columns(*(values[kept] for values in columns)),
+        label_codes=RowLabels(chunk.label_codes, columns.label_count).of(kept).codes,
+    )
+
+
+def picture_hash(path: Path) -> Picture:
+    """Return the sha256 of the image's file."""
     try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        shares = ()
-    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or not abs(sum(shares) - 1) <= 1e-6:
-        raise UsageError(f"--split {text}: expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15")
-    return shares
+        return Picture(sha256_bytes(read_image_file(path)))
+    except ImageError as error:
+        return Picture(error=error)
+
+
+def picture_facts(path: Path) -> Picture:
+    """Return all that is known of the image at `path`."""
+    digest = None
+    try:
+        data = read_image_file(path)
+        digest = sha256_bytes(data)
+        image = decode_image(data, frame_of(path)[1])
+        return Picture(digest, image.width, image.height, difference_hash(image))
+    except ImageError as error:
+        return Picture(digest, error=error)

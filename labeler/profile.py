@@ -4,87 +4,106 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
-from labeler.records import SPLITS, Record, Reject
+import numpy as np
+
+from labeler.chunks import FIXED, Columns
+from labeler.records import SPLITS
+from labeler.selection import Records, Selected
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
-from labeler.splits import Key, group_rows, leaks
+from labeler.splits import Keys, RowLabels, leaks
 
 MOST_PAIRS = 50
 BAR = 40  # characters for a label that every row has
-OURS = ("image_sha256", "group")  # what ingest itself puts into a record's meta
 KINDS = {"bytes": "picture, byte by byte", "look": "look of a picture", "text": "text", "text, verbatim": "text, verbatim",
          "group": "group"}  # fmt: skip
 
 
-def counted(counts: Counter[str], rejects: Sequence[Reject]) -> dict[str, Any]:
+def counted(counts: Counter[Any], rejects: Counter[str]) -> dict[str, Any]:
     """Return the profile's figures on what was read: rows, what had to be guessed or repaired, rejects by code."""
-    encodings = {name.removeprefix(ENCODING): count for name, count in counts.items() if name.startswith(ENCODING)}
+    names = [name for name in counts if isinstance(name, str)]
     return {
         "rows": counts["rows"],
         "python_literal_lines": counts[LITERAL],
-        "encodings": encodings,
-        "fixed_texts": counts["fixed_texts"],
-        "rejected": len(rejects),
-        "rejects": dict(Counter(reject.code for reject in rejects).most_common()),
+        "encodings": {name.removeprefix(ENCODING): counts[name] for name in names if name.startswith(ENCODING)},
+        "fixed_texts": counts[FIXED],
+        "rejected": sum(rejects.values()),
+        "rejects": dict(rejects.most_common()),
+        "unused_fields": {name[1]: count for name, count in counts.most_common() if isinstance(name, tuple)},
     }
 
 
-def profile_of(
-    records: Sequence[Record], keys: Sequence[list[Key]], sizes: Sequence[tuple[int, int]]
-) -> dict[str, Any]:
-    """Return the profile's figures on what was kept.
-
-    Args:
-        records: with their splits.
-        keys: for each record what must not lie in two splits (`labeler.ingestion.leak_keys`).
-        sizes: the pictures' widths and heights.
-    """
-    by_split = {split: [record for record in records if record.split == split] for split in SPLITS}
-    joined = Counter(group_rows(keys))
-    splits = [record.split or "train" for record in records]
-    verbatim = [[("text, verbatim", record.text)] if record.text else [] for record in records]
-    leaked = leaks([[*row, *exact] for row, exact in zip(keys, verbatim, strict=True)], splits)
-    leaked_by = {split: Counter(kind for number, kinds in leaked.items() if records[number].split == split for kind in kinds)
-                 for split in SPLITS[1:]}  # fmt: skip
-    together = Counter(pair for record in records for pair in combinations(sorted(record.labels), 2))
-    texts = [record.text for record in records if record.text]
+def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
+    """Return the profile's figures on what was kept."""
+    kept = selected.kept
+    columns, labels = Columns(*(values[kept] for values in records.columns)), records.labels.of(kept)
+    keys = {kind: values[kept] for kind, values in selected.keys.items()}
+    splits, names = selected.split[kept], records.names
+    sizes = np.bincount(selected.group[kept])
+    found = leaks(keys | {"text, verbatim": columns.text}, splits)
+    leaked = np.any(list(found.values()), axis=0)
     return {
-        "kept": len(records),
-        "splits": {split: len(rows) for split, rows in by_split.items()},
-        "labels": {
-            split: dict(Counter(name for row in rows for name in row.labels).most_common())
-            for split, rows in by_split.items()
-        },
-        "labels_together": [[*pair, count] for pair, count in together.most_common(MOST_PAIRS)],
-        "groups": len(joined),
-        "joined_rows": sum(size for size in joined.values() if size > 1),
+        "split": selected.how,
+        "task": selected.task,
+        "kept": len(splits),
+        "splits": {split: int((splits == place).sum()) for place, split in enumerate(SPLITS)},
+        "labels": {split: label_counts(labels, names, splits == place) for place, split in enumerate(SPLITS)},
+        "labels_together": labels_together(labels, names),
+        "groups": int((sizes > 0).sum()),
+        "joined_rows": int(sizes[sizes > 1].sum()),
         "duplicates": duplicates(keys),
-        "leaked_rows": len(leaked),
-        "leaks": {split: dict(sorted(kinds.items())) for split, kinds in leaked_by.items()},
-        "without_image": sum(record.image is None for record in records),
-        "without_text": sum(record.text is None for record in records),
-        "text_characters": quantiles([len(text) for text in texts]),
-        "text_words": quantiles([len(text.split()) for text in texts]),
-        "image_width": quantiles([width for width, _ in sizes]),
-        "image_height": quantiles([height for _, height in sizes]),
-        "unused_fields": dict(
-            Counter(key for record in records for key in record.meta if key not in OURS).most_common()
-        ),
+        "leaked_rows": int(leaked.sum()),
+        "leaks": {
+            split: {
+                kind: int(rows[splits == place].sum())
+                for kind, rows in sorted(found.items())
+                if rows[splits == place].any()
+            }
+            for place, split in enumerate(SPLITS)
+            if split != "train"
+        },
+        "without_image": int((columns.image == 0).sum()),
+        "without_text": int((columns.characters < 0).sum()),
+        "text_characters": quantiles(columns.characters[columns.characters >= 0]),
+        "text_words": quantiles(columns.words[columns.characters >= 0]),
+        "image_width": quantiles(columns.width[columns.width > 0]),
+        "image_height": quantiles(columns.height[columns.height > 0]),
     }
 
 
-def duplicates(keys: Sequence[list[Key]]) -> dict[str, dict[str, int]]:
+def label_counts(labels: RowLabels, names: Sequence[str], rows: np.ndarray) -> dict[str, int]:
+    """Return {label: number of the chosen rows that carry it}, most frequent first, ties by name."""
+    counts = np.bincount(labels.of(rows).codes, minlength=len(names)).tolist()
+    ordered = sorted(zip(names, counts, strict=True), key=lambda item: (-item[1], item[0]))
+    return {name: count for name, count in ordered if count}
+
+
+def labels_together(labels: RowLabels, names: Sequence[str]) -> list[list[Any]]:
+    """Return the pairs of labels that most often stand on one row: [label, label, rows]."""
+    if not (labels.counts > 1).any():
+        return []
+    from scipy.sparse import csr_array, triu
+
+    ones = np.ones(len(labels.codes), np.int64)
+    table = csr_array(
+        (ones, labels.codes, np.append(0, np.cumsum(labels.counts))), shape=(len(labels.counts), len(names))
+    )
+    pairs = triu(table.T @ table, k=1).tocoo()
+    found = [(*sorted((names[a], names[b])), int(count)) for a, b, count in zip(*pairs.coords, pairs.data, strict=True)]
+    return [list(pair) for pair in sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))[:MOST_PAIRS]]
+
+
+def duplicates(keys: Keys) -> dict[str, dict[str, int]]:
     """Return, by kind, how many values stand on more than one row, and on how many rows they stand."""
-    counts = Counter(key for row in keys for key in row)
-    found: dict[str, dict[str, int]] = {}
-    for (kind, _), count in counts.items():
-        if count > 1 and kind != "group":
-            entry = found.setdefault(kind, {"values": 0, "rows": 0})
-            entry["values"] += 1
-            entry["rows"] += count
+    found = {}
+    for kind, values in keys.items():
+        ordered = np.sort(values[values != 0])
+        same = ordered[1:] == ordered[:-1]
+        more, values_of_several = int(same.sum()), int((same & ~np.append(False, same[:-1])).sum())
+        if kind != "group" and more:
+            found[kind] = {"values": values_of_several, "rows": more + values_of_several}
     return found
 
 
@@ -133,10 +152,10 @@ def label_table(profile: dict[str, Any]) -> list[str]:
     return lines
 
 
-def quantiles(values: list[int]) -> dict[str, int] | None:
+def quantiles(values: np.ndarray) -> dict[str, int] | None:
     """Return the smallest, median, 95th-percentile and largest value; None where there is none."""
-    if not values:
+    if not len(values):
         return None
-    ordered = sorted(values)
+    ordered = np.sort(values)
     at = {"min": 0, "median": len(ordered) // 2, "p95": int(0.95 * (len(ordered) - 1)), "max": len(ordered) - 1}
-    return {name: ordered[index] for name, index in at.items()}
+    return {name: int(ordered[index]) for name, index in at.items()}

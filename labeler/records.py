@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from labeler.artifacts import BadInputError
@@ -29,6 +30,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "group": ("group",),
 }
 MAX_TEXT_CHARACTERS = 20_000
+PLAIN = {int, bool, type(None)}  # types whose values JSON carries as they are
 
 
 class Record(BaseModel):
@@ -108,27 +110,54 @@ def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, 
 
     Raises RowError with the reject's code where a field is missing or cannot be used.
     """
-    taken = {ours: find_field(row.fields, ours, mapping) for ours in ALIASES}
-    values = {ours: row.fields.get(theirs) if theirs else None for ours, theirs in taken.items()}
-    image = clean_text(values["image"], "image")
-    text = clean_text(values["text"], "text")
+    names = named_fields(tuple(row.fields), tuple(mapping.items()))
+    return Record(**canonical_fields(row, names, labelled=labelled, separator=separator))
+
+
+class FieldNames(NamedTuple):
+    """What our fields are called in a row, None for those that it lacks, and the names that are none of ours."""
+
+    id: str | None
+    image: str | None
+    text: str | None
+    labels: str | None
+    split: str | None
+    group: str | None
+    others: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def named_fields(names: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> FieldNames:
+    """Return what our fields are called in a row of fields `names`, by `mapping`'s pairs (ours, theirs) or ALIASES."""
+    found = {ours: find_field(names, ours, dict(mapping)) for ours in ALIASES}
+    return FieldNames(**found, others=tuple(name for name in names if name not in found.values()))
+
+
+def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, separator: str = "|") -> dict[str, Any]:
+    """Return the fields of the record that a row stands for, in a record's order; see `record_from`."""
+    fields = row.fields
+    get = fields.get  # a name that is None is no field's
+    image = None if (value := get(names.image)) is None else clean_text(value, "image")  # type: ignore[arg-type]
+    text = None if (value := get(names.text)) is None else clean_text(value, "text")  # type: ignore[arg-type]
     if image is None and text is None:
         raise RowError("empty", "neither an image nor a text")
-    identity = clean_text(values["id"], "id") or image or f"{Path(row.source).name}:{row.line}"
-    labels = parse_labels(values["labels"], separator)
+    identity = clean_text(get(names.id), "id") or image or f"{Path(row.source).name}:{row.line}"  # type: ignore[arg-type]
+    labels = parse_labels(get(names.labels), separator)  # type: ignore[arg-type]
     if labelled and labels is None:
-        expected = mapping.get("labels") or f"one of {', '.join(ALIASES['labels'])}"
+        expected = names.labels or f"one of {', '.join(ALIASES['labels'])}"
         raise RowError("label-missing", f"no label: expected in the field {expected}")
-    others = {key: value for key, value in row.fields.items() if key not in taken.values()}
-    return Record(id=identity, image=image, text=text, labels=labels or (), split=parse_split(values["split"]),
-                  group=clean_text(values["group"], "group"), meta=jsonable(others))  # fmt: skip
+    split = None if (value := get(names.split)) is None else parse_split(value)  # type: ignore[arg-type]
+    group = None if (value := get(names.group)) is None else clean_text(value, "group")  # type: ignore[arg-type]
+    meta = jsonable({name: fields[name] for name in names.others}) if names.others else {}
+    return {"id": identity, "image": image, "text": text, "labels": labels or (), "split": split, "group": group,
+            "meta": meta}  # fmt: skip
 
 
-def find_field(fields: Mapping[str, Any], ours: str, mapping: Mapping[str, str]) -> str | None:
-    """Return the name under which `fields` holds our field, or None."""
+def find_field(names: Collection[str], ours: str, mapping: Mapping[str, str]) -> str | None:
+    """Return the name that stands for our field among `names`, or None."""
     if ours in mapping:
         return mapping[ours]
-    return next((name for name in ALIASES[ours] if name in fields), None)
+    return next((name for name in ALIASES[ours] if name in names), None)
 
 
 def clean_text(value: Any, field: str) -> str | None:
@@ -138,6 +167,8 @@ def clean_text(value: Any, field: str) -> str | None:
     """
     if value is None:
         return None
+    if type(value) is str and value.isascii() and "\0" not in value and len(value) <= MAX_TEXT_CHARACTERS:
+        return value.strip() or None  # what follows, for most of the world's data: five times as fast
     if isinstance(value, (dict, list, tuple, set, bytes, bool)):
         raise RowError(f"{field}-invalid", f"{field} is a {type(value).__name__}, expected a string")
     text = unicodedata.normalize("NFC", str(value)).strip()
@@ -154,6 +185,8 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
     """Return the labels in a field's value, each once, in order; None where the field is missing or blank."""
     if value is None or value == "":
         return None
+    if type(value) is str and value.isalnum() and value.isascii() and separator not in value:
+        return (value,)  # what follows, for most labels: five times as fast
     if isinstance(value, (dict, set, bytes)):
         raise RowError("label-invalid", f"label is a {type(value).__name__}, expected a string or a list of strings")
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -183,6 +216,9 @@ def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises RowError for an infinite number, a key that is a container, or nesting too deep.
     """
+    if all(name.isascii() and (type(value) in PLAIN or (type(value) is str and value.isascii()))
+           for name, value in fields.items()):  # fmt: skip
+        return dict(fields)
     try:
         text = json.dumps(fields, default=str, ensure_ascii=False, allow_nan=False)
         return cast(dict[str, Any], json.loads(text.encode("utf-8", "replace")))
@@ -190,12 +226,11 @@ def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise RowError("field-invalid", f"a field that JSON cannot carry: {error}") from None
 
 
-def label_set(records: Iterable[Record], task: Task) -> LabelSet:
-    """Return the labels of `records`, most frequent first, ties by name.
+def label_set(counts: Mapping[str, int], task: Task) -> LabelSet:
+    """Return the labels of {name: number of records}, most frequent first, ties by name.
 
     Raises BadInputError when fewer than two labels occur: there would be nothing to tell apart.
     """
-    counts = Counter(label for record in records for label in record.labels)
     labels = tuple(
         Label(name=name, count=count) for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     )
@@ -205,11 +240,18 @@ def label_set(records: Iterable[Record], task: Task) -> LabelSet:
     return LabelSet(task=task, labels=labels)
 
 
+def json_line(fields: Mapping[str, Any]) -> bytes:
+    """Return `fields` as one line of canonical jsonl: compact, UTF-8, keys as they stand."""
+    try:
+        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # an integer of over 64 bits
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write records as canonical jsonl: fixed field order, UTF-8, one line each."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record.model_dump(), ensure_ascii=False) + "\n")
+    with open(path, "wb") as file:
+        file.writelines(json_line(record.model_dump()) for record in records)
 
 
 def read_records(folder: Path) -> Iterator[Record]:

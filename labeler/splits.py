@@ -1,102 +1,176 @@
-"""Splits that leak nothing: what belongs together stays in one split, and every split gets its share of every label."""
+"""Splits that leak nothing: what belongs together stays in one split, and every split gets its share of every label.
+
+Everything here is arrays over rows, so that a million rows take a second and a few dozen megabytes.
+"""
 
 from __future__ import annotations
 
-import random
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from labeler.records import SPLITS, Split
+import numpy as np
 
-Key = tuple[str, str]  # a kind (a picture's bytes, its look, the text, the group) and a value
+from labeler.records import SPLITS
+
+# {kind: [N] uint64}: what two rows must not share across splits (a picture's bytes or look, the text, the group), as
+# numbers that are equal where the things are; 0 where a row has none.
+Keys = Mapping[str, np.ndarray]
+TRAIN = SPLITS.index("train")
 
 
-def group_rows(keys: Sequence[Iterable[Hashable]]) -> list[int]:
-    """Return a group number for each row: rows that share a key, directly or through others, share a group.
+class RowLabels(NamedTuple):
+    """The labels of N rows: `codes` [M] int, one row's after another's, and `counts` [N] int, how many each row has."""
 
-    Args:
-        keys: for each row the things that no other split may hold (picture hashes, text, the user's group).
+    codes: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Return [M] int: the row of each code."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def of(self, chosen: np.ndarray) -> RowLabels:
+        """Return the labels of the rows where `chosen` [N] bool is True."""
+        return RowLabels(self.codes[np.repeat(chosen, self.counts)], self.counts[chosen])
+
+
+def group_rows(keys: Keys, rows: int) -> np.ndarray:
+    """Return [N] int64: each row's group, which is the number of the group's first row.
+
+    Rows that share a key, directly or through others, share a group.
     """
-    parents = list(range(len(keys)))
-
-    def root(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = parents[parents[row]]
-            row = parents[row]
-        return row
-
-    first: dict[Hashable, int] = {}
-    for row, row_keys in enumerate(keys):
-        for key in row_keys:
-            a, b = root(first.setdefault(key, row)), root(row)
-            parents[max(a, b)] = min(a, b)
-    return [root(row) for row in range(len(keys))]
+    pairs = [shared_pairs(values) for values in keys.values()]
+    a, b = (
+        (np.concatenate(ends) for ends in zip(*pairs, strict=True)) if pairs else (np.zeros(0, int), np.zeros(0, int))
+    )
+    return joined(a, b, rows)
 
 
-def split_groups(
-    groups: Sequence[int], labels: Sequence[Sequence[str]], fractions: Sequence[float], seed: int
-) -> list[Split]:
-    """Return a split for each row: whole groups, each label in its share, sizes in the fractions asked for.
+def joined(a: np.ndarray, b: np.ndarray, rows: int) -> np.ndarray:
+    """Return [N] int64: the first row of everything that the pairs (a, b) join with each row."""
+    groups = np.arange(rows)
+    if not len(a):
+        return groups
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    touched = np.unique(np.concatenate([a, b]))
+    edges = np.searchsorted(touched, a), np.searchsorted(touched, b)
+    _, component = connected_components(coo_array((np.ones(len(a), np.int8), edges), shape=[len(touched)] * 2), False)
+    _, first, which = np.unique(component, return_index=True, return_inverse=True)
+    groups[touched] = touched[first[which]]
+    return groups
+
+
+def shared_pairs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return row numbers (a, b), enough of them to join all rows of equal values; 0 equals nothing."""
+    order = np.argsort(values, kind="stable")
+    order = order[values[order] != 0]
+    same = values[order[1:]] == values[order[:-1]]
+    return order[:-1][same], order[1:][same]
+
+
+def split_groups(groups: np.ndarray, labels: RowLabels, fractions: Sequence[float], seed: int) -> np.ndarray:
+    """Return [N] int8, places in SPLITS: whole groups, each label in its share, sizes in the fractions asked for.
+
+    `groups` are those of `group_rows`: each is the number of its first row.
 
     The groups that hold the rarest label come first; each goes to the split that lacks that label most, ties
     to the split that lacks rows most. Source: iterative stratification (Sechidis, Tsoumakas and Vlahavas
     2011, algorithm 1), over groups in place of rows.
     """
-    rows_of = defaultdict(list)
-    for row, group in enumerate(groups):
-        rows_of[group].append(row)
-    label_counts = {group: Counter(label for row in rows for label in labels[row]) for group, rows in rows_of.items()}
-    totals = Counter(label for row_labels in labels for label in row_labels)
-    wanted_labels = {label: [count * share for share in fractions] for label, count in totals.items()}
+    first = groups == np.arange(len(groups))
+    members = (np.cumsum(first) - 1)[groups]
+    sizes = np.bincount(members)
+    owner, code, count = labels_of_groups(members, labels)
+    totals = np.bincount(labels.codes) if len(labels.codes) else np.zeros(0, int)
+    starts = np.searchsorted(owner, np.arange(len(sizes) + 1))
+    rarest = rarest_labels(starts, code, totals)
+    order = np.lexsort((shuffled(len(sizes), seed), -sizes, np.append(totals, len(groups) + 1)[rarest]))
+
+    wanted = [[total * share for share in fractions] for total in totals.tolist()]
     wanted_rows = [len(groups) * share for share in fractions]
-    chosen: dict[int, int] = {}
-
-    for group in ordered_groups(label_counts, rows_of, totals, seed):
-        rarest = min(label_counts[group], key=lambda label: (totals[label], label), default=None)
-        lacking = wanted_labels[rarest] if rarest is not None else wanted_rows
-        best = max(range(len(fractions)), key=lambda split: (lacking[split], wanted_rows[split], -split))
-        chosen[group] = best
-        wanted_rows[best] -= len(rows_of[group])
-        for label, count in label_counts[group].items():
-            wanted_labels[label][best] -= count
-    return [SPLITS[chosen[group]] for group in groups]
-
-
-def ordered_groups(
-    label_counts: dict[int, Counter[str]], rows_of: dict[int, list[int]], totals: Counter[str], seed: int
-) -> list[int]:
-    """Return the groups, those with the rarest label first, large before small, chance deciding the rest."""
-    order = sorted(rows_of)
-    random.Random(seed).shuffle(order)
-
-    def rarity(group: int) -> tuple[int, int]:
-        rarest = min((totals[label] for label in label_counts[group]), default=sum(totals.values()) + 1)
-        return rarest, -len(rows_of[group])
-
-    return sorted(order, key=rarity)
+    chosen = []
+    entries = zip(starts[:-1][order].tolist(), starts[1:][order].tolist(), strict=True)
+    code, count = code.tolist(), count.tolist()
+    for (start, end), label, size in zip(entries, rarest[order].tolist(), sizes[order].tolist(), strict=True):
+        lacking = wanted[label] if label >= 0 else wanted_rows
+        train, validation, test = lacking  # written out: this runs once a group, and there may be millions
+        best, most = 0, train
+        if validation > most or (validation == most and wanted_rows[1] > wanted_rows[0]):
+            best, most = 1, validation
+        if test > most or (test == most and wanted_rows[2] > wanted_rows[best]):
+            best = 2
+        chosen.append(best)
+        wanted_rows[best] -= size
+        if end - start == 1:
+            lacking[best] -= count[start]
+        else:
+            for entry in range(start, end):
+                wanted[code[entry]][best] -= count[entry]
+    found = np.zeros(len(sizes), np.int8)
+    found[order] = chosen
+    return found[members]
 
 
-def leaks(keys: Sequence[Iterable[Key]], splits: Sequence[Split]) -> dict[int, set[str]]:
-    """Return, for each row outside train that shares a key with a train row, the kinds of keys that it shares."""
-    train = {key for row, split in zip(keys, splits, strict=True) if split == "train" for key in row}
-    found = {
-        number: {kind for kind, value in row if (kind, value) in train}
-        for number, (row, split) in enumerate(zip(keys, splits, strict=True))
-        if split != "train"
-    }
-    return {number: kinds for number, kinds in found.items() if kinds}
+def labels_of_groups(members: np.ndarray, labels: RowLabels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, sorted by group, each (group, label code, number of its rows with that label) that occurs."""
+    number = int(labels.codes.max(initial=0)) + 1
+    pairs, count = np.unique(members[labels.rows] * number + labels.codes, return_counts=True)
+    return pairs // number, pairs % number, count
 
 
-def leaking(keys: Sequence[Iterable[Key]], splits: Sequence[Split]) -> dict[int, int]:
-    """Return the train rows that share a key with a row outside train, and the number of the first such row."""
-    held_out: dict[Key, int] = {}
-    for number, (row, split) in enumerate(zip(keys, splits, strict=True)):
-        if split != "train":
-            for key in row:
-                held_out.setdefault(key, number)
-    shared = {
-        number: next((held_out[key] for key in row if key in held_out), None)
-        for number, (row, split) in enumerate(zip(keys, splits, strict=True))
-        if split == "train"
-    }
-    return {number: other for number, other in shared.items() if other is not None}
+def rarest_labels(starts: np.ndarray, code: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return [G] int: the rarest label of each group, -1 for a group without labels."""
+    order = np.argsort(totals, kind="stable")  # from rare to frequent
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    some = starts[1:] > starts[:-1]
+    rarest = np.full(len(some), -1)
+    if some.any():
+        rarest[some] = order[np.minimum.reduceat(place[code], starts[:-1][some])]
+    return rarest
+
+
+def shuffled(count: int, seed: int) -> np.ndarray:
+    """Return [count] uint64 in an order that the seed decides, the same with every version of NumPy.
+
+    Source: SplitMix64 (Steele, Lea and Flood 2014).
+    """
+    with np.errstate(over="ignore"):
+        value = (np.arange(count, dtype=np.uint64) + np.uint64(seed % 2**32 << 32)) * np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return value ^ (value >> np.uint64(31))
+
+
+def leaks(keys: Keys, splits: np.ndarray) -> dict[str, np.ndarray]:
+    """Return {kind: [N] bool}: the rows outside train that share a key of that kind with a train row."""
+    rows = np.flatnonzero(splits != TRAIN)
+    found = {}
+    for kind, values in keys.items():
+        leaked = np.zeros(len(splits), bool)
+        leaked[rows] = places(values[rows], np.sort(values[splits == TRAIN])) >= 0
+        found[kind] = leaked
+    return found
+
+
+def leaking(keys: Keys, splits: np.ndarray) -> np.ndarray:
+    """Return [N] int64: for train rows that share a key with a row outside train, the first such row; else -1."""
+    train, others = np.flatnonzero(splits == TRAIN), np.flatnonzero(splits != TRAIN)
+    found = np.full(len(splits), -1)
+    for values in keys.values():
+        order = others[np.argsort(values[others], kind="stable")]
+        place = places(values[train], values[order])
+        hit = (place >= 0) & (found[train] < 0)
+        found[train[hit]] = order[place[hit]]
+    return found
+
+
+def places(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Return the first place of each of `values` in the array `ordered`, -1 for what is not there and for 0."""
+    if not len(ordered):
+        return np.full(len(values), -1)
+    place = np.searchsorted(ordered, values)
+    there = (values != 0) & (ordered[place.clip(max=len(ordered) - 1)] == values)
+    return np.where(there, place, -1)

@@ -19,6 +19,8 @@ labeler  encoders
 artifacts
 records  evaluation  encoders.weights
 images  splits  sources  baselines
+chunks  looks
+selection
 profile
 ingestion  store  export
 preprocessing  batches

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -75,8 +76,8 @@ def test_what_is_no_data_set_is_refused(tmp_path, records):
 
 
 def test_nothing_stands_for_nothing():
-    assert quantiles([]) is None
-    assert duplicates([[("text", "a")], [("text", "b"), ("group", "g")], [("group", "g")]]) == {}
+    assert quantiles(np.zeros(0)) is None
+    assert duplicates({"text": np.array([1, 2, 0]), "group": np.array([0, 3, 3])}) == {}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="LABELER_DATA names no folder with real data")

@@ -178,10 +178,7 @@ def test_a_record_takes_no_other_fields_and_cannot_be_changed():
 
 def test_records_are_written_in_one_way(tmp_path):
     write_records(tmp_path / "records.jsonl", [Record(id="1", text="é\u2028x", labels=("b", "a"), meta={"z": 1})])
-    expected = (
-        '{"id": "1", "image": null, "text": "é\u2028x", "labels": ["b", "a"], "split": null, "group": null, '
-        '"meta": {"z": 1}}\n'
-    )
+    expected = '{"id":"1","image":null,"text":"é\u2028x","labels":["b","a"],"split":null,"group":null,"meta":{"z":1}}\n'
     assert (tmp_path / "records.jsonl").read_bytes() == expected.encode()
     assert next(read_records(tmp_path)).text == "é\u2028x"
 

@@ -13,10 +13,65 @@ from PIL import Image
 
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.records import SPLITS, read_records
-from labeler.splits import group_rows, leaking, leaks, split_groups
+from labeler.splits import Keys, RowLabels
+from labeler.splits import group_rows as group_arrays
+from labeler.splits import leaking as leaking_arrays
+from labeler.splits import leaks as leaks_in_arrays
+from labeler.splits import split_groups as split_arrays
 
 FRACTIONS = (0.7, 0.15, 0.15)
 SEEDS = range(20)
+
+
+def arrays(rows: list[list]) -> Keys:
+    """Return keys as arrays: one a kind and place, in which equal things have equal numbers."""
+    rows = [[key if isinstance(key, tuple) else ("any", key) for key in row] for row in rows]
+    numbers: dict = {}
+    found: dict[str, np.ndarray] = {}
+    for number, row in enumerate(rows):
+        for kind, value in row:
+            place = next(
+                p for p in range(9) if not found.setdefault(f"{kind}{p}", np.zeros(len(rows), np.uint64))[number]
+            )
+            found[f"{kind}{place}"][number] = numbers.setdefault((kind, value), len(numbers) + 1)
+    return found
+
+
+def group_rows(rows: list[list]) -> list[int]:
+    """Return the groups of rows with several keys of a kind, which arrays have as more rows."""
+    owners = [number for number, row in enumerate(rows) for _ in row]
+    values = [key for row in rows for key in row]
+    numbers = {value: place + 1 for place, value in enumerate(dict.fromkeys(values))}
+    key = np.zeros(len(rows) + len(values), np.uint64)
+    owner = np.zeros(len(rows) + len(values), np.uint64)
+    key[len(rows) :] = [numbers[value] for value in values]
+    owner[: len(rows)] = np.arange(len(rows)) + 1
+    owner[len(rows) :] = np.array(owners, int) + 1
+    return group_arrays({"key": key, "owner": owner}, len(key))[: len(rows)].tolist()
+
+
+def leaks(rows: list[list], splits: list[str]) -> dict[int, set[str]]:
+    found = leaks_in_arrays(arrays(rows), np.array([SPLITS.index(split) for split in splits]))
+    result: dict[int, set[str]] = {}
+    for kind, leaked in found.items():
+        for row in np.flatnonzero(leaked).tolist():
+            result.setdefault(row, set()).add(kind[:-1])
+    return result
+
+
+def leaking(rows: list[list], splits: list[str]) -> dict[int, int]:
+    found = leaking_arrays(arrays(rows), np.array([SPLITS.index(split) for split in splits]))
+    return {row: int(found[row]) for row in np.flatnonzero(found >= 0).tolist()}
+
+
+def split_groups(groups, labels: list[list[str]], fractions, seed: int) -> list[str]:
+    groups = [list(groups).index(group) for group in groups]
+    names = sorted({label for row in labels for label in row})
+    codes = np.array([names.index(label) for row in labels for label in row], int)
+    found = split_arrays(
+        np.array(groups, int), RowLabels(codes, np.array([len(row) for row in labels], int)), fractions, seed
+    )
+    return [SPLITS[place] for place in found]
 
 
 def joined_by_search(keys: list[list[int]]) -> list[set[int]]:

@@ -1,0 +1,251 @@
+"""Selection: which of the records read are kept, in which split each goes, and the writing of them.
+
+Works on arrays over all records (`labeler.chunks.Columns`) and on the file that holds their lines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import orjson
+
+from labeler.artifacts import BadInputError, UsageError
+from labeler.chunks import Chunk, Columns, in_split, in_splits, json_id
+from labeler.looks import look_groups
+from labeler.records import SPLITS, Reject, Task
+from labeler.splits import Keys, RowLabels, group_rows, leaking, split_groups
+
+KEPT, DUPLICATE, ID_CONFLICT, LABEL_COUNT, LEAK = range(5)
+CODES = ("", "duplicate", "id-conflict", "label-count", "leak")
+BLOCK = 4096  # rows whose lines are written at once
+DEFAULT_FRACTIONS = "0.7,0.15,0.15"
+
+
+class Collected:
+    """All records read so far: columns, labels and looks are gathered chunk by chunk, lines go to a file."""
+
+    def __init__(self, spool: BinaryIO | None = None):
+        """Begin with no record; without `spool` the lines are only hashed."""
+        self.spool = spool
+        self.chunks: list[Columns] = []
+        self.codes: list[np.ndarray] = [np.zeros(0, np.int32)]
+        self.sources: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+        self.looks: list[bytes] = []
+        self.look_rows: list[int] = []
+        self.several = False
+        self.counts: Counter[Any] = Counter(rows=0)
+        self.total = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in a chunk."""
+        sources = np.array([self.sources.setdefault(name, len(self.sources)) for name in chunk.sources], np.int32)
+        names = np.array([self.names.setdefault(name, len(self.names)) for name in chunk.labels], np.int32)
+        self.chunks.append(chunk.columns._replace(source=sources[chunk.columns.source]))
+        self.codes.append(names[chunk.label_codes])
+        if chunk.looks:
+            seen = [number for number, look in enumerate(chunk.looks) if look]
+            self.looks += [chunk.looks[number] or b"" for number in seen]
+            self.look_rows += [self.total + number for number in seen]
+        self.several = self.several or chunk.several
+        self.counts.update(chunk.counts)
+        self.total += len(chunk.columns.line)
+        if self.spool:
+            self.spool.write(chunk.lines)
+
+    def look_keys(self) -> np.ndarray:
+        """Return [N] uint64: equal for pictures that look alike, 0 where there is none that can be compared."""
+        keys = np.zeros(self.total, np.uint64)
+        if self.looks:
+            keys[self.look_rows] = (
+                look_groups(np.frombuffer(b"".join(self.looks), np.uint8).reshape(len(self.looks), -1)) + 1
+            )
+        return keys
+
+
+class Selected(NamedTuple):
+    """What was decided on N records. reason: a place in CODES; about: the row or count that the reason is about; group:
+    the first kept record that each is joined with; split: a place in SPLITS; both of kept records only.
+    """
+
+    reason: np.ndarray  # [N] int8
+    about: np.ndarray  # [N] int64
+    group: np.ndarray  # [N] int64
+    split: np.ndarray  # [N] int8
+    keys: Keys
+    task: Task
+    how: str
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Return [N] bool."""
+        return self.reason == KEPT
+
+
+class Records:
+    """All records when they have been read: their columns, their labels, and each one's line."""
+
+    def __init__(self, collected: Collected):
+        """Open the lines that `collected` has written."""
+        assert collected.spool is not None
+        collected.spool.flush()
+        self.columns = Columns(*(np.concatenate(parts) for parts in zip(*collected.chunks, strict=True)))
+        self.labels = RowLabels(np.concatenate(collected.codes), self.columns.label_count)
+        self.names, self.sources = list(collected.names), list(collected.sources)
+        self.looks = collected.look_keys()
+        self.several = collected.several
+        self.ends = np.cumsum(self.columns.size)
+        self.file = collected.spool.fileno()
+
+    def line(self, row: int) -> bytes:
+        """Return a record's line, with GAP for its split."""
+        return self.block(row, 1)
+
+    def block(self, first: int, count: int) -> bytes:
+        """Return the lines of `count` records, from the record `first` on."""
+        size = int(self.ends[first + count - 1] - self.ends[first] + self.columns.size[first])
+        return os.pread(self.file, size, int(self.ends[first] - self.columns.size[first]))
+
+    def id(self, row: int) -> str:
+        """Return a record's id."""
+        return orjson.loads(json_id(self.line(row)))
+
+    def place(self, row: int) -> tuple[str, int]:
+        """Return the source and line of a record."""
+        return self.sources[self.columns.source[row]], int(self.columns.line[row])
+
+
+def select(records: Records, task: str, split: str, drop_leaks: bool, seed: int) -> Selected:
+    """Decide which records are kept, and draw the splits that the data do not bring.
+
+    Args:
+        records: all that could be read.
+        task: `single`, `multi`, or `auto`: multi where any row has a list of labels, or several.
+        split: `keep`, three shares, or `auto`: those of the data if they bring any.
+        drop_leaks: with given splits, leave out train records that share a key with one outside train.
+        seed: decides the splits that are drawn.
+
+    Raises BadInputError where some records have a split and others none.
+    """
+    columns = records.columns
+    chosen: Task = "multi" if task == "multi" or (task == "auto" and records.several) else "single"
+    reason, about = repeated_ids(records)
+    if chosen == "single":
+        wrong = (reason == KEPT) & (columns.label_count != 1)
+        reason[wrong], about[wrong] = LABEL_COUNT, columns.label_count[wrong]
+    keys = {"bytes": columns.image, "look": records.looks, "text": columns.text_key, "group": columns.group}
+    given = split == "keep" or (split == "auto" and bool((columns.split[reason == KEPT] >= 0).any()))
+    if given:
+        refuse_missing_splits(records, reason == KEPT)
+    if given and drop_leaks:
+        rows = np.flatnonzero(reason == KEPT)
+        other = leaking(only(keys, rows), columns.split[rows])
+        reason[rows[other >= 0]], about[rows[other >= 0]] = LEAK, rows[other[other >= 0]]
+    rows = np.flatnonzero(reason == KEPT)
+    kept = only(keys, rows)
+    groups, splits = np.zeros(len(reason), np.int64), columns.split.copy()
+    if given:
+        # Given splits cannot be mended: groups only tell which rows an interval must draw together. Short texts ("What?")
+        # would join most dialogues of a set into one, so a row that has a group of its own is not joined by its text.
+        own = dict(kept) | {"text": np.where(kept["group"] == 0, kept["text"], 0)}
+        found, how = group_rows(own, len(rows)), "kept as given"
+    else:
+        found = group_rows(kept, len(rows))
+        fractions = parse_fractions(DEFAULT_FRACTIONS if split == "auto" else split)
+        splits[rows] = split_groups(found, records.labels.of(reason == KEPT), fractions, seed)
+        how = f"drawn: {', '.join(f'{name} {share:g}' for name, share in zip(SPLITS, fractions, strict=True))}"
+    groups[rows] = rows[found]
+    return Selected(reason, about, groups, splits, keys, chosen, how)
+
+
+def only(keys: Keys, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the keys of some rows."""
+    return {kind: values[rows] for kind, values in keys.items()}
+
+
+def repeated_ids(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Return reasons and what they are about: of equal records with one id the first is kept, of differing ones none."""
+    ids = records.columns.id
+    reason, about = np.zeros(len(ids), np.int8), np.zeros(len(ids), np.int64)
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
+    runs = np.split(same, np.flatnonzero(np.diff(same) > 1) + 1) if len(same) else []
+    for run in runs:
+        by_id: dict[str, list[int]] = {}  # two ids may have one hash
+        for row in order[run[0] : run[-1] + 2].tolist():
+            by_id.setdefault(records.id(row), []).append(row)
+        for rows in by_id.values():
+            first = records.line(rows[0])
+            if any(records.line(row) != first for row in rows[1:]):
+                reason[rows], about[rows] = ID_CONFLICT, len(rows)
+            else:
+                reason[rows[1:]], about[rows[1:]] = DUPLICATE, rows[0]
+    return reason, about
+
+
+def refuse_missing_splits(records: Records, kept: np.ndarray) -> None:
+    """Raise BadInputError where a kept record has no split."""
+    missing = np.flatnonzero(kept & (records.columns.split < 0))
+    if len(missing):
+        source, line = records.place(missing[0])
+        raise BadInputError(
+            f"{source}:{line}: {len(missing)} rows have no split; give all rows one, or --split {DEFAULT_FRACTIONS}"
+        )
+
+
+def rejected(records: Records, selected: Selected) -> Iterator[Reject]:
+    """Yield a reject for every record that is not kept, in order."""
+    for row in np.flatnonzero(~selected.kept).tolist():
+        code, about, identity = CODES[selected.reason[row]], int(selected.about[row]), records.id(row)
+        if code == "duplicate":
+            source, line = records.place(about)
+            message = f"the same row as {source}:{line}"
+        elif code == "id-conflict":
+            message = f"the id {identity!r} stands on {about} rows that differ"
+        elif code == "label-count":
+            message = f"{about} labels where the task is single; --task multi takes several"
+        else:
+            split = SPLITS[records.columns.split[about]]
+            message = f"shares a picture, text or group with {records.id(about)} of {split}"
+        yield Reject(*records.place(row), identity, code, message)
+
+
+def write_selected(path: Path, records: Records, selected: Selected) -> None:
+    """Write the kept records with their splits and groups as canonical jsonl."""
+    split_words = np.array([orjson.dumps(name) for name in SPLITS], object)
+    joined = selected.kept & (selected.group != np.arange(len(selected.group)))
+    leads = np.zeros(len(joined), bool)
+    leads[selected.group[joined]] = True
+    names: dict[int, bytes] = {}  # the leading records' ids, as JSON
+    with open(path, "wb") as file:
+        for start in range(0, len(joined), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(joined)))
+            names |= {row: json_id(records.line(row)) for row in rows[leads[rows]].tolist()}
+            words = split_words[selected.split[rows]].tolist()
+            if selected.kept[rows].all() and not joined[rows].any():
+                data = in_splits(records.block(start, len(rows)), words)
+            else:
+                lines = records.block(start, len(rows)).splitlines(keepends=True)
+                found = zip(lines, rows.tolist(), selected.group[rows].tolist(), words, strict=True)
+                data = b"".join(
+                    in_split(line, word, names[group] if group != row else None)
+                    for line, row, group, word in found
+                    if selected.reason[row] == KEPT
+                )
+            file.write(data)
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+    """Return train, validation and test shares; raises UsageError unless they are three and add up to one."""
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or not abs(sum(shares) - 1) <= 1e-6:
+        raise UsageError(f"--split {text}: expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15")
+    return shares
