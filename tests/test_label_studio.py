@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from labeler.artifacts import BadInputError
+from labeler.chunks import RowReading, chunk_of
 from labeler.images import ImageError, resolve_image
-from labeler.ingestion import IngestOptions, choose_task
 from labeler.records import Record, Reject, Row, RowError, record_from
 from labeler.sources import label_studio
 from labeler.sources.json_document import HEAD_BYTES
@@ -97,7 +97,7 @@ def test_odd_labels_stay_one_label_as_they_are(tmp_path, name, form):
     content = full if form == "JSON" else [flat(1, {"mood": name}), flat(2, {"mood": "joy"})]
     assert [item.labels for item in records(tmp_path, content)] == [(name,), ("joy",)]
     rows = [item for item in label_studio.read(tmp_path / "export.json") if isinstance(item, Row)]
-    assert choose_task("auto", rows, IngestOptions()) == "single"
+    assert not chunk_of(rows, RowReading(tmp_path)).several
 
 
 def test_the_id_of_the_data_goes_before_the_task_s(tmp_path):

@@ -1,0 +1,178 @@
+"""Chunks: a record's line is its record, and its numbers are equal where its things are."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from unicodedata import category
+
+import pytest
+
+from labeler.chunks import (
+    RowReading,
+    chunk_of,
+    comparable,
+    in_split,
+    in_splits,
+    json_id,
+    key_of,
+    with_meta,
+    without_image,
+)
+from labeler.records import Record, Reject, Row, RowError, record_from
+from labeler.sources.jsonl import MAX_LINE_BYTES, pieces, read, rows_of
+
+ODD = [
+    "plain",
+    'a "quoted" \\',
+    '","image":null',
+    '\\"',
+    "Stra\u00dfe \u732b \U0001f389",
+    '"split":null',
+    "{}",
+    "a:b",
+    "x\u2028y\x7f",
+]
+
+
+def rows_with(odd: str) -> list[Row]:
+    """Return rows with `odd` in every place."""
+    return [
+        Row("f.jsonl", 1, {"id": odd, "text": "t", "label": "a"}),
+        Row("f.jsonl", 2, {"id": "2", "text": odd, "label": "b", "n": 1, "more": odd}),
+        Row("f.jsonl", 3, {"id": "3", "text": "t", "label": ["c|d", odd], "split": "dev", "x": {"split": None}}),
+        Row("f.jsonl", 4, {"id": "4", "image": odd, "label": "a", "group": odd, odd: 12345678901234567890123}),
+        Row("f.jsonl", 5, {"id": "5", "image": "b.jpg", "text": odd, "label": "a", "meta": None}),
+    ]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_lines_are_the_records(tmp_path, odd):
+    rows = rows_with(odd)
+    chunk = chunk_of(rows, RowReading(tmp_path, {"id": "id"}, allow_outside=True))
+    assert chunk.rejects == []
+    for row, line, image in zip(rows, chunk.lines.splitlines(keepends=True), chunk.images, strict=True):
+        record = record_from(row, {})
+        meta = record.meta | ({"group": record.group} if record.group else {})
+        expected = record.model_copy(update={"split": "test", "group": record.id, "meta": meta})
+        if record.image:
+            assert image is not None
+            assert (tmp_path / image).resolve() == Path(row.source).parent.joinpath(record.image).resolve()
+            expected = expected.model_copy(update={"image": image})
+        assert Record.model_validate_json(in_split(line, b'"test"', None)) == expected
+        other = Record.model_validate_json(in_split(with_meta(line, "image_sha256", "ab"), b'"train"', b'"g \\" h"'))
+        assert (other.split, other.group, other.meta) == ("train", 'g " h', meta | {"image_sha256": "ab"})
+        assert json.loads(json_id(line)) == record.id
+        assert Record.model_validate_json(in_split(without_image(line), b'"test"', None)) == expected.model_copy(
+            update={"image": None}
+        )
+    joined = in_splits(chunk.lines, [b'"test"'] * len(rows))
+    assert joined == b"".join(in_split(line, b'"test"', None) for line in chunk.lines.splitlines(keepends=True))
+
+
+def test_numbers_are_those_of_the_rows(tmp_path):
+    rows = [
+        Row("a.csv", 2, {"text": "One, two", "label": "x", "split": "val", "group": "g"}, ("python literal",)),
+        Reject("a.csv", 3, None, "cell-count", "no"),
+        Row("b.csv", 9, {"text": "one TWO!", "label": "x|y"}),
+        Row("b.csv", 10, {"text": None, "label": "x"}),
+        Row("b.csv", 11, {"text": "one TWO!", "label": "z", "likes": 3}),
+    ]
+    chunk = chunk_of(rows, RowReading(tmp_path))
+    columns = chunk.columns
+    assert (chunk.counts["rows"], chunk.counts["python literal"], chunk.counts["field", "likes"]) == (5, 1, 1)
+    assert [reject.code for reject in chunk.rejects] == ["cell-count", "empty"]
+    assert [chunk.sources[place] for place in columns.source] == ["a.csv", "b.csv", "b.csv"]
+    assert columns.line.tolist() == [2, 9, 11]
+    assert [chunk.labels[code] for code in chunk.label_codes] == ["x", "x", "y", "z"]
+    assert columns.label_count.tolist() == [1, 2, 1]
+    assert len(set(columns.text_key.tolist())) == 1
+    assert len(set(columns.text.tolist())) == 2
+    assert columns.split.tolist() == [1, -1, -1]
+    assert columns.characters.tolist() == [8, 8, 8]
+    assert columns.words.tolist() == [2, 2, 2]
+    assert (columns.group > 0).tolist() == [True, False, False]
+    assert chunk.several
+    assert not chunk_of(rows[:1], RowReading(tmp_path)).several
+    assert columns.size.tolist() == [len(line) for line in chunk.lines.splitlines(keepends=True)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_texts_are_compared_without_case_blanks_and_punctuation(seed):
+    chance = random.Random(seed)
+    alphabet = (
+        [chr(chance.randrange(0x20, 0x2FF)) for _ in range(40)]
+        + list("aB .,!?+$<|")
+        + ["\u0915\u0940", "\u732b", "\U0001f389", "\u00df", "\u0130"]
+    )
+    for _ in range(200):
+        text = "".join(
+            chance.choice(alphabet if chance.random() < 0.5 else "aZ09 .!$^~") for _ in range(chance.randrange(1, 12))
+        )
+        folded = text.casefold()
+        slow = "".join(character for character in folded if category(character)[0] in "LMNS") or folded
+        assert comparable(text) == slow.encode()
+
+
+def test_keys_are_the_same_everywhere_and_never_none():
+    assert key_of(b"labeler") == 17181523496444182729
+    assert key_of(b"") > 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 1 << 20])
+def test_pieces_are_the_whole_file(tmp_path, size):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "1"}\r\n\n  \n{"id": "2"}\n{\n\xff\n{"id": "3"}')
+    found = [item for piece in pieces(path, size) for item in rows_of(piece)]
+    assert found == list(read(path))
+    assert [item.line for item in found] == [1, 4, 5, 6, 7]
+    assert [isinstance(item, Row) for item in found] == [True, True, False, False, True]
+
+
+def test_a_line_of_any_length_is_one_reject(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"id": "1"}\n{"id": "' + b"x" * (3 * MAX_LINE_BYTES) + b'"}\n{"id": "3"}\n')
+    assert max(len(piece.data) for piece in pieces(path)) < MAX_LINE_BYTES + (2 << 20)
+    assert [(item.line, getattr(item, "code", None)) for item in read(path)] == [
+        (1, None),
+        (2, "line-too-long"),
+        (3, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": 1, "id": 2}', '{"id": "a:b", "id": "c"}', '{"id": "a", "id": "\\u003a"}', '{"a": 1, "a" : 2}',
+        '{"id": 12345678901234567890123}', '{"n": NaN}', '{"n": 1e999}', '{"t": "http://x:1/", "u": "b"}', '{"n": 1.5}',
+        '{"t": "\\ud83d\\ude00"}', '{"a": {"b": 1, "b": 2}}', '{"a": [1, {"b": 1}]}', '{"a:b": 1}', '{"a": ["b", "c:d"]}', "[1]",
+        '{"t": "\\ud800"}', "{'a': 1}", '{"a": true, "b": null}',
+    ],
+)  # fmt: skip
+def test_the_fast_way_reads_what_the_slow_way_reads(line):
+    from labeler.sources.jsonl import LineError, parse_line, parse_slowly
+
+    def outcome(parse):
+        try:
+            return repr(parse(line.encode()))
+        except LineError as error:
+            return error.code, str(error)
+
+    assert outcome(parse_line) == outcome(parse_slowly)
+
+
+def test_rows_that_are_no_records_are_rejects_with_the_same_words(tmp_path):
+    for fields in (
+        {"label": "a"},
+        {"text": "x"},
+        {"text": "a\0", "label": "b"},
+        {"text": ["x"], "label": "b"},
+        {"text": "x", "label": {}},
+    ):
+        row = Row("a", 1, {"id": 7, **fields})
+        with pytest.raises(RowError) as caught:
+            record_from(row, {})
+        assert chunk_of([row], RowReading(tmp_path)).rejects == [
+            Reject("a", 1, "7", caught.value.code, str(caught.value))
+        ]
