@@ -268,6 +268,17 @@ def test_parquet_gives_lists_numbers_and_missing_values_as_python_has_them(tmp_p
     assert rows[1].fields == {"id": 2, "text": None, "score": None, "labels": []}
 
 
+def test_a_parquet_column_is_of_one_kind_in_all_of_a_long_table(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "pairs.parquet"
+    ids = pandas.array([None if number == 9000 else number for number in range(10_000)], dtype="Int64")
+    pandas.DataFrame({"id": ids, "text": ["x"] * 10_000}).to_parquet(path)
+    found = list(read_source(path))
+    assert [item.line for item in found] == list(range(1, 10_001))
+    assert [item.fields["id"] for item in found] == [None if number == 9000 else number for number in range(10_000)]
+    assert all(type(item.fields["id"]) is int for item in found[:9000])
+
+
 def test_a_file_that_is_no_parquet_table_is_refused(tmp_path):
     path = tmp_path / "pairs.parquet"
     path.write_bytes(b"id,text\n1,a\n")

@@ -9,20 +9,26 @@ from typing import Any
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
 
+ROWS = 4096  # held in memory at a time
+
 
 def read(path: Path) -> Iterator[Row | Reject]:
     """Yield the rows of `path`; `line` counts rows from 1.
 
     Raises BadInputError where the file is no parquet table.
     """
-    import pandas
+    from pyarrow.parquet import ParquetFile
 
+    number = 0
     try:
-        table = pandas.read_parquet(path)
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS):
+                # integers stay integers where some are missing, in whichever batch they stand
+                for fields in batch.to_pandas(integer_object_nulls=True).to_dict("records"):
+                    number += 1
+                    yield Row(str(path), number, {str(key): plain(value) for key, value in fields.items()})
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: not a parquet table ({str(error).splitlines()[0]})") from error
-    for number, fields in enumerate(table.to_dict("records"), 1):
-        yield Row(str(path), number, {str(key): plain(value) for key, value in fields.items()})
 
 
 def plain(value: Any) -> Any:
