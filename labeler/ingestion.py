@@ -7,7 +7,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +21,11 @@ from labeler.artifacts import (
     UsageError,
     already_made,
     making,
-    sha256_bytes,
     sha256_file,
     sha256_json,
 )
-from labeler.images import ImageError, difference_hash, load_image, read_image_file, resolve_image
+from labeler.decoding import examine_images
+from labeler.images import Examined, ImageError, resolve_image
 from labeler.profile import counted, profile_of
 from labeler.records import (
     SPLITS,
@@ -141,11 +140,10 @@ def ingest(
         counts["fixed_texts"] = sum(a is not b for a, b in zip(rows, fixed, strict=True))
         rows = fixed
     candidates = unique([item for row in rows if (item := candidate(row, root, options, rejects))], rejects)
-    candidates = hash_images(candidates, options, rejects)
+    candidates = with_images(candidates, options, rejects)
     recipe = Recipe("ingest", input_hashes(sources, candidates, rejects.items), asdict(options), seed)
     if not force and already_made(out, recipe):
         return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
-    candidates = decode_images(candidates, rejects)
     if not candidates:
         reasons = Counter(reject.code for reject in rejects.items)
         raise BadInputError(f"{sources[0]}: no usable row among {counts['rows']} ({dict(reasons)})")
@@ -242,50 +240,21 @@ def unique(candidates: list[Candidate], rejects: Rejects) -> list[Candidate]:
     return kept
 
 
-def in_threads(function: Any, items: Sequence[Any], what: str) -> list[Any]:
-    """Return `function` of every item, in order, worked by a thread a core, with a progress bar on a terminal."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), desc=what, unit="pair", disable=None))
-
-
-def hash_images(candidates: list[Candidate], options: IngestOptions, rejects: Rejects) -> list[Candidate]:
-    """Return the candidates with their image files' sha256; those whose file cannot be read are rejected."""
-
-    def hashed(item: Candidate) -> Candidate | ImageError:
-        try:
-            return item if item.path is None else item._replace(sha256=sha256_bytes(read_image_file(item.path)))
-        except ImageError as error:
-            return error
-
+def with_images(candidates: list[Candidate], options: IngestOptions, rejects: Rejects) -> list[Candidate]:
+    """Return the candidates with their pictures' sha256, size and difference hash; those without a usable one are rejected."""
     kept = []
-    for item, result in zip(candidates, in_threads(hashed, candidates, "reading pictures"), strict=True):
-        if isinstance(result, Candidate):
-            kept.append(result)
+    results = examine_images(item.path for item in candidates)
+    bar = tqdm(results, total=len(candidates), desc="reading pictures", unit="pair", disable=None)
+    for item, result in zip(candidates, bar, strict=True):
+        if result is None:
+            kept.append(item)
+        elif isinstance(result, Examined):
+            size = (result.width, result.height)
+            kept.append(item._replace(sha256=result.sha256, size=size, look=result.look))
         elif result.code == "image-missing" and options.allow_missing_image and item.record.text:
             kept.append(item._replace(path=None, record=item.record.model_copy(update={"image": None})))
         else:
             rejects.add_row(item.row, item.record.id, result.code, str(result))
-    return kept
-
-
-def decode_images(candidates: list[Candidate], rejects: Rejects) -> list[Candidate]:
-    """Return the candidates whose pictures decode, with each picture's size and difference hash."""
-
-    def decoded(item: Candidate) -> Candidate | ImageError:
-        if item.path is None:
-            return item
-        try:
-            image = load_image(item.path)
-        except ImageError as error:
-            return error
-        return item._replace(size=image.size, look=difference_hash(image))
-
-    kept = []
-    for item, result in zip(candidates, in_threads(decoded, candidates, "checking pictures"), strict=True):
-        if isinstance(result, Candidate):
-            kept.append(result)
-        else:
-            rejects.add_row(item.row, item.record.id, result.code, f"{item.record.image}: {result}")
     return kept
 
 
