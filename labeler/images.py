@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from labeler.artifacts import sha256_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens over forty by default
 # What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
@@ -19,6 +22,7 @@ VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL)
 FRAME = re.compile(r"(.+)#frame=([1-9]\d{0,5})of([1-9]\d{0,5})", re.DOTALL)
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
+THUMBNAIL_SIDE = 320
 HASH_SIDE = 16
 NOISE = 2
 
@@ -27,8 +31,58 @@ class ImageError(ValueError):
     """A picture that cannot be used; `code` is the reject's code."""
 
     def __init__(self, code: str, message: str):
-        super().__init__(message)
+        super().__init__(code, message)  # both, so that it can be pickled
         self.code = code
+
+    def __str__(self) -> str:
+        return self.args[1]
+
+
+class Examined(NamedTuple):
+    """What `ingest` keeps of a picture: its file's sha256, its width and height upright, its difference hash."""
+
+    sha256: str
+    width: int
+    height: int
+    look: str | None
+
+
+class Prepared(NamedTuple):
+    """What the towers and the store take of a picture: [side, side, 3] uint8 RGB, and a JPEG's bytes to look at."""
+
+    pixels: np.ndarray
+    thumbnail: bytes
+
+
+def examine_image(path: Path) -> Examined:
+    """Return what `ingest` keeps of the picture at `path`, its file read once.
+
+    Raises ImageError (see `read_image_file`, `decode_image`).
+    """
+    data = read_image_file(path)
+    # not scaled while it is decoded: the hash of a picture must not depend on its file's format
+    image = decode_file(path, data)
+    return Examined(sha256_bytes(data), *image.size, difference_hash(image))
+
+
+def prepare_image(path: Path, side: int, sha256: str | None = None) -> Prepared:
+    """Return the picture at `path` stretched to `side` x `side` pixels, and its thumbnail.
+
+    Raises ImageError: as `read_image_file` and `decode_image` do, and when the file's sha256 is not `sha256`.
+    """
+    data = read_image_file(path)
+    if sha256 not in (None, sha256_bytes(data)):
+        raise ImageError("image-changed", f"{path}: another picture than at ingest")
+    image = decode_file(path, data, side)
+    return Prepared(stretch(image, side), thumbnail(image))
+
+
+def decode_file(path: Path, data: bytes, side: int | None = None) -> Image.Image:
+    """Return `decode_image` of the bytes of the file at `path`; an ImageError names the file."""
+    try:
+        return decode_image(data, frame_of(path)[1], side)
+    except ImageError as error:
+        raise ImageError(error.code, f"{path}: {error}") from None
 
 
 def resolve_image(root: Path, name: str, *, allow_outside: bool = False) -> Path:
@@ -85,10 +139,11 @@ def read_image_file(path: Path) -> bytes:
         return file.read()
 
 
-def decode_image(data: bytes, place: float = 0.0) -> Image.Image:
+def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Image.Image:
     """Return the picture in `data` as RGB: upright, its first frame, transparency over white.
 
-    Of a video it is the frame at `place`, a share of its length from 0 up to 1.
+    Of a video it is the frame at `place`, a share of its length from 0 up to 1. Where `side` is given a JPEG may come
+    smaller than it is, by 2, 4 or 8, but large enough for a square of `side` pixels and for a thumbnail.
 
     Raises ImageError when the format is not in FORMATS, it has over 50 million pixels (found before any is
     decoded), or its data are cut off or broken.
@@ -103,9 +158,11 @@ def decode_image(data: bytes, place: float = 0.0) -> Image.Image:
                 raise ImageError(
                     "image-too-large", f"{image.width}x{image.height}, at most {MAX_PIXELS:,} pixels are decoded"
                 )
+            if side:
+                image.draft(None, enough(image.size, side))
             image.load()  # verify() would pass a truncated JPEG
             return to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, checked before ours can be
         raise ImageError("image-too-large", f"at most {MAX_PIXELS:,} pixels are decoded") from None
@@ -113,6 +170,12 @@ def decode_image(data: bytes, place: float = 0.0) -> Image.Image:
         raise ImageError("image-unreadable", f"not a picture of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken data
         raise ImageError("image-unreadable", f"a broken picture ({error})"[:300]) from None
+
+
+def enough(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the width and height that a picture of `size` needs for a square of `side` pixels and a thumbnail."""
+    scale = min(1.0, THUMBNAIL_SIDE / max(size))
+    return max(side, math.ceil(size[0] * scale)), max(side, math.ceil(size[1] * scale))
 
 
 def video_frame(data: bytes, place: float) -> Image.Image:
@@ -162,15 +225,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def load_image(path: Path) -> Image.Image:
     """Return the picture at `path` as RGB; raises ImageError (see `read_image_file`, `decode_image`)."""
-    return decode_image(read_image_file(path), frame_of(path)[1])
+    return decode_file(path, read_image_file(path))
 
 
-def thumbnail(image: Image.Image, side: int = 320, quality: int = 85) -> bytes:
-    """Return `image` as WebP with no side over `side` pixels."""
+def stretch(image: Image.Image, side: int) -> np.ndarray:
+    """Return [side, side, 3] uint8: the RGB picture stretched to a square so that no edge is lost, antialiased."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """Return `image` as JPEG with no side over 320 pixels."""
     small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    # WebP takes ten times as long to write; the gap lets whole pixels be averaged first
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=1.0)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=quality, method=2)
+    small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import compress, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,7 +37,8 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_piece, json_id, with_meta, without_image
-from labeler.images import ImageError, decode_image, difference_hash, frame_of, read_image_file
+from labeler.decoding import examine_images
+from labeler.images import Examined, ImageError, read_image_file
 from labeler.profile import counted, profile_of
 from labeler.records import Reject, label_set
 from labeler.selection import Collected, Records, parse_fractions, rejected, select, write_selected
@@ -107,14 +108,8 @@ class Rejects:
             self.file.write(line.encode("utf-8", "backslashreplace"))
 
 
-class Picture(NamedTuple):
-    """What is known of an image: its file's sha256 if that can be read; its size and look if it was decoded."""
-
-    sha256: str | None = None
-    width: int = 0
-    height: int = 0
-    look: str | None = None  # see `labeler.images.difference_hash`
-    error: ImageError | None = None
+# What is found out about pictures: an Examined or an ImageError for each path, None for None, in order, lazily.
+Look = Callable[[Iterable[Path | None]], Iterator[Examined | ImageError | None]]
 
 
 def ingest(
@@ -135,14 +130,14 @@ def ingest(
     if options.frames < 1:
         raise UsageError(f"--frames {options.frames}: expected 1 or more")
     if not force and (out / MANIFEST).is_file():
-        digest = read_all(sources, options, Collected(), Rejects(options.strict), picture_hash)
+        digest = read_all(sources, options, Collected(), Rejects(options.strict), hash_images)
         if already_made(out, recipe_of(sources, options, digest, seed)):
             return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
     recipe: Recipe
     with making(out, lambda: recipe, content=content_of) as folder:
         with open(folder / "rejects.jsonl", "wb") as file, open(folder / SPOOL, "w+b") as spool:
             collected, rejects = Collected(spool), Rejects(options.strict, file)
-            recipe = recipe_of(sources, options, read_all(sources, options, collected, rejects, picture_facts), seed)
+            recipe = recipe_of(sources, options, read_all(sources, options, collected, rejects, examine_images), seed)
             if not collected.total:
                 raise BadInputError(
                     f"{sources[0]}: no usable row among {collected.counts['rows']} ({dict(rejects.codes)})"
@@ -187,30 +182,23 @@ def recipe_of(sources: Sequence[Path], options: IngestOptions, digest: str, seed
 
 
 def read_all(
-    sources: Sequence[Path],
-    options: IngestOptions,
-    collected: Collected,
-    rejects: Rejects,
-    look: Callable[[Path], Picture],
+    sources: Sequence[Path], options: IngestOptions, collected: Collected, rejects: Rejects, look: Look
 ) -> str:
     """Read all records into `collected`, and what cannot be one into `rejects`; return a sha256 of rows and pictures.
 
-    look: what is found out about each picture. The sha256 does not depend on whether that is decoded.
+    The sha256 does not depend on whether `look` decodes the pictures or only reads their files.
     """
     root, digest = root_of(sources), hashlib.sha256()
     how = options.row_reading(root)
-    with tqdm(desc="reading", unit="row", disable=None) as bar, ThreadPoolExecutor(os.cpu_count()) as threads:
-        for source in sources:
-            for chunk in chunks_of(source, options.reading(), how):
-                for reject in chunk.rejects:
-                    rejects.add(reject)
-                    digest.update(f"{reject.line} {reject.code}\n".encode())
-                if chunk.images:
-                    chunk = with_pictures(chunk, root, partial(threads.map, look))
-                if chunk.images or source.is_dir():  # else the source's own hash says it all
-                    digest.update(chunk.lines)
-                collected.add(without_broken(chunk, options, rejects))
-                bar.update(chunk.counts["rows"])
+    chunks = (chunk for source in sources for chunk in chunks_of(source, options.reading(), how))
+    with tqdm(desc="reading", unit="row", disable=None) as bar, closing(with_pictures(chunks, root, look)) as found:
+        for chunk in found:
+            for reject in chunk.rejects:
+                rejects.add(reject)
+                digest.update(f"{reject.line} {reject.code}\n".encode())
+            digest.update(chunk.lines)
+            collected.add(without_broken(chunk, options, rejects))
+            bar.update(chunk.counts["rows"])
     return digest.hexdigest()
 
 
@@ -243,22 +231,59 @@ def in_processes(work: Iterator[Piece], how: RowReading) -> Iterator[Chunk]:
             pool.shutdown(cancel_futures=True)
 
 
-def with_pictures(chunk: Chunk, root: Path, look: Callable[[list[Path]], Iterable[Picture]]) -> Chunk:
-    """Return the chunk with what is known of its pictures; `look` returns a Picture for each path, in order."""
-    pictures = iter(look([root / image for image in chunk.images if image is not None]))
-    found = [None if image is None else next(pictures) for image in chunk.images]
+def with_pictures(chunks: Iterable[Chunk], root: Path, look: Look) -> Generator[Chunk, None, None]:
+    """Yield the chunks, each with what is known of its pictures; while one is waited for, the next are looked at."""
+    waiting: deque[Chunk] = deque()
+
+    def paths() -> Iterator[Path | None]:
+        for chunk in chunks:
+            waiting.append(chunk)
+            yield from [image and root / image for image in chunk.images] or [None]  # type: ignore[misc]
+
+    found = look(paths())
+    for first in found:
+        chunk = waiting.popleft()
+        rest = islice(found, max(len(chunk.images) - 1, 0))
+        yield examined(chunk, root, [first, *rest]) if chunk.images else chunk
+
+
+def examined(chunk: Chunk, root: Path, found: list[Examined | ImageError | None]) -> Chunk:
+    """Return the chunk with what was found out about each record's picture, None where it has none."""
     lines, columns = chunk.lines.splitlines(keepends=True), chunk.columns
     for number, picture in enumerate(found):
-        if picture and picture.sha256:
-            lines[number] = with_meta(lines[number], "image_sha256", picture.sha256)
-            columns.image[number] = int(picture.sha256[:16], 16) or 1
+        if picture is None:
+            continue
+        if isinstance(picture, Examined):
+            sha256: str | None = picture.sha256
             columns.width[number], columns.height[number] = picture.width, picture.height
+        else:
+            sha256 = sha256_image(root / str(chunk.images[number]))
+        if sha256:
+            lines[number] = with_meta(lines[number], "image_sha256", sha256)
+            columns.image[number] = int(sha256[:16], 16) or 1
             columns.size[number] = len(lines[number])
     return chunk._replace(
         lines=b"".join(lines),
-        looks=[bytes.fromhex(picture.look) if picture and picture.look else None for picture in found],
-        broken={number: picture.error for number, picture in enumerate(found) if picture and picture.error},
+        looks=[bytes.fromhex(item.look) if isinstance(item, Examined) and item.look else None for item in found],
+        broken={number: item for number, item in enumerate(found) if isinstance(item, ImageError)},
     )
+
+
+def sha256_image(path: Path) -> str | None:
+    """Return the sha256 of an image's file, None where it cannot be read."""
+    try:
+        return sha256_bytes(read_image_file(path))
+    except ImageError:
+        return None
+
+
+def hash_images(paths: Iterable[Path | None]) -> Iterator[Examined | ImageError | None]:
+    """Yield as much of each picture as tells whether its file is still the same."""
+    for path in paths:
+        try:
+            yield None if path is None else Examined(sha256_bytes(read_image_file(path)), 0, 0, None)
+        except ImageError as error:
+            yield error
 
 
 def without_broken(chunk: Chunk, options: IngestOptions, rejects: Rejects) -> Chunk:
@@ -275,30 +300,10 @@ def without_broken(chunk: Chunk, options: IngestOptions, rejects: Rejects) -> Ch
         kept[number] = False
         where = chunk.sources[columns.source[number]], int(columns.line[number])
         identity = orjson.loads(json_id(lines[number]))
-        rejects.add(Reject(*where, identity, error.code, f"{chunk.images[number]}: {error}"))
+        rejects.add(Reject(*where, identity, error.code, str(error)))
     return chunk._replace(
         lines=b"".join(compress(lines, kept)),
         looks=list(compress(chunk.looks, kept)),
         columns=Columns(*(values[kept] for values in columns)),
         label_codes=RowLabels(chunk.label_codes, columns.label_count).of(kept).codes,
     )
-
-
-def picture_hash(path: Path) -> Picture:
-    """Return the sha256 of the image's file."""
-    try:
-        return Picture(sha256_bytes(read_image_file(path)))
-    except ImageError as error:
-        return Picture(error=error)
-
-
-def picture_facts(path: Path) -> Picture:
-    """Return all that is known of the image at `path`."""
-    digest = None
-    try:
-        data = read_image_file(path)
-        digest = sha256_bytes(data)
-        image = decode_image(data, frame_of(path)[1])
-        return Picture(digest, image.width, image.height, difference_hash(image))
-    except ImageError as error:
-        return Picture(digest, error=error)

@@ -6,22 +6,22 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice, tee
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from labeler.artifacts import BadInputError, LabelerError, UsageError
-from labeler.images import ImageError, load_image, resolve_image
+from labeler.decoding import prepare_images
+from labeler.images import ImageError, resolve_image
 from labeler.records import Record, Reject, Row, RowError, record_from
 from labeler.sources import image_root, read_source
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
 
     from labeler.encoders.image import ImageEncoder
     from labeler.runs import Run
@@ -31,10 +31,11 @@ FORMATS = ("jsonl", "csv")
 
 
 class Item(NamedTuple):
-    """One thing to label: a record, its picture decoded; or the reason why it cannot be."""
+    """One thing to label: a record, its picture's file, and the picture as the image tower takes it; or why it cannot be."""
 
     record: Record
-    image: Image.Image | None = None
+    path: Path | None = None
+    pixels: np.ndarray | None = None
     error: str | None = None
 
 
@@ -78,9 +79,12 @@ def predict(
     run = load_run(model, choose_device(device))
     tower = image_tower(run)
     rows = [row for source in sources for row in source]
-    items = read_items(rows, mapping or {}, allow_outside)
     errors = 0
-    with writing(out) as file, tqdm(total=len(rows), desc="labelling", unit="item", disable=None) as bar:
+    with (
+        writing(out) as file,
+        closing(read_items(rows, mapping or {}, allow_outside, tower.size)) as items,
+        tqdm(total=len(rows), desc="labelling", unit="item", disable=None) as bar,
+    ):
         write = LineWriter(file, form, run.label_set.names)
         while chunk := list(islice(items, ITEMS_AT_A_TIME)):
             for line in label_items(chunk, run, tower, batch_size, str(model)):
@@ -109,19 +113,18 @@ def image_tower(run: Run) -> ImageEncoder:
     return tower
 
 
-def read_items(rows: Sequence[Row | Reject], mapping: dict[str, str], allow_outside: bool) -> Iterator[Item]:
-    """Yield an item for every row, in order; pictures are decoded ahead of their use, a thread a core."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: list[Any] = []
-        source = iter(rows)
-        while True:
-            waiting += [
-                pool.submit(read_item, row, mapping, allow_outside)
-                for row in islice(source, 2 * ITEMS_AT_A_TIME - len(waiting))
-            ]
-            if not waiting:
-                return
-            yield waiting.pop(0).result()
+def read_items(
+    rows: Sequence[Row | Reject], mapping: dict[str, str], allow_outside: bool, side: int
+) -> Generator[Item, None, None]:
+    """Yield an item for every row, in order, its picture at `side` x `side` pixels; they are decoded ahead of their use."""
+    source, again = tee(read_item(row, mapping, allow_outside) for row in rows)
+    files = ((item.path, None) if item.path else None for item in source)
+    with closing(prepare_images(files, side)) as pictures:
+        for item, picture in zip(again, pictures, strict=True):
+            if isinstance(picture, ImageError):
+                yield item._replace(error=str(picture))
+            else:
+                yield item._replace(pixels=picture and picture.pixels)
 
 
 def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -> Item:
@@ -135,9 +138,7 @@ def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -
     if record.image is None:
         return Item(record)
     try:
-        return Item(
-            record, load_image(resolve_image(image_root(Path(row.source)), record.image, allow_outside=allow_outside))
-        )
+        return Item(record, resolve_image(image_root(Path(row.source)), record.image, allow_outside=allow_outside))
     except ImageError as error:
         return Item(record, error=str(error))
 
@@ -186,13 +187,13 @@ def make_pairs(items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size:
     ids = tokenize(run.tokenizer, [item.record.text for item in items], run.preprocessor["max_text_tokens"])
     nothing = np.zeros((tower.tokens, tower.width), dtype=np.float16)
     tokens = [nothing] * len(items)
-    pictures = [row for row, item in enumerate(items) if item.image is not None]
+    pictures = [row for row, item in enumerate(items) if item.pixels is not None]
     for start in range(0, len(pictures), batch_size):
         rows = pictures[start : start + batch_size]
-        seen = tower.visual_tokens([image for row in rows if (image := items[row].image) is not None]).numpy()
+        seen = tower.visual_tokens([pixels for row in rows if (pixels := items[row].pixels) is not None]).numpy()
         for row, value in zip(rows, seen, strict=True):
             tokens[row] = value
-    return [Pair(ids[row], tokens[row], items[row].image is not None) for row in range(len(items))]
+    return [Pair(ids[row], tokens[row], items[row].pixels is not None) for row in range(len(items))]
 
 
 class LineWriter:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from contextlib import closing
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,19 +18,18 @@ from labeler.artifacts import (
     already_made,
     input_of,
     making,
-    sha256_bytes,
     sha256_json,
     verify,
     write_json,
 )
+from labeler.decoding import prepare_images
 from labeler.encoders.weights import tower_sha256
-from labeler.images import ImageError, decode_image, frame_of, read_image_file, thumbnail
+from labeler.images import ImageError, Prepared
 from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.store import DATASET
 
 if TYPE_CHECKING:
     import pyarrow
-    from PIL import Image
 
     from labeler.encoders.image import ImageEncoder
     from labeler.encoders.text import TextEncoder
@@ -48,11 +46,10 @@ class Preprocessed(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A record with its picture: decoded, and as a thumbnail's bytes."""
+    """A record with its picture, decoded."""
 
     record: Record
-    image: Image.Image | None
-    thumbnail: bytes | None
+    picture: Prepared | None
 
 
 def preprocess(
@@ -60,7 +57,7 @@ def preprocess(
 ) -> Preprocessed:
     """Read the artifact `records` and publish the store `out`: a Lance dataset, one row a record, in its order.
 
-    Columns: id, split, group, text, labels (numbers in labels.json), image (a WebP of at most 320 px, to look
+    Columns: id, split, group, text, labels (numbers in labels.json), image (a JPEG of at most 320 px, to look
     at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
     picture), text_features ([D] float32 of the frozen text tower). Memory stays flat.
 
@@ -108,7 +105,7 @@ def write_dataset(path: Path, records: Path, image: ImageEncoder, text: TextEnco
 
         def batches() -> Iterator[pyarrow.RecordBatch]:
             try:
-                for loaded in load_batches(records):
+                for loaded in load_batches(records, image.size):
                     yield record_batch(loaded, label_set, image, text, schema)
                     bar.update(len(loaded))
             except Exception as error:
@@ -123,38 +120,26 @@ def write_dataset(path: Path, records: Path, image: ImageEncoder, text: TextEnco
             raise
 
 
-def load_batches(records: Path) -> Iterator[list[Loaded]]:
-    """Yield BATCH_SIZE records at a time with their pictures; the next batch is decoded while this one is used."""
+def load_batches(records: Path, side: int) -> Iterator[list[Loaded]]:
+    """Yield BATCH_SIZE records at a time, their pictures at `side` x `side` pixels; the next ones are decoded meanwhile.
+
+    Raises BadInputError when a picture is no longer the one that `ingest` saw.
+    """
     profile = json.loads((records / "profile.json").read_text(encoding="utf-8"))
     root = records / profile["root"]
-    source = read_records(records)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def submit() -> list[Future[Loaded]]:
-            return [pool.submit(load_pair, root, record) for record in islice(source, BATCH_SIZE)]
-
-        ahead = submit()
-        while ahead:
-            current, ahead = ahead, submit()
-            yield [future.result() for future in current]
+    source, again = tee(read_records(records))
+    files = ((root / item.image, item.meta.get("image_sha256")) if item.image else None for item in source)
+    with closing(prepare_images(files, side)) as pictures:
+        pairs = zip(again, pictures, strict=True)
+        while batch := [usable(*pair) for pair in islice(pairs, BATCH_SIZE)]:
+            yield batch
 
 
-def load_pair(root: Path, record: Record) -> Loaded:
-    """Return the record with its decoded picture.
-
-    Raises BadInputError when the picture is no longer the one that `ingest` saw.
-    """
-    if record.image is None:
-        return Loaded(record, None, None)
-    path = root / record.image
-    try:
-        data = read_image_file(path)
-        if sha256_bytes(data) != record.meta.get("image_sha256"):
-            raise ImageError("image-changed", f"{path}: another picture than at ingest")
-        image = decode_image(data, frame_of(path)[1])
-    except ImageError as error:
-        raise BadInputError(f"{error}; run `labeler ingest` again") from error
-    return Loaded(record, image, thumbnail(image))
+def usable(record: Record, picture: Prepared | ImageError | None) -> Loaded:
+    """Return the record with its picture; raises BadInputError when that cannot be used."""
+    if isinstance(picture, ImageError):
+        raise BadInputError(f"{picture}; run `labeler ingest` again")
+    return Loaded(record, picture)
 
 
 def record_batch(
@@ -166,10 +151,10 @@ def record_batch(
     numbers = {name: number for number, name in enumerate(label_set.names)}
     records = [item.record for item in loaded]
     tokens: list[Any] = [None] * len(loaded)
-    with_image = [row for row, item in enumerate(loaded) if item.image is not None]
-    if with_image:
-        seen = image.visual_tokens([item.image for item in loaded if item.image is not None])
-        for row, value in zip(with_image, seen.flatten(1).numpy(), strict=True):
+    pictures = {row: item.picture for row, item in enumerate(loaded) if item.picture is not None}
+    if pictures:
+        seen = image.visual_tokens([picture.pixels for picture in pictures.values()])
+        for row, value in zip(pictures, seen.flatten(1).numpy(), strict=True):
             tokens[row] = value
     columns = {
         "id": [record.id for record in records],
@@ -177,7 +162,7 @@ def record_batch(
         "group": [record.group for record in records],
         "text": [record.text for record in records],
         "labels": [[numbers[name] for name in record.labels] for record in records],
-        "image": [item.thumbnail for item in loaded],
+        "image": [item.picture and item.picture.thumbnail for item in loaded],
         "visual_tokens": tokens,
         "text_features": list(text.features([record.text for record in records]).numpy()),
     }

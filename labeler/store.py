@@ -14,7 +14,7 @@ from labeler.artifacts import BadInputError, read_manifest, verify
 from labeler.records import LabelSet, Split, read_label_set
 
 DATASET = "pairs.lance"
-THUMBNAIL_MIME = "image/webp"
+THUMBNAIL_MIME = "image/jpeg"
 
 
 class Example(NamedTuple):

@@ -23,11 +23,17 @@ from labeler.encoders.image import IMAGENET_MEAN, load_image_encoder
 from labeler.encoders.text import load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
 from labeler.encoders.weights import LITE0, MINILM, MINILM_TOKENIZER, embedded_path, from_hub, tower_sha256
+from labeler.images import stretch
 
 PARAPHRASES = [("A dog runs along the beach.", "A puppy is running by the sea."),
                ("He was furious about the delay.", "The late arrival made him very angry."),
                ("How do I bake bread?", "What is a recipe for making a loaf?")]  # fmt: skip
 BUILDINGS = ("palace", "monastery", "bell cote", "castle", "boathouse")
+
+
+def sample(name: str, side: int) -> np.ndarray:
+    """Return a photo that comes with scikit-learn as [side, side, 3] uint8."""
+    return stretch(Image.fromarray(load_sample_image(name)), side)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,7 @@ def embedded():
 
 @pytest.mark.parametrize(("picture", "names", "among"), [("china.jpg", BUILDINGS, 5), ("flower.jpg", ("daisy",), 1)])
 def test_the_embedded_image_tower_sees(embedded, picture, names, among):
-    tokens = embedded.visual_tokens([Image.fromarray(load_sample_image(picture))])
+    tokens = embedded.visual_tokens([sample(picture, 224)])
     assert (tokens.shape, tokens.dtype) == ((1, embedded.tokens, embedded.width), torch.float16)
     assert (embedded.tokens, embedded.width, embedded.size) == (49, 1280, 224)
     best = embedded.classifier(tokens.float().mean(dim=1))[0].topk(among).indices.tolist()
@@ -46,13 +52,13 @@ def test_the_embedded_image_tower_sees(embedded, picture, names, among):
 
 
 def test_pixels_are_stretched_and_normalised_as_the_weights_were_trained(embedded):
-    pixels = embedded.pixels([Image.new("RGB", (30, 90), (255, 127, 0))])
+    pixels = embedded.normalised([stretch(Image.new("RGB", (30, 90), (255, 127, 0)), 224)])
     assert pixels.shape == (1, 3, 224, 224)
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, 0.0, -127 / 128]), atol=1e-5, rtol=0)
 
 
 def test_a_picture_alone_is_seen_as_in_a_batch(embedded):
-    flower, china = (Image.fromarray(load_sample_image(name)) for name in ("flower.jpg", "china.jpg"))
+    flower, china = (sample(name, 224) for name in ("flower.jpg", "china.jpg"))
     both = embedded.visual_tokens([flower, china]).float()
     torch.testing.assert_close(both[1:], embedded.visual_tokens([china]).float(), atol=5e-3, rtol=5e-3)
     assert not torch.allclose(both[0], both[1], atol=0.1)
@@ -110,8 +116,8 @@ def test_a_package_that_is_missing_is_named():
 def test_an_image_tower_from_a_timm_folder(image_tower):
     tower = load_image_encoder(str(image_tower))
     assert (tower.size, tower.mean, tower.std) == (64, (0.5,) * 3, (0.25,) * 3)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
-    grid = tower.module.forward_features(tower.pixels([picture]))  # [1, 96, 2, 2]
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    grid = tower.module.forward_features(tower.normalised([picture]))  # [1, 96, 2, 2]
     by_hand = torch.stack([grid[0, :, row, column] for row in (0, 1) for column in (0, 1)])
     torch.testing.assert_close(tower.visual_tokens([picture])[0].float(), by_hand, atol=2e-3, rtol=2e-3)
     assert not any(parameter.requires_grad for parameter in tower.module.parameters())
@@ -126,7 +132,7 @@ def test_an_image_tower_from_a_torchvision_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tower = load_image_encoder(str(tmp_path))
     assert (tower.tokens, tower.width, tower.size, tower.mean) == (9, 512, 96, IMAGENET_MEAN)
-    pixels = tower.pixels([Image.fromarray(load_sample_image("china.jpg"))])
+    pixels = tower.normalised([sample("china.jpg", 96)])
     with torch.inference_mode():
         pooled = model.eval().fc(tower.backbone(pixels).mean(dim=1))
         torch.testing.assert_close(pooled, model(pixels), atol=1e-4, rtol=1e-4)

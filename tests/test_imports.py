@@ -19,7 +19,7 @@ labeler  encoders
 artifacts
 records  evaluation  encoders.weights
 images  splits  sources  baselines
-chunks  looks
+decoding  chunks  looks
 selection
 profile
 ingestion  store  export
@@ -179,7 +179,7 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "images", "splits", "ingestion", "preprocessing", "training", "scoring", "labelling",
+LIGHT = ["artifacts", "records", "images", "decoding", "splits", "ingestion", "preprocessing", "training", "scoring", "labelling",
          "runs", "store", "export", "models", "encoders.weights"]  # fmt: skip
 
 

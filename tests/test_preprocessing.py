@@ -14,6 +14,7 @@ from PIL import Image
 from labeler.artifacts import BadInputError, LabelerError, read_manifest, verify, work_folder
 from labeler.encoders.image import load_image_encoder
 from labeler.encoders.text import load_text_encoder
+from labeler.images import stretch
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.records import read_records
@@ -45,7 +46,7 @@ def test_tokens_are_the_towers_on_the_original_pictures(store, image_tower):
             assert not row.any()
             continue
         with Image.open(store.parent / "source" / record.image) as picture:
-            seen = tower.visual_tokens([picture.convert("RGB")])[0].numpy()
+            seen = tower.visual_tokens([stretch(picture.convert("RGB"), tower.size)])[0].numpy()
         np.testing.assert_allclose(row.astype(np.float32), seen.astype(np.float32), atol=2e-3, rtol=2e-3)
     assert len({row.tobytes() for row in tokens[real]}) == 36
 
@@ -76,7 +77,7 @@ def test_examples_are_small_pictures_to_look_at(store):
     assert list(found) == ["circle-red-one", "test-words"]
     example = found["circle-red-one"]
     with Image.open(io.BytesIO(example.image)) as picture:
-        assert (picture.format, picture.size, example.mime) == ("WEBP", (48, 40), THUMBNAIL_MIME)
+        assert (picture.format, picture.size, example.mime) == ("JPEG", (48, 40), THUMBNAIL_MIME)
     assert (found["test-words"].image, found["test-words"].mime) == (None, None)
     assert found["test-words"].text == "a red square on paper two"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -11,7 +11,6 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,20 +39,18 @@ class ImageEncoder(NamedTuple):
     width: int
     classifier: nn.Module | None = None
 
-    def pixels(self, images: list[Image.Image]) -> Tensor:
-        """Return RGB pictures as [B, 3, size, size] float32, stretched to a square so that no edge is lost, normalised."""
-        side = (self.size, self.size)
-        resized = [np.asarray(image.resize(side, Image.Resampling.BICUBIC)) for image in images]
-        values = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+    def normalised(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """Return RGB pictures, [size, size, 3] uint8 each (`labeler.images.stretch`), as [B, 3, size, size] float32."""
+        values = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
         mean, std = torch.tensor(self.mean).view(1, 3, 1, 1), torch.tensor(self.std).view(1, 3, 1, 1)
         return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def visual_tokens(self, images: list[Image.Image]) -> Tensor:
-        """Return [B, tokens, width] float16, the precision in which the store keeps them."""
-        pixels = self.pixels(images).to(next(self.module.parameters()).device)
+    def visual_tokens(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """Return what the tower sees in RGB pictures, [size, size, 3] uint8 each: [B, tokens, width] float16, as stored."""
+        values = self.normalised(pixels).to(next(self.module.parameters()).device)
         # float16 ends at 65,504; a backbone without a last normalisation may go beyond
-        return self.backbone(pixels).clamp(-65504, 65504).half().cpu()
+        return self.backbone(values).clamp(-65504, 65504).half().cpu()
 
 
 def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:

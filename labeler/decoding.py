@@ -1,0 +1,215 @@
+"""Pictures decoded in processes of their own: a file that crashes, fills or hangs its process costs that file alone.
+
+A process is a fresh interpreter that imports only what decoding needs: forking is not safe beside Lance and torch, and
+multiprocessing's spawn would run the caller's main module again.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from labeler.artifacts import LabelerError
+from labeler.images import Examined, ImageError, Prepared, examine_image, prepare_image
+
+TIME_LIMIT = 60.0  # seconds for one picture
+MEMORY_LIMIT = 4 << 30  # bytes of address space a process; the largest picture allowed takes a quarter
+AHEAD = 128  # pictures in flight or waiting for their turn: 20 MB at 224 pixels
+TRIES = 2  # what ended a process may have been another's fault: no memory left, or stopped for longer than the limit
+
+
+def examine_images(paths: Iterable[Path | None]) -> Generator[Examined | ImageError | None, None, None]:
+    """Yield what `ingest` keeps of each picture, or why it cannot be used; None for None. See `in_workers`."""
+    return in_workers(examine_image, (None if path is None else (path,) for path in paths))
+
+
+def prepare_images(
+    pictures: Iterable[tuple[Path, str | None] | None], side: int
+) -> Generator[Prepared | ImageError | None, None, None]:
+    """Yield what the towers and the store take of each picture, or why it cannot be used; None for None.
+
+    `pictures` are paths, each with the sha256 that its file must have, or None. See `in_workers`.
+    """
+    return in_workers(prepare_image, (None if item is None else (item[0], side, item[1]) for item in pictures))
+
+
+def in_workers(
+    function: Callable[..., Any], items: Iterable[tuple[Any, ...] | None], seconds: float = TIME_LIMIT
+) -> Generator[Any, None, None]:
+    """Yield `function(*item)` for each of `items`, in their order, or the ImageError that it raised; None for None.
+
+    Lazy: at most AHEAD items are drawn beyond the one whose result is yielded. A process a core does the work, each
+    started when it is first needed and after it has died; closing the iterator ends them. `function` is found by its
+    module and name there; the first value of an item is the path. A picture during which its process dies twice, or
+    takes over `seconds`, gives an ImageError with code image-crashed or image-timeout; one for which memory does not
+    suffice, image-too-large.
+
+    Raises LabelerError when processes cannot be started, and any other error of `function`.
+    """
+    workers = Workers(seconds)
+    # only the main thread, and no worker, is to hear Ctrl-C: a process inherits its mask from the thread that starts it
+    quiet = (signal.SIG_BLOCK, {signal.SIGINT})
+    pool = ThreadPoolExecutor(cores(), initializer=signal.pthread_sigmask, initargs=quiet)
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(workers.call, function, item))
+            while waiting and (waiting[0].done() or len(waiting) > AHEAD):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        workers.kill()  # so that no thread waits for one any more
+        pool.shutdown(cancel_futures=True)
+        workers.close()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """A process for each thread that calls."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.own = threading.local()
+        self.started: set[Worker] = set()
+        self.lock = threading.Lock()
+        self.closed = False
+
+    def call(self, function: Callable[..., Any], item: tuple[Any, ...] | None) -> Any:
+        """Return `function(*item)` from this thread's process, or the ImageError that it ended in."""
+        if item is None:
+            return None
+        for _ in range(TRIES):
+            worker = self.worker()
+            try:
+                answer = worker.call(function, item)
+                break
+            except (EOFError, OSError):
+                code = self.stop(worker)
+        else:
+            return death(item[0], code, self.seconds)
+        if isinstance(answer, Exception) and not isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def worker(self) -> Worker:
+        """Return this thread's process; raises LabelerError when it cannot be started."""
+        if getattr(self.own, "worker", None) is None:
+            with self.lock:
+                if self.closed:
+                    raise LabelerError("closed")
+                worker = Worker(self.seconds)
+                self.started.add(worker)
+            try:
+                worker.connection.recv()  # it is ready
+            except (EOFError, OSError):
+                code = self.stop(worker)
+                raise LabelerError(
+                    f"a process for decoding ended at its start (exit code {code}); is there memory?"
+                ) from None
+            self.own.worker = worker
+        return self.own.worker
+
+    def stop(self, worker: Worker) -> int:
+        """Leave nothing of a process that has died; return its exit code."""
+        self.own.worker = None
+        with self.lock:
+            self.started.discard(worker)
+        return worker.close()
+
+    def kill(self) -> None:
+        """End all processes and start none any more."""
+        with self.lock:
+            self.closed = True
+            for worker in self.started:
+                worker.process.kill()
+
+    def close(self) -> None:
+        """Leave nothing of the processes, after `kill`."""
+        for worker in self.started:
+            worker.close()
+
+
+class Worker:
+    """A process that decodes one picture at a time, and ends when its caller does."""
+
+    def __init__(self, seconds: float):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            code = (
+                f"import sys; sys.path[:] = {sys.path!r}; from labeler.decoding import serve; "
+                f"serve({theirs.fileno()}, {seconds})"
+            )
+            # -I: nothing is imported from the working folder. What libraries write about broken files is not shown.
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-c", code], pass_fds=[theirs.fileno()], env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        self.connection = Connection(ours.detach())
+
+    def call(self, function: Callable[..., Any], item: tuple[Any, ...]) -> Any:
+        """Return `function(*item)`, or the exception it ended with; raises EOFError or OSError when the process dies."""
+        self.connection.send((function, item))
+        return self.connection.recv()
+
+    def close(self) -> int:
+        """Close this end of the connection, which ends the process; return its exit code."""
+        self.connection.close()
+        return self.process.wait()
+
+
+def death(path: Any, code: int, seconds: float) -> ImageError:
+    """Return the error of a picture whose process ended with the exit code `code`."""
+    if code == -signal.SIGALRM:
+        return ImageError("image-timeout", f"{path}: not decoded within {seconds:g} s")
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return ImageError("image-crashed", f"{path}: the process that decoded it died ({how})")
+
+
+def serve(descriptor: int, seconds: float) -> None:
+    """Work as a worker: answer calls that come over the socket `descriptor` until its other end is closed."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(ValueError, OSError):  # not every system has it
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    threading.Thread(target=end_with_caller, args=(descriptor,), daemon=True).start()
+    connection = Connection(descriptor)
+    connection.send(None)  # ready
+    while True:
+        # the kernel ends the process when the time is over, whatever it is doing then
+        try:
+            function, item = connection.recv()
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            answer = function(*item)
+        except MemoryError:
+            answer = ImageError("image-too-large", f"{item[0]}: over {MEMORY_LIMIT >> 30} GiB of memory are needed")
+        except EOFError:
+            return
+        except Exception as error:
+            answer = error
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send(answer)
+
+
+def end_with_caller(descriptor: int) -> None:
+    """Wait until the other end of the socket is closed, by intention or because its process was killed; end this one."""
+    closed = select.poll()
+    closed.register(descriptor, 0)  # only hang-ups, which are always reported
+    closed.poll()
+    os._exit(1)

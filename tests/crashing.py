@@ -1,0 +1,46 @@
+"""Decoders that end their process, hang or take memory where a picture's name says so. Light, since every worker imports it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+from labeler.images import Examined, ImageError, Prepared, examine_image, prepare_image
+
+ENDS = {"abort": os.abort, "segfault": lambda: ctypes.string_at(0), "exit": lambda: os._exit(0)}
+
+
+def decode(path: Path) -> str:
+    """Return the path's name, in place of decoding it; do what the name asks for first."""
+    for word, end in ENDS.items():
+        if word in path.name:
+            end()
+    if "memory" in path.name:
+        bytearray(10 << 30)
+    while "hang" in path.name:
+        pass
+    if "stuck" in path.name:
+        ctypes.PyDLL(None).pause()  # in C, and no other thread of the interpreter can run
+    if "slow" in path.name:
+        time.sleep(0.3)
+    if "stderr" in path.name:
+        os.write(2, b"a library's opinion")
+    if "bug" in path.name:
+        raise ZeroDivisionError("a bug of ours")
+    if "refused" in path.name:
+        raise ImageError("image-unreadable", f"{path}: refused")
+    return path.name
+
+
+def crashing_examine(path: Path) -> Examined:
+    """Return `examine_image` of the picture, unless its name says otherwise."""
+    decode(path)
+    return examine_image(path)
+
+
+def crashing_prepare(path: Path, side: int, sha256: str | None = None) -> Prepared:
+    """Return `prepare_image` of the picture, unless its name says otherwise."""
+    decode(path)
+    return prepare_image(path, side, sha256)
