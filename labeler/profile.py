@@ -13,6 +13,9 @@ from labeler.sources.text import ENCODING
 from labeler.splits import Key, group_rows, leaks
 
 MOST_PAIRS = 50
+MOST_LABELS = 12
+MOST_BUCKETS = 24
+SHOWN = 5  # rows of a kind on the terminal
 BAR = 40  # characters for a label that every row has
 OURS = ("image_sha256", "group")  # what ingest itself puts into a record's meta
 KINDS = {"bytes": "picture, byte by byte", "look": "look of a picture", "text": "text", "text, verbatim": "text, verbatim",
@@ -51,6 +54,12 @@ def profile_of(
                  for split in SPLITS[1:]}  # fmt: skip
     together = Counter(pair for record in records for pair in combinations(sorted(record.labels), 2))
     texts = [record.text for record in records if record.text]
+    lengths = {
+        "text_characters": [len(text) for text in texts],
+        "text_words": [len(text.split()) for text in texts],
+        "image_width": [width for width, _ in sizes],
+        "image_height": [height for _, height in sizes],
+    }
     return {
         "kept": len(records),
         "splits": {split: len(rows) for split, rows in by_split.items()},
@@ -59,6 +68,7 @@ def profile_of(
             for split, rows in by_split.items()
         },
         "labels_together": [[*pair, count] for pair, count in together.most_common(MOST_PAIRS)],
+        "label_matrix": label_matrix(Counter(name for record in records for name in record.labels), together),
         "groups": len(joined),
         "joined_rows": sum(size for size in joined.values() if size > 1),
         "duplicates": duplicates(keys),
@@ -66,14 +76,22 @@ def profile_of(
         "leaks": {split: dict(sorted(kinds.items())) for split, kinds in leaked_by.items()},
         "without_image": sum(record.image is None for record in records),
         "without_text": sum(record.text is None for record in records),
-        "text_characters": quantiles([len(text) for text in texts]),
-        "text_words": quantiles([len(text.split()) for text in texts]),
-        "image_width": quantiles([width for width, _ in sizes]),
-        "image_height": quantiles([height for _, height in sizes]),
+        **{name: quantiles(values) for name, values in lengths.items()},
+        "histograms": {name: histogram(values) for name, values in lengths.items()},
         "unused_fields": dict(
             Counter(key for record in records for key in record.meta if key not in OURS).most_common()
         ),
     }
+
+
+def label_matrix(totals: Counter[str], together: Counter[tuple[str, str]]) -> dict[str, Any]:
+    """Return how often each two of the MOST_LABELS most frequent labels stand together: {labels, counts: [[int]]}.
+
+    The diagonal holds how often a label stands at all.
+    """
+    names = [name for name, _ in totals.most_common(MOST_LABELS)]
+    counts = [[together[min(a, b), max(a, b)] if a != b else totals[a] for b in names] for a in names]
+    return {"labels": names, "counts": counts}
 
 
 def duplicates(keys: Sequence[list[Key]]) -> dict[str, dict[str, int]]:
@@ -114,6 +132,23 @@ def described(profile: dict[str, Any]) -> list[str]:
     lines += [f"leaks       {profile['leaked_rows']:,} rows outside train share a picture, text or group with train"]
     lines += [f"  {split:<12} the same {KINDS[kind]:<22} {count:>6,} rows"
               for split, kinds in profile["leaks"].items() for kind, count in kinds.items()]  # fmt: skip
+    return lines + quality_lines(profile)
+
+
+def quality_lines(profile: dict[str, Any]) -> list[str]:
+    """Return what `labeler inspect` found in a store as lines for a terminal; none for records."""
+    lines = []
+    if pictures := profile.get("suspicious_pictures"):
+        lines += [f"pictures    {pictures['count']:,} of {pictures['checked']:,} suspicious"]
+        for kind, count in pictures["kinds"].items():
+            first = ", ".join(row["id"] for row in pictures["first"][kind][:SHOWN])
+            lines += [f"  {kind:<16} {count:>7,}  {first}"] if count else []
+    if errors := profile.get("label_errors"):
+        lines += [f"labels      {errors['count']:,} of {errors['checked']:,} rows likely labelled wrong"]
+        lines += [f"  not looked for: {errors['not_checked']}"] if "not_checked" in errors else []
+        for row in errors["first"][: 2 * SHOWN]:
+            given, suggested = (", ".join(row[which]) or "no label" for which in ("given", "suggested"))
+            lines += [f"  {row['score']:.4f}  {row['id']}: {given} → {suggested}"]
     return lines
 
 
@@ -140,3 +175,21 @@ def quantiles(values: list[int]) -> dict[str, int] | None:
     ordered = sorted(values)
     at = {"min": 0, "median": len(ordered) // 2, "p95": int(0.95 * (len(ordered) - 1)), "max": len(ordered) - 1}
     return {name: ordered[index] for name, index in at.items()}
+
+
+def histogram(values: list[int]) -> dict[str, Any] | None:
+    """Return values in buckets of one round width, as {start, width, counts}; None where there is none.
+
+    Bucket i holds start + i * width and above, up to the next bucket; the last holds all that is longer, so that a few
+    giants do not flatten the rest (it begins at the 99th percentile at the latest).
+    """
+    if not values:
+        return None
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[int(0.99 * (len(ordered) - 1))]
+    steps = (times * 10**power for power in range(19) for times in (1, 2, 5))
+    width = next(step for step in steps if high // step - low // step < MOST_BUCKETS)
+    counts = [0] * (high // width - low // width + 1)
+    for value in values:
+        counts[min(value // width - low // width, len(counts) - 1)] += 1
+    return {"start": low // width * width, "width": width, "counts": counts}

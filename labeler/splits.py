@@ -36,10 +36,17 @@ def group_rows(keys: Sequence[Iterable[Hashable]]) -> list[int]:
 def split_groups(
     groups: Sequence[int], labels: Sequence[Sequence[str]], fractions: Sequence[float], seed: int
 ) -> list[Split]:
-    """Return a split for each row: whole groups, each label in its share, sizes in the fractions asked for.
+    """Return a split for each row: whole groups, each label in its share, sizes in the fractions asked for."""
+    return [SPLITS[part] for part in deal_groups(groups, labels, fractions, seed)]
 
-    The groups that hold the rarest label come first; each goes to the split that lacks that label most, ties
-    to the split that lacks rows most. Source: iterative stratification (Sechidis, Tsoumakas and Vlahavas
+
+def deal_groups(
+    groups: Sequence[int], labels: Sequence[Sequence[str]], fractions: Sequence[float], seed: int
+) -> list[int]:
+    """Return the number of a part for each row: whole groups, each label in its share, sizes in the fractions asked for.
+
+    The groups that hold the rarest label come first; each goes to the part that lacks that label most, ties
+    to the part that lacks rows most. Source: iterative stratification (Sechidis, Tsoumakas and Vlahavas
     2011, algorithm 1), over groups in place of rows.
     """
     rows_of = defaultdict(list)
@@ -54,12 +61,12 @@ def split_groups(
     for group in ordered_groups(label_counts, rows_of, totals, seed):
         rarest = min(label_counts[group], key=lambda label: (totals[label], label), default=None)
         lacking = wanted_labels[rarest] if rarest is not None else wanted_rows
-        best = max(range(len(fractions)), key=lambda split: (lacking[split], wanted_rows[split], -split))
+        best = max(range(len(fractions)), key=lambda part: (lacking[part], wanted_rows[part], -part))
         chosen[group] = best
         wanted_rows[best] -= len(rows_of[group])
         for label, count in label_counts[group].items():
             wanted_labels[label][best] -= count
-    return [SPLITS[chosen[group]] for group in groups]
+    return [chosen[group] for group in groups]
 
 
 def ordered_groups(

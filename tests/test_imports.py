@@ -19,8 +19,9 @@ labeler  encoders
 artifacts
 records  evaluation  encoders.weights
 images  splits  sources  baselines
-profile
+profile  image_quality  label_errors
 ingestion  store  export
+inspection
 preprocessing  batches
 layers  encoders.image  encoders.text
 encoders.visualbert
@@ -168,7 +169,7 @@ def test_models_never_import_each_other(module):
     assert not {name for name in ours if name and name.startswith("models.") and name != module}
 
 
-NO_TORCH = [name for name in module_names() if name.split(".")[0] in ("evaluation", "baselines", "report")]
+NO_TORCH = [name for name in module_names() if name.split(".")[0] in ("evaluation", "baselines", "label_errors", "report")]
 
 
 @pytest.mark.parametrize("module", NO_TORCH)
@@ -178,7 +179,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "images", "splits", "ingestion", "preprocessing", "training", "scoring", "labelling",
-         "runs", "store", "export", "models", "encoders.weights"]  # fmt: skip
+         "runs", "store", "export", "inspection", "models", "encoders.weights"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT + [name for name in module_names() if name.startswith("sources")])
