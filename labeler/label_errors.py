@@ -11,8 +11,10 @@ from labeler.baselines import CrossValidated, Features, cross_validated
 from labeler.splits import deal_groups
 
 FOLDS = 5
-# cleanlab's name for: as many as it estimates to be wrong, those whose given label is least likely
-FILTER = "low_self_confidence"
+# Which of cleanlab's filters found most of the planted errors at the same precision (docs/LOG.md): as many rows as are
+# estimated to be wrong, the least likely first; for several labels what is confidently another value than given, or most
+# missing labels stay hidden behind given ones.
+FILTERS = {"single": "low_self_confidence", "multi": "confident_learning"}
 
 
 class LabelError(NamedTuple):
@@ -24,7 +26,7 @@ class LabelError(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What was found: the errors, the least likely label first, and how."""
+    """What was found: the errors, most likely first, and how."""
 
     errors: list[LabelError]
     not_judged: np.ndarray  # [L] bool: labels that too few groups carry
@@ -34,6 +36,7 @@ class Judged(NamedTuple):
 def find_label_errors(task: str, rows: Features, groups: Sequence[int], seed: int = 0) -> Judged:
     """Return the rows with likely label errors, by confident learning on cross-validated scores.
 
+    The least likely labels come first; for task multi, given labels that look wrong and missing ones take turns.
     Rows of one group (copies of a picture or a text) lie in one fold, so that none vouches for another. A label that
     fewer than FOLDS groups carry is not judged: its rows would look wrong because the regression hardly knows it.
 
@@ -56,10 +59,21 @@ def find_label_errors(task: str, rows: Features, groups: Sequence[int], seed: in
     else:
         suggested = rows.truth ^ doubted
     likelihood = np.where(rows.truth, probe.scores, 1 - probe.scores)
+    order = _order(likelihood, [doubted & rows.truth, doubted & ~rows.truth])
     scores = np.where(doubted, likelihood, np.inf).min(axis=1)
-    found = np.flatnonzero(doubted.any(axis=1))
-    order = found[np.argsort(scores[found], kind="stable")]
-    return Judged([LabelError(int(row), suggested[row], float(scores[row])) for row in order], not_judged, probe)
+    return Judged([LabelError(row, suggested[row], float(scores[row])) for row in order], not_judged, probe)
+
+
+def _order(likelihood: np.ndarray, kinds: list[np.ndarray]) -> list[int]:
+    """Return the rows of the cells [N, L] in `kinds`, each kind's least likely first, the kinds taking turns.
+
+    A given label can look a thousand times less likely than a missing one ever does, so that one list would hide those.
+    """
+    places = np.full(likelihood.shape, np.inf)
+    for cells in kinds:
+        places[cells] = likelihood[cells].argsort(kind="stable").argsort()
+    first = places.min(axis=1)
+    return [int(row) for row in np.argsort(first, kind="stable") if np.isfinite(first[row])]
 
 
 def _doubted(task: str, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -68,8 +82,8 @@ def _doubted(task: str, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     if task == "single":
         from cleanlab.filter import find_label_issues
 
-        return truth & find_label_issues(truth.argmax(axis=1), scores, filter_by=FILTER, n_jobs=1)[:, None]
+        return truth & find_label_issues(truth.argmax(axis=1), scores, filter_by=FILTERS[task], n_jobs=1)[:, None]
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     carried = [np.flatnonzero(row).tolist() for row in truth]
-    return np.asarray(find_multilabel_issues_per_class(carried, scores, filter_by=FILTER, n_jobs=1))
+    return np.asarray(find_multilabel_issues_per_class(carried, scores, filter_by=FILTERS[task], n_jobs=1))
