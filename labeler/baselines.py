@@ -111,11 +111,9 @@ class CrossValidated(NamedTuple):
 def cross_validated(task: str, rows: Features, folds: np.ndarray) -> CrossValidated:
     """Return out-of-fold scores of logistic regression on [image, text], each at unit length, standardised.
 
-    Only well held back fits are tried (`PROBE_STRENGTHS`), and one strength holds for all folds: the scores must be
-    probabilities more than they must be right.
-
-    Args:
-        folds: [N], the number of each row's fold; at least two differ.
+    `folds` [N] holds the number of each row's fold; at least two differ. Only well held back fits are tried
+    (`PROBE_STRENGTHS`), and one strength holds for all folds, that of the lowest log loss: the scores are to be
+    probabilities more than right.
     """
     scores = {strength: np.zeros(rows.truth.shape) for strength in PROBE_STRENGTHS}
     for fold in np.unique(folds):

@@ -40,9 +40,7 @@ def find_label_errors(task: str, rows: Features, groups: Sequence[int], seed: in
     Rows of one group (copies of a picture or a text) lie in one fold, so that none vouches for another. A label that
     fewer than FOLDS groups carry is not judged: its rows would look wrong because the regression hardly knows it.
 
-    Args:
-        groups: a group number for each row; at least FOLDS differ.
-        seed: of the folds.
+    `groups` holds a number for each row; at least FOLDS differ. `seed` decides the folds.
 
     Source: Northcutt, Jiang and Chuang (2021), as in cleanlab; for task multi each label is judged by itself.
     """

@@ -169,7 +169,9 @@ def test_models_never_import_each_other(module):
     assert not {name for name in ours if name and name.startswith("models.") and name != module}
 
 
-NO_TORCH = [name for name in module_names() if name.split(".")[0] in ("evaluation", "baselines", "label_errors", "report")]
+NO_TORCH = [
+    name for name in module_names() if name.split(".")[0] in ("evaluation", "baselines", "label_errors", "report")
+]
 
 
 @pytest.mark.parametrize("module", NO_TORCH)

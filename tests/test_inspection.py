@@ -100,7 +100,7 @@ def test_several_labels_a_row_are_judged(multi_store):
 
 
 def test_a_small_set_is_told_so_and_a_set_of_texts_has_no_pictures(tmp_path, text_tower, image_tower):
-    rows = [{"id": str(n), "text": "one two three four".split()[n], "label": "ab"[n % 2]} for n in range(4)]
+    rows = [{"id": str(n), "text": ["one", "two", "three", "four"][n], "label": "ab"[n % 2]} for n in range(4)]
     profile = inspect(made(tmp_path, rows, text_tower, image_tower)).profile
     assert profile["suspicious_pictures"]["checked"] == 0
     assert profile["label_errors"]["not_checked"] == "4 groups of rows, at least 5 are needed"
@@ -122,14 +122,14 @@ def test_a_store_that_is_damaged_or_has_no_profile_is_refused(tmp_path, odd_stor
     copy = tmp_path / "store"
     shutil.copytree(odd_store, copy)
     (copy / "labels.json").write_text("{}")
-    with pytest.raises(BadInputError, match="labels.json: damaged"):
+    with pytest.raises(BadInputError, match=r"labels\.json: damaged"):
         inspect(copy)
     manifest = json.loads((odd_store / "manifest.json").read_text())
     del manifest["files"]["profile.json"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     shutil.copyfile(odd_store / "labels.json", copy / "labels.json")
     (copy / "profile.json").unlink()
-    with pytest.raises(BadInputError, match="profile.json: missing; make it again with `labeler preprocess --force`"):
+    with pytest.raises(BadInputError, match=r"profile\.json: missing; make it again with `labeler preprocess --force`"):
         inspect(copy)
     assert not quality_folder(copy).exists()
 

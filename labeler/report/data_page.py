@@ -134,7 +134,12 @@ def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | N
 
     shown_errors = [card(row) for row in rows]
     sections = [
-        {"kind": kind, "count": pictures["kinds"][kind], "meaning": MEANINGS[kind], "cards": [card(row) for row in first]}
+        {
+            "kind": kind,
+            "count": pictures["kinds"][kind],
+            "meaning": MEANINGS[kind],
+            "cards": [card(row) for row in first],
+        }
         for kind, first in kinds
         if first
     ]
