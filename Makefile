@@ -32,7 +32,7 @@ EVALUATE = $(LABELER) evaluate $(RUNS)/$(1) --data $(STORE)
 PREDICT  = $(LABELER) predict $(INPUT) --model $(MODEL) --out $(OUT)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ingest preprocess train-baseline train-visualbert train-coattn evaluate report predict test lint \
+.PHONY: help setup demo ingest preprocess inspect train-baseline train-visualbert train-coattn evaluate report predict test lint \
         check bench lock clean
 
 help: ## list the targets
@@ -56,6 +56,7 @@ demo: report ## the whole job on data/clipart: train three models, compare them,
 	    || $(PREDICT) || test $$? -eq 4
 	@echo
 	@echo "The report:  report/index.html   (its figures: report/comparison.json)"
+	@echo "The data, and what looks wrong in it:  report/data.html"
 	@echo "The labels of $(INPUT), which no stage has seen:  $(OUT)"
 	@echo
 	@echo "Next, with your own pairs:"
@@ -67,6 +68,9 @@ ingest: $(READY) ## read DATA into records, with leakage-free splits
 
 preprocess: ingest ## decode every picture once and store what the frozen towers see
 	@$(LABELER) preprocess $(RECORDS) --out $(STORE) --preset $(PRESET)
+
+inspect: preprocess ## show what is in the data, suspicious pictures and likely label errors
+	@$(LABELER) inspect $(STORE)
 
 train-baseline: preprocess ## train and evaluate resnet-gru
 	@$(call TRAIN,resnet-gru)
@@ -82,7 +86,8 @@ train-coattn: preprocess ## train and evaluate visualbert-coattn
 
 evaluate: train-baseline train-visualbert train-coattn ## train what is not trained yet, measure all three on the test split
 
-report: evaluate ## compare the runs: report/index.html, comparison.json, comparison.md
+report: evaluate ## compare the runs, look through the data: report/index.html, data.html, comparison.json, comparison.md
+	@$(LABELER) inspect $(STORE) >/dev/null
 	@$(LABELER) report $(RUNS)/resnet-gru $(RUNS)/visualbert $(RUNS)/visualbert-coattn --out report
 
 predict: train-coattn ## label INPUT with MODEL into OUT
@@ -107,5 +112,5 @@ lock: ## make requirements.lock again from setup.cfg
 	    --no-header --upgrade --output-file requirements.lock
 
 clean: ## remove what was made: data, runs and report (not .venv)
-	rm -rf report data/*/records data/*/store data/*/store-baselines-*
+	rm -rf report data/*/records data/*/store data/*/store-baselines-* data/*/store-quality
 	find checkpoints -mindepth 1 ! -name README.md -delete

@@ -16,6 +16,9 @@ from labeler.sources.text import ENCODING
 from labeler.splits import Keys, RowLabels, leaks
 
 MOST_PAIRS = 50
+MOST_LABELS = 12
+MOST_BUCKETS = 24
+SHOWN = 5  # rows of a kind on the terminal
 BAR = 40  # characters for a label that every row has
 KINDS = {"bytes": "picture, byte by byte", "look": "look of a picture", "text": "text", "text, verbatim": "text, verbatim",
          "group": "group"}  # fmt: skip
@@ -44,13 +47,22 @@ def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
     sizes = np.bincount(selected.group[kept])
     found = leaks(keys | {"text, verbatim": columns.text}, splits)
     leaked = np.any(list(found.values()), axis=0)
+    together = labels_together(labels, names)
+    text = columns.characters >= 0
+    lengths = {
+        "text_characters": columns.characters[text],
+        "text_words": columns.words[text],
+        "image_width": columns.width[columns.width > 0],
+        "image_height": columns.height[columns.height > 0],
+    }
     return {
         "split": selected.how,
         "task": selected.task,
         "kept": len(splits),
         "splits": {split: int((splits == place).sum()) for place, split in enumerate(SPLITS)},
         "labels": {split: label_counts(labels, names, splits == place) for place, split in enumerate(SPLITS)},
-        "labels_together": labels_together(labels, names),
+        "labels_together": [list(pair) for pair in together[:MOST_PAIRS]],
+        "label_matrix": label_matrix(label_counts(labels, names, np.ones(len(splits), bool)), together),
         "groups": int((sizes > 0).sum()),
         "joined_rows": int(sizes[sizes > 1].sum()),
         "duplicates": duplicates(keys),
@@ -66,10 +78,8 @@ def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
         },
         "without_image": int((columns.image == 0).sum()),
         "without_text": int((columns.characters < 0).sum()),
-        "text_characters": quantiles(columns.characters[columns.characters >= 0]),
-        "text_words": quantiles(columns.words[columns.characters >= 0]),
-        "image_width": quantiles(columns.width[columns.width > 0]),
-        "image_height": quantiles(columns.height[columns.height > 0]),
+        **{name: quantiles(values) for name, values in lengths.items()},
+        "histograms": {name: histogram(values) for name, values in lengths.items()},
     }
 
 
@@ -80,19 +90,28 @@ def label_counts(labels: RowLabels, names: Sequence[str], rows: np.ndarray) -> d
     return {name: count for name, count in ordered if count}
 
 
-def labels_together(labels: RowLabels, names: Sequence[str]) -> list[list[Any]]:
-    """Return the pairs of labels that most often stand on one row: [label, label, rows]."""
+def labels_together(labels: RowLabels, names: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Return all pairs of labels that stand on one row, most frequent first: (label, label, rows)."""
     if not (labels.counts > 1).any():
         return []
     from scipy.sparse import csr_array, triu
 
     ones = np.ones(len(labels.codes), np.int64)
-    table = csr_array(
-        (ones, labels.codes, np.append(0, np.cumsum(labels.counts))), shape=(len(labels.counts), len(names))
-    )
+    table = csr_array((ones, labels.codes, np.append(0, np.cumsum(labels.counts))), (len(labels.counts), len(names)))
     pairs = triu(table.T @ table, k=1).tocoo()
     found = [(*sorted((names[a], names[b])), int(count)) for a, b, count in zip(*pairs.coords, pairs.data, strict=True)]
-    return [list(pair) for pair in sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))[:MOST_PAIRS]]
+    return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))
+
+
+def label_matrix(totals: dict[str, int], together: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+    """Return how often each two of the MOST_LABELS most frequent labels stand together: {labels, counts: [[int]]}.
+
+    The diagonal holds how often a label stands at all.
+    """
+    names = list(totals)[:MOST_LABELS]
+    pairs = {(a, b): count for a, b, count in together}
+    counts = [[pairs.get((min(a, b), max(a, b)), 0) if a != b else totals[a] for b in names] for a in names]
+    return {"labels": names, "counts": counts}
 
 
 def duplicates(keys: Keys) -> dict[str, dict[str, int]]:
@@ -133,6 +152,23 @@ def described(profile: dict[str, Any]) -> list[str]:
     lines += [f"leaks       {profile['leaked_rows']:,} rows outside train share a picture, text or group with train"]
     lines += [f"  {split:<12} the same {KINDS[kind]:<22} {count:>6,} rows"
               for split, kinds in profile["leaks"].items() for kind, count in kinds.items()]  # fmt: skip
+    return lines + quality_lines(profile)
+
+
+def quality_lines(profile: dict[str, Any]) -> list[str]:
+    """Return what `labeler inspect` found in a store as lines for a terminal; none for records."""
+    lines = []
+    if pictures := profile.get("suspicious_pictures"):
+        lines += [f"pictures    {pictures['count']:,} of {pictures['checked']:,} suspicious"]
+        for kind, count in pictures["kinds"].items():
+            first = ", ".join(row["id"] for row in pictures["first"][kind][:SHOWN])
+            lines += [f"  {kind:<16} {count:>7,}  {first}"] if count else []
+    if errors := profile.get("label_errors"):
+        lines += [f"labels      {errors['count']:,} of {errors['checked']:,} rows likely labelled wrong"]
+        lines += [f"  not looked for: {errors['not_checked']}"] if "not_checked" in errors else []
+        for row in errors["first"][: 2 * SHOWN]:
+            given, suggested = (", ".join(row[which]) or "no label" for which in ("given", "suggested"))
+            lines += [f"  {row['score']:.4f}  {row['id']}: {given} → {suggested}"]
     return lines
 
 
@@ -159,3 +195,19 @@ def quantiles(values: np.ndarray) -> dict[str, int] | None:
     ordered = np.sort(values)
     at = {"min": 0, "median": len(ordered) // 2, "p95": int(0.95 * (len(ordered) - 1)), "max": len(ordered) - 1}
     return {name: int(ordered[index]) for name, index in at.items()}
+
+
+def histogram(values: np.ndarray) -> dict[str, Any] | None:
+    """Return values in buckets of one round width, as {start, width, counts}; None where there is none.
+
+    Bucket i holds start + i * width and above, up to the next bucket; the last holds all that is longer, so that a few
+    giants do not flatten the rest (it begins at the 99th percentile at the latest).
+    """
+    if not len(values):
+        return None
+    low, high = int(values.min()), int(np.sort(values)[int(0.99 * (len(values) - 1))])
+    steps = (times * 10**power for power in range(19) for times in (1, 2, 5))
+    width = next(step for step in steps if high // step - low // step < MOST_BUCKETS)
+    last = high // width - low // width
+    counts = np.bincount(np.minimum(values // width - low // width, last), minlength=last + 1)
+    return {"start": low // width * width, "width": width, "counts": counts.tolist()}

@@ -71,12 +71,12 @@ def shared_pairs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_groups(groups: np.ndarray, labels: RowLabels, fractions: Sequence[float], seed: int) -> np.ndarray:
-    """Return [N] int8, places in SPLITS: whole groups, each label in its share, sizes in the fractions asked for.
+    """Return [N] int8, places in `fractions`: whole groups, each label in its share, sizes in the fractions asked for.
 
     `groups` are those of `group_rows`: each is the number of its first row.
 
-    The groups that hold the rarest label come first; each goes to the split that lacks that label most, ties
-    to the split that lacks rows most. Source: iterative stratification (Sechidis, Tsoumakas and Vlahavas
+    The groups that hold the rarest label come first; each goes to the part that lacks that label most, ties
+    to the part that lacks rows most. Source: iterative stratification (Sechidis, Tsoumakas and Vlahavas
     2011, algorithm 1), over groups in place of rows.
     """
     first = groups == np.arange(len(groups))
@@ -91,16 +91,16 @@ def split_groups(groups: np.ndarray, labels: RowLabels, fractions: Sequence[floa
     wanted = [[total * share for share in fractions] for total in totals.tolist()]
     wanted_rows = [len(groups) * share for share in fractions]
     chosen = []
+    others = range(1, len(fractions))
     entries = zip(starts[:-1][order].tolist(), starts[1:][order].tolist(), strict=True)
     code, count = code.tolist(), count.tolist()
     for (start, end), label, size in zip(entries, rarest[order].tolist(), sizes[order].tolist(), strict=True):
         lacking = wanted[label] if label >= 0 else wanted_rows
-        train, validation, test = lacking  # written out: this runs once a group, and there may be millions
-        best, most = 0, train
-        if validation > most or (validation == most and wanted_rows[1] > wanted_rows[0]):
-            best, most = 1, validation
-        if test > most or (test == most and wanted_rows[2] > wanted_rows[best]):
-            best = 2
+        best, most = 0, lacking[0]
+        for part in others:
+            lack = lacking[part]
+            if lack > most or (lack == most and wanted_rows[part] > wanted_rows[best]):
+                best, most = part, lack
         chosen.append(best)
         wanted_rows[best] -= size
         if end - start == 1:

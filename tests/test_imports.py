@@ -21,8 +21,9 @@ records  evaluation  encoders.weights
 images  splits  sources  baselines
 decoding  chunks  looks
 selection
-profile
+profile  image_quality  label_errors
 ingestion  store  export
+inspection
 preprocessing  batches
 layers  encoders.image  encoders.text
 encoders.visualbert
@@ -170,7 +171,9 @@ def test_models_never_import_each_other(module):
     assert not {name for name in ours if name and name.startswith("models.") and name != module}
 
 
-NO_TORCH = [name for name in module_names() if name.split(".")[0] in ("evaluation", "baselines", "report")]
+NO_TORCH = [
+    name for name in module_names() if name.split(".")[0] in ("evaluation", "baselines", "label_errors", "report")
+]
 
 
 @pytest.mark.parametrize("module", NO_TORCH)
@@ -179,8 +182,8 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "images", "decoding", "splits", "ingestion", "preprocessing", "training", "scoring", "labelling",
-         "runs", "store", "export", "models", "encoders.weights"]  # fmt: skip
+LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "looks", "splits", "selection", "ingestion", "preprocessing",
+         "training", "scoring", "labelling", "runs", "store", "export", "inspection", "models", "encoders.weights"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT + [name for name in module_names() if name.startswith("sources")])

@@ -132,16 +132,17 @@ def two_runs(tmp_path: Path, **settings) -> list[Path]:
     return [write_run(tmp_path / "checkpoints" / name, name, skill=skill, **settings) for name, skill in runs]
 
 
-def page(out: Path) -> Page:
+def page(out: Path, name: str = "index.html") -> Page:
     """Return the parsed page, after checking that it loads nothing and every tag is closed."""
-    html = (out / "index.html").read_text(encoding="utf-8")
+    html = (out / name).read_text(encoding="utf-8")
     found = Page(html)
     assert found.open == []
     assert not [tag for tag, _ in found.tags if tag in ("script", "link", "iframe", "object", "embed", "base", "form")]
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     for _, attributes in found.tags:
         for name in ("src", "href", "xlink:href", "data", "srcset", "poster", "background"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:image/"))
+            place = attributes.get(name) or "#"
+            assert place in ("index.html", "data.html") or place.startswith(("#", "data:image/"))
     assert not re.search(r"@import|url\(", html)
     return found
 
@@ -184,7 +185,7 @@ def test_the_page_is_one_file_with_every_section(tmp_path, examples):
     report(two_runs(tmp_path, store=str(tmp_path / "store")), tmp_path / "report")
     found = page(tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "comparison.json", "comparison.md", "index.html", "manifest.json"}  # fmt: skip
+        "comparison.json", "comparison.md", "index.html", "data.html", "manifest.json"}  # fmt: skip
     ids = {attributes["id"] for tag, attributes in found.tags if tag == "section"}
     assert ids == {"table", "pairs", "curves", "confusion", "labels", "pictures", "how"}
     pictures = [attributes for tag, attributes in found.tags if tag == "img"]
@@ -285,7 +286,9 @@ def test_a_run_given_twice_or_by_a_link_counts_once(tmp_path):
 def test_two_reports_are_the_same_bytes_and_the_second_says_already_made(tmp_path, caplog):
     runs, out = two_runs(tmp_path), tmp_path / "report"
     first = report(runs, out)
-    before = {name: (out / name).read_bytes() for name in ("comparison.json", "comparison.md", "index.html")}
+    before = {
+        name: (out / name).read_bytes() for name in ("comparison.json", "comparison.md", "index.html", "data.html")
+    }
     stamp = (out / "index.html").stat().st_mtime_ns
     with caplog.at_level("INFO", logger="labeler"):
         assert report(runs, out) == first
@@ -318,7 +321,7 @@ def test_files_of_others_in_the_folder_survive_and_do_not_count(tmp_path):
     verify(out, "report")
     report(runs, out, force=True)
     assert (out / "unseen-labels.jsonl").read_text() == "changed\n"
-    assert set(read_manifest(out)["files"]) == {"comparison.json", "comparison.md", "index.html"}
+    assert set(read_manifest(out)["files"]) == {"comparison.json", "comparison.md", "index.html", "data.html"}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -17,7 +17,7 @@ from labeler.artifacts import LabelerError
 
 COMMANDS = {
     "ingest": "Read labelled pairs into records, with leakage-free splits.",
-    "inspect": "Show a data set: labels, lengths, duplicates, leaks.",
+    "inspect": "Show a data set: labels, duplicates, leaks, likely errors.",
     "preprocess": "Decode every picture once and show it to the frozen towers.",
     "train": "Train a model on the train split.",
     "evaluate": "Measure a run, and the baselines, on held-out pairs.",

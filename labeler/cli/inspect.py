@@ -11,22 +11,26 @@ from labeler.cli import options
 
 @click.command("inspect")
 @click.argument("dataset", type=options.FOLDER)
+@options.force
 @options.as_json
-def command(dataset: Path, as_json: bool) -> None:
-    """Show what is in a data set: rows, rejects, labels, lengths, duplicates, leaks.
+def command(dataset: Path, force: bool, as_json: bool) -> None:
+    """Show what is in a data set: labels, lengths, duplicates, leaks; of a store, suspicious pictures and label errors.
 
-    DATASET is a folder that `labeler ingest` or `labeler preprocess` has written.
+    DATASET is a folder that `labeler ingest` or `labeler preprocess` has written. What takes a while, pictures and label
+    errors, is looked for once and kept in DATASET-quality, with a line for every row found.
     """
     import json
 
-    from labeler.artifacts import BadInputError, verify
+    from labeler.artifacts import BadInputError, read_manifest, verify
+    from labeler.inspection import inspect, read_profile
     from labeler.profile import described
 
-    manifest = verify(dataset)
-    if manifest["stage"] not in ("ingest", "preprocess"):
-        raise BadInputError(f"{dataset}: made by `labeler {manifest['stage']}`; expected records or a store")
-    path = dataset / "profile.json"
-    if not path.is_file():
-        raise BadInputError(f"{path}: missing; make it again with `labeler {manifest['stage']} --force`")
-    profile = json.loads(path.read_text(encoding="utf-8"))
+    stage = read_manifest(dataset)["stage"]
+    if stage not in ("ingest", "preprocess", "inspect"):
+        raise BadInputError(f"{dataset}: made by `labeler {stage}`; expected records or a store")
+    if stage == "preprocess":
+        profile = inspect(dataset, force=force).profile
+    else:
+        verify(dataset)
+        profile = read_profile(dataset)
     click.echo(json.dumps(profile, ensure_ascii=False, indent=2) if as_json else "\n".join(described(profile)))

@@ -20,25 +20,28 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.report.comparison import collect, compare_models
+from labeler.report.data_page import DataSet, read_data, render_data
 from labeler.report.page import render_markdown, render_page
 from labeler.report.runs import Run, read_runs
 
 log = logging.getLogger("labeler")
 
-FILES = ("comparison.json", "comparison.md", "index.html")
+FILES = ("comparison.json", "comparison.md", "index.html", "data.html")
 
 
 def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = False) -> dict[str, Any]:
     """Return the comparison of `runs` on their split, after writing it to the folder `out`.
 
-    Writes `comparison.json`, `comparison.md`, `index.html` and the manifest. Other files in `out` stay as they are and
+    Writes `comparison.json`, `comparison.md`, `index.html`, `data.html` (about the data of the runs' store) and the
+    manifest. Other files in `out` stay as they are and
     are no part of the manifest. Made already from the same inputs, nothing is written unless `force`.
 
     Raises UsageError without runs, LockedError when another process writes to `out`, and BadInputError when a run is not
     evaluated on `split`, when the runs differ in data, split, task or labels, or when `out` belongs to something else.
     """
     found = read_runs(runs, split)
-    recipe = _recipe(found, split)
+    data = read_data(found[0])
+    recipe = _recipe(found, data, split)
     _refuse_foreign(out)
     if not force and already_made(out, recipe):
         log.info("%s: already made from the same inputs; --force makes it again", out)
@@ -49,12 +52,13 @@ def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = Fa
         write_json(work / "comparison.json", comparison)
         write_text(work / "comparison.md", render_markdown(comparison))
         write_text(work / "index.html", render_page(comparison, found, models))
+        write_text(work / "data.html", render_data(data, found[0]))
     return comparison
 
 
-def _recipe(runs: list[Run], split: str) -> Recipe:
-    """Return what decides the report: the runs' files and paths, the split, and whether there are pictures."""
-    inputs = [item for run in runs for item in run.inputs]
+def _recipe(runs: list[Run], data: DataSet, split: str) -> Recipe:
+    """Return what decides the report: the runs' files and paths, the split, what is known of the data, the pictures."""
+    inputs = [*(item for run in runs for item in run.inputs), data.source]
     try:
         inputs.append(input_of(runs[0].store, read_manifest(runs[0].store)))
     except BadInputError:

@@ -65,3 +65,34 @@ def axis_of(intervals: list[list[float]]) -> tuple[float, float]:
     low, high = min(bounds[0] for bounds in intervals), max(bounds[1] for bounds in intervals)
     first, last = math.floor(low * 10 + 1e-9) / 10, math.ceil(high * 10 - 1e-9) / 10
     return max(first, 0.0), max(last, first + 0.1)
+
+
+def histogram_chart(title: str, histogram: dict[str, Any]) -> dict[str, Any]:
+    """Return a chart of a profile's histogram for the macro `histogram`: bars and ticks in pixels of a 460 x 270 box.
+
+    The last bucket holds all values from its start on; its label says so where it is not the only one.
+    """
+    start, width, counts = histogram["start"], histogram["width"], histogram["counts"]
+    y_ticks = [tick for tick in ticks(0, max(counts)) if tick == int(tick)]
+    slot = (WIDTH - LEFT - RIGHT) / len(counts)
+    span = HEIGHT - TOP - BOTTOM
+    names = [f"{start + number * width:,}" for number in range(len(counts))]
+    if width > 1:
+        names = [f"{name}–{start + (number + 1) * width - 1:,}" for number, name in enumerate(names)]
+    if len(counts) > 1:
+        names[-1] = f"{start + (len(counts) - 1) * width:,} and more"
+    bars = []
+    for number, count in enumerate(counts):
+        height = span * count / y_ticks[-1]
+        bars.append({"x": round(LEFT + number * slot, 1), "y": round(HEIGHT - BOTTOM - height, 1),
+                     "width": round(max(slot - 1.5, 1), 1), "height": round(height, 1),
+                     "name": f"{names[number]}: {count:,}"})  # fmt: skip
+    every = math.ceil(len(counts) / 6)
+    return {
+        "title": title,
+        "rows": sum(counts),
+        "bars": bars,
+        "x_ticks": [(round(LEFT + n * slot, 1), f"{start + n * width:,}") for n in range(0, len(counts), every)],
+        "y_ticks": [(round(HEIGHT - BOTTOM - span * y / y_ticks[-1], 1), f"{y:,.0f}") for y in y_ticks],
+        "box": {"left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM, "width": WIDTH, "height": HEIGHT},
+    }

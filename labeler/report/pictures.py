@@ -77,16 +77,15 @@ def confidence(task: str, predictions: Predictions) -> np.ndarray:
 def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
     """Return each section as {title, cards} for the page, and a sentence when pictures are missing, else None."""
     ids = shown[0].models[0].predictions.ids
-    examples, missing = _examples(run, {ids[row] for section in shown for row in section.rows})
+    examples, missing = examples_of(run, {ids[row] for section in shown for row in section.rows})
     budget = BUDGET
     found: list[dict[str, Any]] = []
     for section in shown:
         items = []
         for row in section.rows:
             example = examples.get(ids[row])
-            picture, budget = _data_uri(example, budget)
-            text = example.text if example else None
-            short = text if text is None or len(text) <= TEXT_LENGTH else text[:TEXT_LENGTH] + "…"
+            picture, budget = data_uri(example, budget)
+            short = shortened(example.text if example else None)
             said = [_said(model, row, run.names) for model in section.models]
             truth = _names(section.models[0].predictions.truth[row], run.names)
             items.append({"id": ids[row], "text": short, "picture": picture, "truth": truth, "models": said})
@@ -94,7 +93,12 @@ def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | N
     return found, missing
 
 
-def _examples(run: Run, ids: Iterable[str]) -> tuple[dict[str, Any], str | None]:
+def shortened(text: str | None) -> str | None:
+    """Return a text as a card shows it: at most TEXT_LENGTH characters."""
+    return text if text is None or len(text) <= TEXT_LENGTH else text[:TEXT_LENGTH] + "…"
+
+
+def examples_of(run: Run, ids: Iterable[str]) -> tuple[dict[str, Any], str | None]:
     """Return {id: Example} from the store, and why there are none where it cannot be read."""
     from labeler.store import read_examples  # not at the top: Lance is slow to import and `--help` is not
 
@@ -108,7 +112,7 @@ def _examples(run: Run, ids: Iterable[str]) -> tuple[dict[str, Any], str | None]
         return {}, gone
 
 
-def _data_uri(example: Any, budget: int) -> tuple[str | None, int]:
+def data_uri(example: Any, budget: int) -> tuple[str | None, int]:
     """Return the picture as a data: URI, or None where there is none or it does not fit, and the budget left."""
     if not example or not example.image or example.mime not in SHOWN_TYPES:
         return None, budget
