@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -27,6 +28,7 @@ from labeler.artifacts import (
     sha256_json,
 )
 from labeler.images import ImageError, difference_hash, load_image, read_image_file, resolve_image
+from labeler.pictures import Pictures, collecting
 from labeler.profile import counted, profile_of
 from labeler.records import (
     SPLITS,
@@ -36,13 +38,15 @@ from labeler.records import (
     RowError,
     Split,
     Task,
+    clean_text,
     find_field,
     jsonable,
     label_set,
     record_from,
     write_records,
 )
-from labeler.sources import Reading, image_root, read_source
+from labeler.sources import Reading, common_root, image_root, read_source
+from labeler.sources.answers import UNKNOWN
 from labeler.splits import Key, group_rows, leaking, split_groups
 
 log = logging.getLogger("labeler")
@@ -66,10 +70,14 @@ class IngestOptions:
     fix_text: bool = False
     drop_leaks: bool = False
     frames: int = 1
+    caption: str = "longest"
+    labels: Path | None = None
+    answers: Path | None = None
+    top_answers: int | None = None
 
     def reading(self) -> Reading:
         """Return how the sources are read."""
-        return Reading(self.format, self.encoding, self.label, self.frames)
+        return Reading(self.format, self.encoding, self.label, self.frames, self.caption, self.fields())
 
     def fields(self) -> dict[str, str]:
         """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
@@ -122,27 +130,49 @@ def ingest(
     """Read labelled sources and publish `records.jsonl`, `labels.json`, `rejects.jsonl` and `profile.json` in `out`.
 
     Rows that cannot be used are in `rejects.jsonl`; the rest goes on. Splits that are not given are drawn with
-    `seed` so that no picture, no text and no group lies in two of them.
+    `seed` so that no picture, no text and no group lies in two of them. Pictures that a source brings as bytes are
+    written to `pictures/`, named by their sha256.
 
-    Raises UsageError for shares that are none; BadInputError when nothing usable is left, when fewer than two
-    labels occur, when a fixed split is asked for that the data do not have, or in strict mode at the first row
-    that cannot be used.
+    Raises UsageError for shares that are none, or both kinds of answers; BadInputError when nothing usable is left,
+    when fewer than two labels occur, when a fixed split is asked for that the data do not have, or in strict mode
+    at the first row that cannot be used.
     """
     options = options or IngestOptions()
     if options.split not in ("auto", "keep"):
         parse_fractions(options.split)  # before any work
     if options.frames < 1:
         raise UsageError(f"--frames {options.frames}: expected 1 or more")
+    if options.answers and options.top_answers:
+        raise UsageError("--answers and --top-answers: expected one of them")
+    root = common_root(sources, out)
+    with collecting(out, root) as pictures:
+        return ingest_rows(sources, out, options, root, pictures, seed=seed, force=force)
+
+
+def ingest_rows(
+    sources: Sequence[Path],
+    out: Path,
+    options: IngestOptions,
+    root: Path,
+    pictures: Pictures,
+    *,
+    seed: int,
+    force: bool,
+) -> Ingested:
+    """Do what `ingest` says, with images relative to `root` and a place for `pictures` that come as bytes."""
     rejects = Rejects(options.strict)
-    root = Path(os.path.commonpath([os.path.abspath(image_root(source)) for source in sources]))
-    rows, counts = read_rows(sources, options.reading(), rejects)
+    vocabulary = read_vocabulary(options.labels or options.answers)
+    rows, counts = read_rows(sources, options.reading(), rejects, pictures)
     if options.fix_text:
         fixed = [fixed_text(row, options) for row in rows]
         counts["fixed_texts"] = sum(a is not b for a, b in zip(rows, fixed, strict=True))
         rows = fixed
-    candidates = unique([item for row in rows if (item := candidate(row, root, options, rejects))], rejects)
+    candidates = unique([item for row in rows if (item := candidate(row, root, options, rejects, pictures))], rejects)
     candidates = hash_images(candidates, options, rejects)
-    recipe = Recipe("ingest", input_hashes(sources, candidates, rejects.items), asdict(options), seed)
+    if options.labels:
+        candidates = known_labels(candidates, options.labels, vocabulary, rejects)
+    files = [*sources, *(path for path in (options.labels, options.answers) if path)]
+    recipe = Recipe("ingest", input_hashes(files, candidates, rejects.items), arguments(options), seed)
     if not force and already_made(out, recipe):
         return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
     candidates = decode_images(candidates, rejects)
@@ -153,16 +183,19 @@ def ingest(
     candidates = one_label_each(candidates, task, rejects)
     if options.drop_leaks:
         candidates = without_leaks(candidates, options, rejects)
-    labels = label_set((item.record for item in candidates), task)
     keys = [leak_keys(item) for item in candidates]
     records, how = assign_splits(candidates, keys, options, seed)
+    if options.answers or options.top_answers:
+        records = with_unknown(records, vocabulary or frequent_labels(records, options.top_answers))
+    labels = label_set(records, task)
     profile = counted(counts, rejects.items) | profile_of(
         records, keys, [item.size for item in candidates if item.size]
     )
     profile |= {"split": how, "task": task, "root": os.path.relpath(root, out.absolute())}
     # the same pairs are the same data wherever they lie: paths to the root, and counts of what was left out, do not matter
-    content = sha256_json([labels.model_dump(), [record.model_dump() for record in records]])
+    content = sha256_json([labels.model_dump(), [pictures.placeless(record).model_dump() for record in records]])
     with making(out, recipe, content=content) as folder:
+        pictures.publish(folder, records)
         write_records(folder / "records.jsonl", records)
         (folder / "labels.json").write_text(labels.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_jsonl(folder / "rejects.jsonl", (reject._asdict() for reject in rejects.items))
@@ -176,8 +209,10 @@ def write_jsonl(path: Path, items: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 
-def read_rows(sources: Sequence[Path], how: Reading, rejects: Rejects) -> tuple[list[Row], Counter[str]]:
-    """Return every readable row, and counts of the rows and of what their readers had to guess."""
+def read_rows(
+    sources: Sequence[Path], how: Reading, rejects: Rejects, pictures: Pictures
+) -> tuple[list[Row], Counter[str]]:
+    """Return every readable row, and counts of the rows and of what their readers had to guess; bytes go to `pictures`."""
     rows: list[Row] = []
     counts: Counter[str] = Counter(rows=0)
     for source in sources:
@@ -187,23 +222,33 @@ def read_rows(sources: Sequence[Path], how: Reading, rejects: Rejects) -> tuple[
                 rejects.add(item)
                 continue
             counts.update(item.notes)
-            rows.append(item)
+            try:
+                rows.append(pictures.keep(item))
+            except ImageError as error:
+                rejects.add_row(item, shown_id(item), error.code, str(error))
     return rows, counts
 
 
-def candidate(row: Row, root: Path, options: IngestOptions, rejects: Rejects) -> Candidate | None:
+def candidate(row: Row, root: Path, options: IngestOptions, rejects: Rejects, pictures: Pictures) -> Candidate | None:
     """Return the row as a candidate, its image's path made relative to `root`; None where it was rejected."""
     try:
         record = record_from(row, options.fields(), separator=options.separator)
+        if isinstance(row.picture, Path):
+            return Candidate(row, record.model_copy(update={"image": pictures.image_of(row.picture)}), row.picture)
         if record.image is None:
             return Candidate(row, record)
         path = resolve_image(image_root(Path(row.source)), record.image, allow_outside=options.allow_outside)
         relative = Path(os.path.relpath(path, root)).as_posix()
         return Candidate(row, record.model_copy(update={"image": relative}), path)
     except (RowError, ImageError) as error:
-        identity = row.fields.get("id")
-        rejects.add_row(row, None if identity is None else str(identity), error.code, str(error))
+        rejects.add_row(row, shown_id(row), error.code, str(error))
         return None
+
+
+def shown_id(row: Row) -> str | None:
+    """Return what stands as a row's id, for the line of a reject."""
+    identity = row.fields.get("id")
+    return None if identity is None else str(identity)
 
 
 def fixed_text(row: Row, options: IngestOptions) -> Row:
@@ -297,6 +342,58 @@ def input_hashes(
     rows: list[Any] = [[item.record.model_dump(mode="json"), item.sha256] for item in candidates]
     rows += [[reject.line, reject.code] for reject in rejects]
     return (*files, Input("records and pictures", sha256_json(rows)))
+
+
+def arguments(options: IngestOptions) -> dict[str, Any]:
+    """Return the options as a manifest records them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+
+
+def read_vocabulary(path: Path | None) -> set[str]:
+    """Return the labels or answers of a vocabulary file, one a line, cleaned like labels; none where there is no file.
+
+    Raises BadInputError where it cannot be read or has none.
+    """
+    if path is None:
+        return set()
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        names = {name for line in lines if (name := clean_text(line, "label"))}
+    except (OSError, UnicodeDecodeError, RowError) as error:
+        raise BadInputError(f"{path}: expected a label a line in UTF-8 ({error})") from error
+    if not names:
+        raise BadInputError(f"{path}: no label in it; expected one a line")
+    return names
+
+
+def known_labels(candidates: list[Candidate], path: Path, vocabulary: set[str], rejects: Rejects) -> list[Candidate]:
+    """Return the candidates whose labels all stand in the vocabulary of the file `path`."""
+    kept = []
+    for item in candidates:
+        unknown = next((name for name in item.record.labels if name not in vocabulary), None)
+        if unknown is None:
+            kept.append(item)
+            continue
+        close = get_close_matches(unknown, sorted(vocabulary), n=1, cutoff=0)[0]
+        message = f"the label {unknown!r} is not in {path}; the closest there is {close!r}"
+        rejects.add_row(item.row, item.record.id, "label-unknown", message)
+    return kept
+
+
+def frequent_labels(records: Sequence[Record], count: int | None) -> set[str]:
+    """Return the `count` labels that most train rows have, ties by name."""
+    counts = Counter(name for record in records if record.split == "train" for name in record.labels)
+    return set(sorted(counts, key=lambda name: (-counts[name], name))[:count])
+
+
+def with_unknown(records: Sequence[Record], vocabulary: set[str]) -> list[Record]:
+    """Return the records with UNKNOWN in place of every label outside the vocabulary."""
+
+    def known(record: Record) -> Record:
+        names = tuple(dict.fromkeys(name if name in vocabulary else UNKNOWN for name in record.labels))
+        return record if names == record.labels else record.model_copy(update={"labels": names})
+
+    return [known(record) for record in records]
 
 
 def choose_task(task: str, rows: Sequence[Row], options: IngestOptions) -> Task:

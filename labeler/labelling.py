@@ -6,19 +6,19 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from labeler.artifacts import BadInputError, LabelerError, UsageError
-from labeler.images import ImageError, load_image, resolve_image
+from labeler.images import ImageError, check_size, decode_image, load_image, resolve_image
 from labeler.records import Record, Reject, Row, RowError, record_from
-from labeler.sources import image_root, read_source
+from labeler.sources import Reading, brings_pictures, image_root, read_source
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,24 +71,28 @@ def predict(
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
     if out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
-    sources = [read_source(path) for path in inputs]  # a missing input is found before any model is loaded
+    sources = [read_source(path, Reading(mapping=mapping or {})) for path in inputs]  # before any model is loaded
     from labeler.prediction import choose_device
     from labeler.runs import load_run
 
     run = load_run(model, choose_device(device))
     tower = image_tower(run)
-    rows = [row for source in sources for row in source]
+    rows: Iterable[Row | Reject] = chain.from_iterable(sources)
+    if not any(brings_pictures(path) for path in inputs):  # those would fill the memory
+        rows = list(rows)
+    total = len(rows) if isinstance(rows, list) else None
     items = read_items(rows, mapping or {}, allow_outside)
-    errors = 0
-    with writing(out) as file, tqdm(total=len(rows), desc="labelling", unit="item", disable=None) as bar:
+    count = errors = 0
+    with writing(out) as file, tqdm(total=total, desc="labelling", unit="item", disable=None) as bar:
         write = LineWriter(file, form, run.label_set.names)
         while chunk := list(islice(items, ITEMS_AT_A_TIME)):
             for line in label_items(chunk, run, tower, batch_size, str(model)):
                 write(line)
+                count += 1
                 errors += line["error"] is not None
                 bar.update()
             bar.set_postfix(errors=errors, refresh=False)
-    return Predicted(len(rows), errors)
+    return Predicted(count, errors)
 
 
 def image_tower(run: Run) -> ImageEncoder:
@@ -109,7 +113,7 @@ def image_tower(run: Run) -> ImageEncoder:
     return tower
 
 
-def read_items(rows: Sequence[Row | Reject], mapping: dict[str, str], allow_outside: bool) -> Iterator[Item]:
+def read_items(rows: Iterable[Row | Reject], mapping: dict[str, str], allow_outside: bool) -> Iterator[Item]:
     """Yield an item for every row, in order; pictures are decoded ahead of their use, a thread a core."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: list[Any] = []
@@ -132,14 +136,23 @@ def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -
         record = record_from(row, mapping, labelled=False)
     except RowError as error:
         return Item(unusable(row), error=str(error))
-    if record.image is None:
-        return Item(record)
     try:
-        return Item(
-            record, load_image(resolve_image(image_root(Path(row.source)), record.image, allow_outside=allow_outside))
-        )
+        return Item(record, picture_of(row, record.image, allow_outside))
     except ImageError as error:
         return Item(record, error=str(error))
+
+
+def picture_of(row: Row, image: str | None, allow_outside: bool) -> Image.Image | None:
+    """Return the row's picture from its own bytes or from the file `image`; None where it has neither.
+
+    Raises ImageError where it cannot be used.
+    """
+    if isinstance(row.picture, bytes):
+        check_size(len(row.picture))
+        return decode_image(row.picture)
+    if image is None:
+        return None
+    return load_image(resolve_image(image_root(Path(row.source)), image, allow_outside=allow_outside))
 
 
 def unusable(row: Row) -> Record:

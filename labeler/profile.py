@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from labeler.records import SPLITS, Record, Reject
+from labeler.sources.captions import LEFT_OUT
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
 from labeler.splits import Key, group_rows, leaks
@@ -27,6 +28,7 @@ def counted(counts: Counter[str], rejects: Sequence[Reject]) -> dict[str, Any]:
         "python_literal_lines": counts[LITERAL],
         "encodings": encodings,
         "fixed_texts": counts["fixed_texts"],
+        "captions_left_out": counts[LEFT_OUT],
         "rejected": len(rejects),
         "rejects": dict(Counter(reject.code for reject in rejects).most_common()),
     }
@@ -92,7 +94,8 @@ def described(profile: dict[str, Any]) -> list[str]:
     """Return the profile as lines for a terminal."""
     lines = [f"rows        {profile['rows']:,} read, {profile['kept']:,} kept, {profile['rejected']:,} rejected"]
     lines += [f"  {code:<24} {count:>9,}" for code, count in profile["rejects"].items()]
-    guessed = {"Python literals": profile["python_literal_lines"], "texts repaired": profile["fixed_texts"]}
+    guessed = {"Python literals": profile["python_literal_lines"], "texts repaired": profile["fixed_texts"],
+               "captions left out": profile.get("captions_left_out", 0)}  # fmt: skip
     guessed |= {f"read as {name}": count for name, count in profile["encodings"].items()}
     lines += [f"  {what:<24} {count:>9,}" for what, count in guessed.items() if count]
     lines += [f"splits      {profile['split']}", *label_table(profile)]

@@ -23,7 +23,7 @@ SPLIT_ALIASES: dict[str, Split] = {"train": "train", "training": "train", "val":
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "ID", "uid", "guid"),
     "image": ("image", "img", "file_name", "path", "image_path"),
-    "text": ("text", "caption", "title", "Utterance"),
+    "text": ("text", "caption", "captions", "title", "Utterance", "question"),
     "labels": ("label", "labels", "tags", "category", "Emotion", "Sentiment"),
     "split": ("split",),
     "group": ("group",),
@@ -46,12 +46,17 @@ class Record(BaseModel):
 
 
 class Row(NamedTuple):
-    """One row as a source gave it: where it stood, its fields, and what its reader had to guess (for counting)."""
+    """One row as a source gave it: where it stood, its fields, and what its reader had to guess (for counting).
+
+    `picture` is the picture itself where the source holds it: its bytes, or the file into which they were put; the
+    image's field is then only its name.
+    """
 
     source: str
     line: int
     fields: dict[str, Any]
     notes: tuple[str, ...] = ()
+    picture: bytes | Path | None = None
 
 
 class Reject(NamedTuple):
@@ -112,7 +117,7 @@ def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, 
     values = {ours: row.fields.get(theirs) if theirs else None for ours, theirs in taken.items()}
     image = clean_text(values["image"], "image")
     text = clean_text(values["text"], "text")
-    if image is None and text is None:
+    if image is None and text is None and row.picture is None:
         raise RowError("empty", "neither an image nor a text")
     identity = clean_text(values["id"], "id") or image or f"{Path(row.source).name}:{row.line}"
     labels = parse_labels(values["labels"], separator)

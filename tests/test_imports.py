@@ -18,8 +18,9 @@ ORDER = """
 labeler  encoders
 artifacts
 records  evaluation  encoders.weights
-images  splits  sources  baselines
-profile
+images  splits  baselines
+sources
+profile  pictures
 ingestion  store  export
 preprocessing  batches
 layers  encoders.image  encoders.text
