@@ -123,15 +123,17 @@ def read_split(
     """Yield the rows of one split; `place` names it, `folder` holds the data set where it is a local one."""
     number = 0
     try:
-        features = dataset.features or dataset._resolve_features().features
+        dataset = dataset if dataset.features else dataset._resolve_features()  # of csv, from the first rows
+        features = dataset.features
         picture = picture_column(place, [name for name, feature in features.items() if is_picture(feature)], image)
         unused = [name for name, feature in features.items() if name != picture and not is_plain(feature)]
         if unused:
             log.info("%s: passed over: %s", place, ", ".join(unused))
         named = {name: namer for name, feature in features.items() if (namer := names_of(feature))}
-        for fields in dataset.remove_columns(unused).decode(False):
+        for fields in dataset.decode(False):  # its remove_columns would decode every picture on the way
             number += 1
-            found = {name: named[name](value) if name in named else value for name, value in fields.items()}
+            found = {name: named[name](value) if name in named else value
+                     for name, value in fields.items() if name not in unused}  # fmt: skip
             found["id"] = f"{split}/{number if found.get('id') is None else found['id']}"
             yield with_picture(Row(place, number, found | given), picture, folder)
     except BadInputError:
