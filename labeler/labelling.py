@@ -158,7 +158,7 @@ def picture_of(row: Row, image: str | None, allow_outside: bool) -> Image.Image 
 def unusable(row: Row) -> Record:
     """Return a record that names a row which is none."""
     identity = row.fields.get("id")
-    name = f"{Path(row.source).name}:{row.line}" if identity is None else str(identity)
+    name = row.place if identity is None else str(identity)
     return Record(id=name.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -231,7 +231,7 @@ class LineWriter:
 
 def neutral(cell: str | None) -> str:
     """Return a cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe."""
-    return f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell or ""
+    return f"'{cell}" if cell and cell[0] in "=+-@＝＋－＠\t\r\n" else cell or ""
 
 
 @contextmanager

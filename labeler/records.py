@@ -49,7 +49,7 @@ class Row(NamedTuple):
     """One row as a source gave it: where it stood, its fields, and what its reader had to guess (for counting).
 
     `picture` is the picture itself where the source holds it: its bytes, or the file into which they were put; the
-    image's field is then only its name.
+    image's field is then only its name. `number` counts the rows where `line` counts blank lines too.
     """
 
     source: str
@@ -57,6 +57,12 @@ class Row(NamedTuple):
     fields: dict[str, Any]
     notes: tuple[str, ...] = ()
     picture: bytes | Path | None = None
+    number: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Return what names a row that has no name of its own: its source and its number there."""
+        return f"{Path(self.source).name}:{self.line if self.number is None else self.number}"
 
 
 class Reject(NamedTuple):
@@ -119,7 +125,7 @@ def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, 
     text = clean_text(values["text"], "text")
     if image is None and text is None and row.picture is None:
         raise RowError("empty", "neither an image nor a text")
-    identity = clean_text(values["id"], "id") or image or f"{Path(row.source).name}:{row.line}"
+    identity = clean_text(values["id"], "id") or image or row.place
     labels = parse_labels(values["labels"], separator)
     if labelled and labels is None:
         expected = mapping.get("labels") or f"one of {', '.join(ALIASES['labels'])}"

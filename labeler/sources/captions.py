@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from labeler.records import Row, find_field
 
@@ -46,4 +45,4 @@ def identity_of(row: Row, mapping: Mapping[str, str]) -> str:
         value = row.fields.get(name) if name else None
         if isinstance(value, (str, int)) and not isinstance(value, bool):
             return str(value)
-    return f"{Path(row.source).name}:{row.line}"
+    return row.place

@@ -27,17 +27,19 @@ class LineError(ValueError):
 
 def read(path: Path) -> Iterator[Row | Reject]:
     """Yield one row or reject for every line of `path` that is not blank; lines count from 1."""
+    number = 0
     with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            if number == 1:
+        for line, raw in enumerate(file, 1):
+            if line == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue
+            number += 1
             try:
                 fields, literal = parse_line(raw)
-                yield Row(str(path), number, fields, (LITERAL,) if literal else ())
+                yield Row(str(path), line, fields, (LITERAL,) if literal else (), number=number)
             except LineError as error:
-                yield Reject(str(path), number, None, error.code, str(error))
+                yield Reject(str(path), line, None, error.code, str(error))
 
 
 def parse_line(raw: bytes) -> tuple[dict[str, Any], bool]:
