@@ -225,7 +225,7 @@ def read_rows(
             try:
                 rows.append(pictures.keep(item))
             except ImageError as error:
-                rejects.add_row(item, shown_id(item), error.code, str(error))
+                rejects.add_row(item, item.shown_id, error.code, str(error))
     return rows, counts
 
 
@@ -241,14 +241,8 @@ def candidate(row: Row, root: Path, options: IngestOptions, rejects: Rejects, pi
         relative = Path(os.path.relpath(path, root)).as_posix()
         return Candidate(row, record.model_copy(update={"image": relative}), path)
     except (RowError, ImageError) as error:
-        rejects.add_row(row, shown_id(row), error.code, str(error))
+        rejects.add_row(row, row.shown_id, error.code, str(error))
         return None
-
-
-def shown_id(row: Row) -> str | None:
-    """Return what stands as a row's id, for the line of a reject."""
-    identity = row.fields.get("id")
-    return None if identity is None else str(identity)
 
 
 def fixed_text(row: Row, options: IngestOptions) -> Row:

@@ -157,9 +157,7 @@ def picture_of(row: Row, image: str | None, allow_outside: bool) -> Image.Image 
 
 def unusable(row: Row) -> Record:
     """Return a record that names a row which is none."""
-    identity = row.fields.get("id")
-    name = row.place if identity is None else str(identity)
-    return Record(id=name.encode("utf-8", "replace").decode("utf-8"))
+    return Record(id=(row.shown_id or row.place).encode("utf-8", "replace").decode("utf-8"))
 
 
 def label_items(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from labeler.records import Row, find_field
+from labeler.records import Row, RowError, clean_text, find_field
 
 LEFT_OUT = "caption left out"  # a row's note, once for each caption that is not its text
 
@@ -39,10 +39,13 @@ def with_captions(row: Row, take: str, mapping: Mapping[str, str]) -> Iterator[R
 
 
 def identity_of(row: Row, mapping: Mapping[str, str]) -> str:
-    """Return the id of a row, or the name of its picture, or its place in its source."""
+    """Return the id of a row, or the name of its picture, or its place in its source: the first that can be an id."""
     for field in ("id", "image"):
         name = find_field(row.fields, field, mapping)
         value = row.fields.get(name) if name else None
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
-            return str(value)
+        try:
+            if shown := clean_text(value, field):
+                return shown
+        except RowError:
+            continue
     return row.place

@@ -65,7 +65,12 @@ def parse_line(raw: bytes) -> tuple[dict[str, Any], bool]:
         raise LineError("not-json", "nested too deeply") from None
     if not isinstance(value, dict):
         raise LineError("not-an-object", f"a JSON {type(value).__name__}, expected an object with named fields")
-    return {str(key): item for key, item in value.items()}, literal
+    try:
+        return unique_keys([(str(key), item) for key, item in value.items()]), literal
+    except LineError:
+        raise
+    except ValueError:
+        raise LineError("not-json", "a number of over 4,300 digits") from None
 
 
 def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:
