@@ -28,7 +28,7 @@ FORMATS = (
 @click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
 @click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
-              help="auto: told by names and content. class-folders: sub-folders are the labels. hub: as from hub:.")  # fmt: skip
+              help="auto: told by names and content. class-folders: sub-folders are the labels. hub: a folder in the hub's format.")  # fmt: skip
 @click.option("--encoding", callback=options.parse_encoding,
               help="Of csv files and sidecars, such as gb18030 [default: UTF-8, or else what the bytes look like].")  # fmt: skip
 @click.option("--fix-text", is_flag=True, help="Repair texts that were read in a wrong encoding somewhere (mojibake).")
@@ -41,11 +41,11 @@ FORMATS = (
     "--label", help="The field that holds the label or labels [default: the first of label, labels, tags, ...]."
 )
 @click.option("--labels", type=options.FOLDER, metavar="FILE",
-              help="The labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
+              help="All labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
 @click.option("--answers", type=options.FOLDER, metavar="FILE",
-              help="The same for answers to questions, but any other becomes <unk>.")  # fmt: skip
+              help="The same for answers to questions, but any other answer becomes <unk>.")  # fmt: skip
 @click.option("--top-answers", type=click.IntRange(min=1), metavar="N",
-              help="The N most frequent labels of the train rows stay, any other becomes <unk>.")  # fmt: skip
+              help="Keep the N most frequent answers of the train rows; any other becomes <unk>.")  # fmt: skip
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
 @options.mapping
@@ -65,14 +65,20 @@ FORMATS = (
 def command(
     context: click.Context, sources: tuple[Path, ...], out: Path, seed: int, force: bool, as_json: bool, **given: Any
 ) -> None:
-    """Read labelled pairs into records.
+    r"""Read labelled pairs into records.
 
-    A SOURCE is a file (jsonl, csv, tsv, parquet, json of Label Studio or COCO), a folder (pictures, MELD, a Lance dataset),
-    or a Hugging Face data set: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT, where NAME may be a folder with a copy.
+    A SOURCE is a file (jsonl, csv, tsv, parquet, json of Label Studio or COCO), a folder (pictures, MELD, a Lance
+    dataset), or a data set of the Hugging Face hub: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT. NAME may be a
+    folder with a copy of one.
 
-    A row is {"id", "image", "text", "label"}, or {"image", "question", "answers"}: its label is the most frequent answer.
-    Rows that cannot be used are counted and listed in rejects.jsonl (exit 4), the rest goes on. Splits are drawn so that
-    no picture, no text and no group lies in two of them.
+    \b
+      labeler ingest pairs.jsonl --out data/mine/records
+      labeler ingest flickr8k.lance --caption each --label mood --out data/flickr8k/records
+      labeler ingest hub:owner/textvqa --top-answers 1000 --out data/textvqa/records
+
+    A row is {"id", "image", "text", "label"}, or {"image", "question", "answers"}: its label is then the most frequent
+    answer. Rows that cannot be used are counted and listed in rejects.jsonl (exit 4), the rest goes on. Splits are
+    drawn so that no picture, no text and no group lies in two of them.
     """
     from labeler.ingestion import IngestOptions, ingest
 
