@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -20,9 +21,12 @@ from xxhash import xxh3_64_intdigest
 
 from labeler.images import ImageError, resolve_image
 from labeler.records import SPLITS, Reject, Row, RowError, canonical_fields, find_field, json_line, named_fields
-from labeler.sources import image_root
+from labeler.sources import Reading, image_root
+from labeler.sources import rows_of as stands_for
+from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import Piece, rows_of
 
+LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired
 GAP = b"\0"  # stands in a record's line where its split will; JSON escapes it, so that no line holds one
 HEAD = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*"),"image":("(?:[^"\\]|\\.)*"|null)')  # how a record's line begins
@@ -30,13 +34,21 @@ HEAD = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*"),"image":("(?:[^"\\]|\\.)*"|null)
 
 @dataclass(frozen=True)
 class RowReading:
-    """How rows become records. root: what images are made relative to; mapping: {our field: their field}."""
+    """How rows become records.
+
+    root: what images are made relative to. mapping: {our field: their field}. labels: the only ones that there may be,
+    and the file that says so. answers: those that are labels of their own; all others become UNKNOWN.
+    """
 
     root: Path
     mapping: dict[str, str] = field(default_factory=dict)
     separator: str = "|"
     allow_outside: bool = False
     fix_text: bool = False
+    labels: frozenset[str] | None = None
+    labels_file: str = ""
+    answers: frozenset[str] | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 class Columns(NamedTuple):
@@ -85,7 +97,16 @@ class Chunk(NamedTuple):
 
 def chunk_of_piece(piece: Piece, how: RowReading) -> Chunk:
     """Return the chunk of a piece of a jsonl file; what a worker process does."""
-    return chunk_of(rows_of(piece), how)
+    return chunk_of(expanded(rows_of(piece), how.reading), how)
+
+
+def expanded(rows: Iterable[Row | Reject], how: Reading) -> Iterator[Row | Reject]:
+    """Yield the rows, those with lists of answers or captions as what they stand for."""
+    for row in rows:
+        if isinstance(row, Reject) or LISTS.isdisjoint(map(type, row.fields.values())):
+            yield row
+        else:
+            yield from stands_for(row, how)
 
 
 def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
@@ -107,12 +128,16 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
         names = named_fields(tuple(row.fields), mapping)
         try:
             fields = canonical_fields(row, names, separator=how.separator)
-            if fields["image"] is not None:
+            if isinstance(row.picture, str):
+                fields["image"] = row.picture
+            elif fields["image"] is not None:
                 fields["image"] = relative_image(row, fields["image"], how)
+            if how.labels is not None:
+                refuse_unknown(fields["labels"], how.labels, how.labels_file)
+            if how.answers is not None:
+                fields["labels"] = with_unknown(fields["labels"], how.answers)
         except (RowError, ImageError) as error:
-            identity = row.fields.get("id")
-            identity = None if identity is None else str(identity)
-            rejects.append(Reject(row.source, row.line, identity, error.code, str(error)))
+            rejects.append(Reject(row.source, row.line, row.shown_id, error.code, str(error)))
             continue
         several = several or len(fields["labels"]) > 1 or type(row.fields[names.labels]) is list  # type: ignore[index]
         read.append((row, fields))
@@ -157,6 +182,19 @@ def chunk_from(
                  rejects, counts, {})  # fmt: skip
 
 
+def refuse_unknown(labels: Iterable[str], vocabulary: frozenset[str], file: str) -> None:
+    """Raise RowError, naming the closest label, for one that is not in the vocabulary of `file`."""
+    for name in labels:
+        if name not in vocabulary:
+            close = get_close_matches(name, sorted(vocabulary), n=1, cutoff=0)[0]
+            raise RowError("label-unknown", f"the label {name!r} is not in {file}; the closest there is {close!r}")
+
+
+def with_unknown(labels: Iterable[str], vocabulary: Collection[str]) -> tuple[str, ...]:
+    """Return the labels with UNKNOWN, once, in place of those that are not in the vocabulary."""
+    return tuple(dict.fromkeys(name if name in vocabulary else UNKNOWN for name in labels))
+
+
 def relative_image(row: Row, name: str, how: RowReading) -> str:
     """Return the row's image relative to the root; raises ImageError where it must not be read."""
     path = resolve_image(image_root(Path(row.source)), name, allow_outside=how.allow_outside)
@@ -183,9 +221,20 @@ def json_id(line: bytes) -> bytes:
     return HEAD.match(line)[1]  # type: ignore[index]
 
 
+def json_image(line: bytes) -> bytes:
+    """Return what a record's line calls its image, as JSON."""
+    return HEAD.match(line)[2]  # type: ignore[index]
+
+
 def without_image(line: bytes) -> bytes:
     """Return the record's line with no image."""
     return HEAD.sub(rb'{"id":\1,"image":null', line, count=1)
+
+
+def with_labels(line: bytes, labels: Iterable[str]) -> bytes:
+    """Return the record's line with other labels."""
+    head, tail = line.split(GAP)
+    return b'%b,"labels":%b,"split":%b%b' % (head[: head.rindex(b',"labels":[')], orjson.dumps(list(labels)), GAP, tail)
 
 
 def in_split(line: bytes, split: bytes, group: bytes | None) -> bytes:

@@ -19,6 +19,10 @@ from labeler.artifacts import sha256_bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens over forty by default
 # What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
 VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL)
+BEGINNINGS = [(re.compile(beginning, re.DOTALL), suffix) for beginning, suffix in (
+    (rb"\xff\xd8\xff", ".jpg"), (rb"\x89PNG\r\n", ".png"), (rb"RIFF....WEBP", ".webp"), (rb"GIF8", ".gif"), (rb"BM", ".bmp"),
+    (rb"II\*\0|MM\0\*", ".tif"), (rb"....ftyp", ".mp4"), (rb"\x1aE\xdf\xa3", ".mkv"), (rb"RIFF....AVI ", ".avi"),
+)]  # fmt: skip
 FRAME = re.compile(r"(.+)#frame=([1-9]\d{0,5})of([1-9]\d{0,5})", re.DOTALL)
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
@@ -65,12 +69,12 @@ def examine_image(path: Path) -> Examined:
     return Examined(sha256_bytes(data), *image.size, difference_hash(image))
 
 
-def prepare_image(path: Path, side: int, sha256: str | None = None) -> Prepared:
-    """Return the picture at `path` stretched to `side` x `side` pixels, and its thumbnail.
+def prepare_image(path: Path, side: int, sha256: str | None = None, data: bytes | None = None) -> Prepared:
+    """Return the picture at `path`, or in `data`, stretched to `side` x `side` pixels, and its thumbnail.
 
     Raises ImageError: as `read_image_file` and `decode_image` do, and when the file's sha256 is not `sha256`.
     """
-    data = read_image_file(path)
+    data = read_image_file(path) if data is None else data
     if sha256 not in (None, sha256_bytes(data)):
         raise ImageError("image-changed", f"{path}: another picture than at ingest")
     image = decode_file(path, data, side)
@@ -130,13 +134,21 @@ def read_image_file(path: Path) -> bytes:
         os.close(descriptor)  # fdopen would raise on a folder
         raise ImageError("image-unreadable", f"{path}: not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if status.st_size == 0:
-            raise ImageError("image-unreadable", f"{path}: empty")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(
-                "image-too-large", f"{path}: {status.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read"
-            )
+        check_size(status.st_size, f"{path}: ")
         return file.read()
+
+
+def check_size(size: int, name: str = "") -> None:
+    """Raise ImageError when a picture's or video's file of `size` bytes is empty or over 64 MiB."""
+    if size == 0:
+        raise ImageError("image-unreadable", f"{name}empty")
+    if size > MAX_FILE_BYTES:
+        raise ImageError("image-too-large", f"{name}{size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
+
+
+def suffix_of(data: bytes) -> str:
+    """Return the file name suffix for what the bytes of a picture or video begin like; `.bin` where that is none we read."""
+    return next((suffix for beginning, suffix in BEGINNINGS if beginning.match(data)), ".bin")
 
 
 def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Image.Image:

@@ -39,10 +39,11 @@ from labeler.artifacts import (
 from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_piece, json_id, with_meta, without_image
 from labeler.decoding import examine_images
 from labeler.images import Examined, ImageError, read_image_file
-from labeler.profile import counted, profile_of
-from labeler.records import Reject, label_set
+from labeler.pictures import Pictures
+from labeler.profile import counted, label_counts, profile_of
+from labeler.records import Reject, Row, RowError, clean_text, label_set
 from labeler.selection import Collected, Records, parse_fractions, rejected, select, write_selected
-from labeler.sources import Reading, find_format, image_root, read_source
+from labeler.sources import Reading, common_root, find_format, read_source
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
 from labeler.splits import RowLabels
 
@@ -68,16 +69,30 @@ class IngestOptions:
     fix_text: bool = False
     drop_leaks: bool = False
     frames: int = 1
+    caption: str = "longest"
+    labels: Path | None = None
+    answers: Path | None = None
+    top_answers: int | None = None
 
     def reading(self) -> Reading:
         """Return how the sources are read."""
-        return Reading(self.format, self.encoding, self.label, self.frames)
+        return Reading(self.format, self.encoding, self.label, self.frames, self.caption, self.fields())
+
+    def fields(self) -> dict[str, str]:
+        """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
+        named = {"labels": self.label, "group": self.group_by}
+        return self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
 
     def row_reading(self, root: Path) -> RowReading:
         """Return how rows become records whose images are relative to `root`."""
-        named = {"labels": self.label, "group": self.group_by}
-        mapping = self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
-        return RowReading(root, mapping, self.separator, self.allow_outside, self.fix_text)
+        return RowReading(
+            root, self.fields(), self.separator, self.allow_outside, self.fix_text,
+            read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers), self.reading(),
+        )  # fmt: skip
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as a manifest records them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
 class Ingested(NamedTuple):
@@ -118,33 +133,39 @@ def ingest(
     """Read labelled sources and publish `records.jsonl`, `labels.json`, `rejects.jsonl` and `profile.json` in `out`.
 
     Rows that cannot be used are in `rejects.jsonl`; the rest goes on. Splits that are not given are drawn with
-    `seed` so that no picture, no text and no group lies in two of them. Memory is some hundred bytes a row.
+    `seed` so that no picture, no text and no group lies in two of them. Pictures that a source brings as bytes are
+    written to `pictures/`, named by their sha256. Memory is some hundred bytes a row.
 
-    Raises UsageError for shares that are none; BadInputError when nothing usable is left, when fewer than two
-    labels occur, when a fixed split is asked for that the data do not have, or in strict mode at the first row
-    that cannot be used.
+    Raises UsageError for shares that are none, or both kinds of answers; BadInputError when nothing usable is left,
+    when fewer than two labels occur, when a fixed split is asked for that the data do not have, or in strict mode
+    at the first row that cannot be used.
     """
     options = options or IngestOptions()
     if options.split not in ("auto", "keep"):
         parse_fractions(options.split)  # before any work
     if options.frames < 1:
         raise UsageError(f"--frames {options.frames}: expected 1 or more")
+    if options.answers and options.top_answers:
+        raise UsageError("--answers and --top-answers: expected one of them")
+    root = common_root(sources, out)
     if not force and (out / MANIFEST).is_file():
-        digest = read_all(sources, options, Collected(), Rejects(options.strict), hash_images)
+        digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)
         if already_made(out, recipe_of(sources, options, digest, seed)):
             return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
     recipe: Recipe
     with making(out, lambda: recipe, content=content_of) as folder:
         with open(folder / "rejects.jsonl", "wb") as file, open(folder / SPOOL, "w+b") as spool:
             collected, rejects = Collected(spool), Rejects(options.strict, file)
-            recipe = recipe_of(sources, options, read_all(sources, options, collected, rejects, examine_images), seed)
+            pictures = Pictures(out, root, folder)
+            digest = read_all(sources, options, pictures, collected, rejects, examine_images)
+            recipe = recipe_of(sources, options, digest, seed)
             if not collected.total:
                 raise BadInputError(
                     f"{sources[0]}: no usable row among {collected.counts['rows']} ({dict(rejects.codes)})"
                 )
-            profile = write_all(folder, collected, rejects, options, seed)
+            profile = write_all(folder, collected, pictures, rejects, options, seed)
         (folder / SPOOL).unlink()
-        profile["root"] = os.path.relpath(root_of(sources), out.absolute())
+        profile["root"] = os.path.relpath(root, out.absolute())
         write_json(folder / "profile.json", profile)
     return Ingested(out, False, profile)
 
@@ -155,57 +176,74 @@ def content_of(files: dict[str, str]) -> str:
 
 
 def write_all(
-    folder: Path, collected: Collected, rejects: Rejects, options: IngestOptions, seed: int
+    folder: Path, collected: Collected, pictures: Pictures, rejects: Rejects, options: IngestOptions, seed: int
 ) -> dict[str, Any]:
     """Write records, labels and rejects of what was collected; return the profile."""
     records = Records(collected)
-    selected = select(records, options.task, options.split, options.drop_leaks, seed)
+    selected = select(records, options.task, options.split, options.drop_leaks, options.top_answers, seed)
     for reject in rejected(records, selected):
         rejects.add(reject)
-    used = np.bincount(records.labels.of(selected.kept).codes, minlength=len(records.names)).tolist()
-    labels = label_set({name: n for name, n in zip(records.names, used, strict=True) if n}, selected.task)
+    labels = label_set(label_counts(selected.labels, selected.names, selected.kept), selected.task)
     write_json(folder / "labels.json", labels.model_dump())
     write_selected(folder / "records.jsonl", records, selected)
+    pictures.keep_only(records.image(row) or "" for row in np.flatnonzero(selected.kept).tolist())
     return counted(collected.counts, rejects.codes) | profile_of(records, selected)
 
 
-def root_of(sources: Sequence[Path]) -> Path:
-    """Return the folder to which all sources' images are made relative."""
-    return Path(os.path.commonpath([os.path.abspath(image_root(source)) for source in sources]))
+def read_vocabulary(path: Path | None) -> frozenset[str] | None:
+    """Return the labels or answers of a vocabulary file, one a line, cleaned like labels; None where there is no file.
+
+    Raises BadInputError where it cannot be read or has none.
+    """
+    if path is None:
+        return None
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        names = frozenset(name for line in lines if (name := clean_text(line, "label")))
+    except (OSError, UnicodeDecodeError, RowError) as error:
+        raise BadInputError(f"{path}: expected a label a line in UTF-8 ({error})") from error
+    if not names:
+        raise BadInputError(f"{path}: no label in it; expected one a line")
+    return names
 
 
 def recipe_of(sources: Sequence[Path], options: IngestOptions, digest: str, seed: int) -> Recipe:
     """Return the recipe: the sources' sha256, and that of all that was read from them."""
-    files = [Input(str(source), sha256_file(source)) for source in sources if source.is_file()]
-    inputs = (*files, Input("records and pictures", digest))
-    return Recipe("ingest", inputs, asdict(options), seed)
+    paths = [*sources, *(path for path in (options.labels, options.answers) if path)]
+    files = [Input(str(path), sha256_file(path)) for path in paths if path.is_file()]
+    return Recipe("ingest", (*files, Input("records and pictures", digest)), options.arguments(), seed)
 
 
 def read_all(
-    sources: Sequence[Path], options: IngestOptions, collected: Collected, rejects: Rejects, look: Look
+    sources: Sequence[Path],
+    options: IngestOptions,
+    pictures: Pictures,
+    collected: Collected,
+    rejects: Rejects,
+    look: Look,
 ) -> str:
     """Read all records into `collected`, and what cannot be one into `rejects`; return a sha256 of rows and pictures.
 
     The sha256 does not depend on whether `look` decodes the pictures or only reads their files.
     """
-    root, digest = root_of(sources), hashlib.sha256()
-    how = options.row_reading(root)
-    chunks = (chunk for source in sources for chunk in chunks_of(source, options.reading(), how))
-    with tqdm(desc="reading", unit="row", disable=None) as bar, closing(with_pictures(chunks, root, look)) as found:
+    digest = hashlib.sha256()
+    how = options.row_reading(pictures.root)
+    chunks = (chunk for source in sources for chunk in chunks_of(source, how, pictures))
+    with tqdm(desc="reading", unit="row", disable=None) as bar, closing(with_pictures(chunks, pictures, look)) as found:
         for chunk in found:
             for reject in chunk.rejects:
                 rejects.add(reject)
                 digest.update(f"{reject.line} {reject.code}\n".encode())
             digest.update(chunk.lines)
-            collected.add(without_broken(chunk, options, rejects))
+            collected.add(without_broken(chunk, options.allow_missing_image, rejects))
             bar.update(chunk.counts["rows"])
     return digest.hexdigest()
 
 
-def chunks_of(source: Path, reading: Reading, how: RowReading) -> Iterator[Chunk]:
+def chunks_of(source: Path, how: RowReading, pictures: Pictures) -> Iterator[Chunk]:
     """Yield the rows of a source in chunks; those of a large jsonl file are worked by a process a core."""
-    if find_format(source, reading.format) != "jsonl":
-        rows = read_source(source, reading)
+    if find_format(source, how.reading.format) != "jsonl":
+        rows = kept_pictures(read_source(source, how.reading), pictures)
         while batch := list(islice(rows, ROWS)):
             yield chunk_of(batch, how)
     elif source.stat().st_size < 8 * PIECE_BYTES:
@@ -213,6 +251,15 @@ def chunks_of(source: Path, reading: Reading, how: RowReading) -> Iterator[Chunk
             yield chunk_of_piece(piece, how)
     else:
         yield from in_processes(pieces(source), how)
+
+
+def kept_pictures(rows: Iterable[Row | Reject], pictures: Pictures) -> Iterator[Row | Reject]:
+    """Yield the rows, those that bring their picture as bytes after these are kept."""
+    for row in rows:
+        try:
+            yield row if isinstance(row, Reject) else pictures.keep(row)
+        except ImageError as error:
+            yield Reject(row.source, row.line, row.shown_id, error.code, str(error))  # type: ignore[union-attr]
 
 
 def in_processes(work: Iterator[Piece], how: RowReading) -> Iterator[Chunk]:
@@ -231,23 +278,23 @@ def in_processes(work: Iterator[Piece], how: RowReading) -> Iterator[Chunk]:
             pool.shutdown(cancel_futures=True)
 
 
-def with_pictures(chunks: Iterable[Chunk], root: Path, look: Look) -> Generator[Chunk, None, None]:
+def with_pictures(chunks: Iterable[Chunk], pictures: Pictures, look: Look) -> Generator[Chunk, None, None]:
     """Yield the chunks, each with what is known of its pictures; while one is waited for, the next are looked at."""
     waiting: deque[Chunk] = deque()
 
     def paths() -> Iterator[Path | None]:
         for chunk in chunks:
             waiting.append(chunk)
-            yield from [image and root / image for image in chunk.images] or [None]  # type: ignore[misc]
+            yield from [image and pictures.file_of(image) for image in chunk.images] or [None]  # type: ignore[misc]
 
     found = look(paths())
     for first in found:
         chunk = waiting.popleft()
         rest = islice(found, max(len(chunk.images) - 1, 0))
-        yield examined(chunk, root, [first, *rest]) if chunk.images else chunk
+        yield examined(chunk, pictures, [first, *rest]) if chunk.images else chunk
 
 
-def examined(chunk: Chunk, root: Path, found: list[Examined | ImageError | None]) -> Chunk:
+def examined(chunk: Chunk, pictures: Pictures, found: list[Examined | ImageError | None]) -> Chunk:
     """Return the chunk with what was found out about each record's picture, None where it has none."""
     lines, columns = chunk.lines.splitlines(keepends=True), chunk.columns
     for number, picture in enumerate(found):
@@ -257,7 +304,7 @@ def examined(chunk: Chunk, root: Path, found: list[Examined | ImageError | None]
             sha256: str | None = picture.sha256
             columns.width[number], columns.height[number] = picture.width, picture.height
         else:
-            sha256 = sha256_image(root / str(chunk.images[number]))
+            sha256 = sha256_image(pictures.file_of(chunk.images[number] or ""))
         if sha256:
             lines[number] = with_meta(lines[number], "image_sha256", sha256)
             columns.image[number] = int(sha256[:16], 16) or 1
@@ -286,14 +333,14 @@ def hash_images(paths: Iterable[Path | None]) -> Iterator[Examined | ImageError 
             yield error
 
 
-def without_broken(chunk: Chunk, options: IngestOptions, rejects: Rejects) -> Chunk:
+def without_broken(chunk: Chunk, allow_missing: bool, rejects: Rejects) -> Chunk:
     """Return the chunk without the records whose picture cannot be used, or without that picture where it may be missing."""
     if not chunk.broken:
         return chunk
     lines, columns = chunk.lines.splitlines(keepends=True), chunk.columns
     kept = np.ones(len(lines), bool)
     for number, error in chunk.broken.items():
-        if error.code == "image-missing" and options.allow_missing_image and columns.characters[number] >= 0:
+        if error.code == "image-missing" and allow_missing and columns.characters[number] >= 0:
             lines[number] = without_image(lines[number])
             columns.size[number] = len(lines[number])
             continue

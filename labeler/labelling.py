@@ -6,9 +6,9 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import islice, tee
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from labeler.artifacts import BadInputError, LabelerError, UsageError
 from labeler.decoding import prepare_images
-from labeler.images import ImageError, resolve_image
+from labeler.images import ImageError, check_size, resolve_image
 from labeler.records import Record, Reject, Row, RowError, record_from
-from labeler.sources import image_root, read_source
+from labeler.sources import Reading, brings_pictures, image_root, read_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +31,13 @@ FORMATS = ("jsonl", "csv")
 
 
 class Item(NamedTuple):
-    """One thing to label: a record, its picture's file, and the picture as the image tower takes it; or why it cannot be."""
+    """One thing to label: a record, its picture's file, or its name and bytes, and the picture as the image tower takes it; or
+    why it cannot be.
+    """
 
     record: Record
     path: Path | None = None
+    data: bytes | None = None
     pixels: np.ndarray | None = None
     error: str | None = None
 
@@ -72,27 +75,31 @@ def predict(
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
     if out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
-    sources = [read_source(path) for path in inputs]  # a missing input is found before any model is loaded
+    sources = [read_source(path, Reading(mapping=mapping or {})) for path in inputs]  # before any model is loaded
     from labeler.prediction import choose_device
     from labeler.runs import load_run
 
     run = load_run(model, choose_device(device))
     tower = image_tower(run)
-    rows = [row for source in sources for row in source]
-    errors = 0
+    rows: Iterable[Row | Reject] = chain.from_iterable(sources)
+    if not any(brings_pictures(path) for path in inputs):  # those would fill the memory
+        rows = list(rows)
+    total = len(rows) if isinstance(rows, list) else None
+    count = errors = 0
     with (
         writing(out) as file,
         closing(read_items(rows, mapping or {}, allow_outside, tower.size)) as items,
-        tqdm(total=len(rows), desc="labelling", unit="item", disable=None) as bar,
+        tqdm(total=total, desc="labelling", unit="item", disable=None) as bar,
     ):
         write = LineWriter(file, form, run.label_set.names)
         while chunk := list(islice(items, ITEMS_AT_A_TIME)):
             for line in label_items(chunk, run, tower, batch_size, str(model)):
                 write(line)
+                count += 1
                 errors += line["error"] is not None
                 bar.update()
             bar.set_postfix(errors=errors, refresh=False)
-    return Predicted(len(rows), errors)
+    return Predicted(count, errors)
 
 
 def image_tower(run: Run) -> ImageEncoder:
@@ -114,17 +121,17 @@ def image_tower(run: Run) -> ImageEncoder:
 
 
 def read_items(
-    rows: Sequence[Row | Reject], mapping: dict[str, str], allow_outside: bool, side: int
+    rows: Iterable[Row | Reject], mapping: dict[str, str], allow_outside: bool, side: int
 ) -> Generator[Item, None, None]:
     """Yield an item for every row, in order, its picture at `side` x `side` pixels; they are decoded ahead of their use."""
     source, again = tee(read_item(row, mapping, allow_outside) for row in rows)
-    files = ((item.path, None) if item.path else None for item in source)
+    files = ((item.path, None, item.data) if item.path else None for item in source)
     with closing(prepare_images(files, side)) as pictures:
         for item, picture in zip(again, pictures, strict=True):
             if isinstance(picture, ImageError):
-                yield item._replace(error=str(picture))
+                yield item._replace(error=str(picture), data=None)
             else:
-                yield item._replace(pixels=picture and picture.pixels)
+                yield item._replace(pixels=picture and picture.pixels, data=None)
 
 
 def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -> Item:
@@ -135,9 +142,12 @@ def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -
         record = record_from(row, mapping, labelled=False)
     except RowError as error:
         return Item(unusable(row), error=str(error))
-    if record.image is None:
-        return Item(record)
     try:
+        if isinstance(row.picture, bytes):
+            check_size(len(row.picture))
+            return Item(record, Path(record.image or record.id), row.picture)
+        if record.image is None:
+            return Item(record)
         return Item(record, resolve_image(image_root(Path(row.source)), record.image, allow_outside=allow_outside))
     except ImageError as error:
         return Item(record, error=str(error))
@@ -145,9 +155,7 @@ def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -
 
 def unusable(row: Row) -> Record:
     """Return a record that names a row which is none."""
-    identity = row.fields.get("id")
-    name = f"{Path(row.source).name}:{row.line}" if identity is None else str(identity)
-    return Record(id=name.encode("utf-8", "replace").decode("utf-8"))
+    return Record(id=(row.shown_id or row.place).encode("utf-8", "replace").decode("utf-8"))
 
 
 def label_items(
@@ -219,7 +227,7 @@ class LineWriter:
 
 def neutral(cell: str | None) -> str:
     """Return a cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe."""
-    return f"'{cell}" if cell and cell[0] in "=+-@\t\r" else cell or ""
+    return f"'{cell}" if cell and cell[0] in "=+-@＝＋－＠\t\r\n" else cell or ""
 
 
 @contextmanager

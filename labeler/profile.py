@@ -11,6 +11,7 @@ import numpy as np
 from labeler.chunks import FIXED, Columns
 from labeler.records import SPLITS
 from labeler.selection import Records, Selected
+from labeler.sources.captions import LEFT_OUT
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
 from labeler.splits import Keys, RowLabels, leaks
@@ -32,6 +33,7 @@ def counted(counts: Counter[Any], rejects: Counter[str]) -> dict[str, Any]:
         "python_literal_lines": counts[LITERAL],
         "encodings": {name.removeprefix(ENCODING): counts[name] for name in names if name.startswith(ENCODING)},
         "fixed_texts": counts[FIXED],
+        "captions_left_out": counts[LEFT_OUT],
         "rejected": sum(rejects.values()),
         "rejects": dict(rejects.most_common()),
         "unused_fields": {name[1]: count for name, count in counts.most_common() if isinstance(name, tuple)},
@@ -41,9 +43,9 @@ def counted(counts: Counter[Any], rejects: Counter[str]) -> dict[str, Any]:
 def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
     """Return the profile's figures on what was kept."""
     kept = selected.kept
-    columns, labels = Columns(*(values[kept] for values in records.columns)), records.labels.of(kept)
+    columns, labels = Columns(*(values[kept] for values in records.columns)), selected.labels.of(kept)
     keys = {kind: values[kept] for kind, values in selected.keys.items()}
-    splits, names = selected.split[kept], records.names
+    splits, names = selected.split[kept], selected.names
     sizes = np.bincount(selected.group[kept])
     found = leaks(keys | {"text, verbatim": columns.text}, splits)
     leaked = np.any(list(found.values()), axis=0)
@@ -130,7 +132,8 @@ def described(profile: dict[str, Any]) -> list[str]:
     """Return the profile as lines for a terminal."""
     lines = [f"rows        {profile['rows']:,} read, {profile['kept']:,} kept, {profile['rejected']:,} rejected"]
     lines += [f"  {code:<24} {count:>9,}" for code, count in profile["rejects"].items()]
-    guessed = {"Python literals": profile["python_literal_lines"], "texts repaired": profile["fixed_texts"]}
+    guessed = {"Python literals": profile["python_literal_lines"], "texts repaired": profile["fixed_texts"],
+               "captions left out": profile.get("captions_left_out", 0)}  # fmt: skip
     guessed |= {f"read as {name}": count for name, count in profile["encodings"].items()}
     lines += [f"  {what:<24} {count:>9,}" for what, count in guessed.items() if count]
     lines += [f"splits      {profile['split']}", *label_table(profile)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -24,13 +25,15 @@ SPLIT_ALIASES: dict[str, Split] = {"train": "train", "training": "train", "val":
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "ID", "uid", "guid"),
     "image": ("image", "img", "file_name", "path", "image_path"),
-    "text": ("text", "caption", "title", "Utterance"),
+    "text": ("text", "caption", "captions", "title", "Utterance", "question"),
     "labels": ("label", "labels", "tags", "category", "Emotion", "Sentiment"),
     "split": ("split",),
     "group": ("group",),
 }
 MAX_TEXT_CHARACTERS = 20_000
 PLAIN = {int, bool, type(None)}  # types whose values JSON carries as they are
+MAX_SHOWN = 200  # characters of an id that is refused
+MAX_DEPTH = 64  # of what is in a field that we do not know; pydantic reads no more than about 200
 
 
 class Record(BaseModel):
@@ -48,12 +51,32 @@ class Record(BaseModel):
 
 
 class Row(NamedTuple):
-    """One row as a source gave it: where it stood, its fields, and what its reader had to guess (for counting)."""
+    """One row as a source gave it: where it stood, its fields, and what its reader had to guess (for counting).
+
+    `picture` is the picture itself where the source holds it: its bytes, or what a record calls it when they are kept; the
+    image's field is then only its name. `number` counts the rows where `line` counts blank lines too.
+    """
 
     source: str
     line: int
     fields: dict[str, Any]
     notes: tuple[str, ...] = ()
+    picture: bytes | str | None = None
+    number: int | None = None
+
+    @property
+    def shown_id(self) -> str | None:
+        """Return the row's id to name it by where it is refused; None where it has none that can be shown."""
+        identity = self.fields.get("id")
+        try:
+            return str(identity)[:MAX_SHOWN] if isinstance(identity, (str, int, float)) else None
+        except ValueError:  # a number of over 4,300 digits
+            return None
+
+    @property
+    def place(self) -> str:
+        """Return what names a row that has no name of its own: its source and its number there."""
+        return f"{Path(self.source).name}:{self.line if self.number is None else self.number}"
 
 
 class Reject(NamedTuple):
@@ -139,9 +162,9 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     get = fields.get  # a name that is None is no field's
     image = None if (value := get(names.image)) is None else clean_text(value, "image")  # type: ignore[arg-type]
     text = None if (value := get(names.text)) is None else clean_text(value, "text")  # type: ignore[arg-type]
-    if image is None and text is None:
+    if image is None and text is None and row.picture is None:
         raise RowError("empty", "neither an image nor a text")
-    identity = clean_text(get(names.id), "id") or image or f"{Path(row.source).name}:{row.line}"  # type: ignore[arg-type]
+    identity = clean_text(get(names.id), "id") or image or row.place  # type: ignore[arg-type]
     labels = parse_labels(get(names.labels), separator)  # type: ignore[arg-type]
     if labelled and labels is None:
         expected = names.labels or f"one of {', '.join(ALIASES['labels'])}"
@@ -163,7 +186,8 @@ def find_field(names: Collection[str], ours: str, mapping: Mapping[str, str]) ->
 def clean_text(value: Any, field: str) -> str | None:
     """Return a string in NFC with outer blanks removed; None where it is missing or blank.
 
-    Raises RowError for what no export could carry: lone surrogates, NUL, over 20,000 characters, a container.
+    Raises RowError for what no export could carry: lone surrogates, NUL, over 20,000 characters, a container, an
+    infinite number or one of over 4,300 digits.
     """
     if value is None:
         return None
@@ -171,7 +195,9 @@ def clean_text(value: Any, field: str) -> str | None:
         return value.strip() or None  # what follows, for most of the world's data: five times as fast
     if isinstance(value, (dict, list, tuple, set, bytes, bool)):
         raise RowError(f"{field}-invalid", f"{field} is a {type(value).__name__}, expected a string")
-    text = unicodedata.normalize("NFC", str(value)).strip()
+    text = string_of(value, field).strip()
+    if len(text) <= MAX_TEXT_CHARACTERS:  # its time grows with the square of a run of combining marks
+        text = unicodedata.normalize("NFC", text)
     if "\0" in text or any(0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise RowError(f"{field}-invalid", f"{field} holds a NUL or half a surrogate pair, which no file can carry")
     if len(text) > MAX_TEXT_CHARACTERS:
@@ -179,6 +205,17 @@ def clean_text(value: Any, field: str) -> str | None:
             f"{field}-too-long", f"{field} has {len(text):,} characters, at most {MAX_TEXT_CHARACTERS:,} are read"
         )
     return text or None
+
+
+def string_of(value: Any, field: str) -> str:
+    """Return a string, or a plain value as one; raises RowError for a number that is infinite or too long to be written."""
+    try:
+        text = str(value)
+    except ValueError:
+        raise RowError(f"{field}-invalid", f"{field} is a number of over 4,300 digits") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"{field}-invalid", f"{field} is {text}, expected a string or a finite number")
+    return text
 
 
 def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
@@ -203,27 +240,47 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
 
 def parse_split(value: Any) -> Split | None:
     """Return train, validation or test for a split's name or alias; None where it is missing."""
-    if value is None or value == "":
+    name = clean_text(value, "split")
+    if name is None:
         return None
-    split = SPLIT_ALIASES.get(str(value).strip().lower())
+    split = SPLIT_ALIASES.get(name.lower())
     if split is None:
-        raise RowError("split-unknown", f"split {value!r} is none of {', '.join(SPLIT_ALIASES)}")
+        raise RowError("split-unknown", f"split {name[:80]!r} is none of {', '.join(SPLIT_ALIASES)}")
     return split
 
 
 def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return `fields` as JSON carries them: unknown types as strings, half a surrogate pair as a question mark.
 
-    Raises RowError for an infinite number, a key that is a container, or nesting too deep.
+    Raises RowError for an infinite number, a key that is a container, or containers in more than 64 others.
     """
     if all(name.isascii() and (type(value) in PLAIN or (type(value) is str and value.isascii()))
            for name, value in fields.items()):  # fmt: skip
         return dict(fields)
     try:
-        text = json.dumps(fields, default=str, ensure_ascii=False, allow_nan=False)
-        return cast(dict[str, Any], json.loads(text.encode("utf-8", "replace")))
+        text = json.dumps(fields, default=plain, ensure_ascii=False, allow_nan=False)
+        found = cast(dict[str, Any], json.loads(text.encode("utf-8", "replace")))
     except (TypeError, ValueError, RecursionError) as error:
         raise RowError("field-invalid", f"a field that JSON cannot carry: {error}") from None
+    if is_deep(found):
+        raise RowError("field-invalid", f"a field with containers in more than {MAX_DEPTH} others")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON does not know as one that it does; a set in one order, whatever its hashes are today."""
+    return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def is_deep(value: Any) -> bool:
+    """Return whether containers lie in more than MAX_DEPTH others."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inside = [item for item in level if isinstance(item, (dict, list))]
+        level = [inner for item in inside for inner in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return False
+    return any(isinstance(item, (dict, list)) for item in level)
 
 
 def label_set(counts: Mapping[str, int], task: Task) -> LabelSet:

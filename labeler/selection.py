@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from labeler.artifacts import BadInputError, UsageError
-from labeler.chunks import Chunk, Columns, in_split, in_splits, json_id
+from labeler.chunks import Chunk, Columns, in_split, in_splits, json_id, json_image, with_labels, with_unknown
 from labeler.looks import look_groups
 from labeler.records import SPLITS, Reject, Task
 from labeler.splits import Keys, RowLabels, group_rows, leaking, split_groups
@@ -78,6 +78,9 @@ class Selected(NamedTuple):
     group: np.ndarray  # [N] int64
     split: np.ndarray  # [N] int8
     keys: Keys
+    labels: RowLabels
+    names: Sequence[str]  # what the labels' codes stand for
+    relabelled: np.ndarray  # [N] bool: the labels are not those of the record's line
     task: Task
     how: str
 
@@ -115,12 +118,16 @@ class Records:
         """Return a record's id."""
         return orjson.loads(json_id(self.line(row)))
 
+    def image(self, row: int) -> str | None:
+        """Return what a record calls its image."""
+        return orjson.loads(json_image(self.line(row)))
+
     def place(self, row: int) -> tuple[str, int]:
         """Return the source and line of a record."""
         return self.sources[self.columns.source[row]], int(self.columns.line[row])
 
 
-def select(records: Records, task: str, split: str, drop_leaks: bool, seed: int) -> Selected:
+def select(records: Records, task: str, split: str, drop_leaks: bool, top_answers: int | None, seed: int) -> Selected:
     """Decide which records are kept, and draw the splits that the data do not bring.
 
     Args:
@@ -128,6 +135,7 @@ def select(records: Records, task: str, split: str, drop_leaks: bool, seed: int)
         task: `single`, `multi`, or `auto`: multi where any row has a list of labels, or several.
         split: `keep`, three shares, or `auto`: those of the data if they bring any.
         drop_leaks: with given splits, leave out train records that share a key with one outside train.
+        top_answers: how many labels stay, those that most train records have; the others become UNKNOWN.
         seed: decides the splits that are drawn.
 
     Raises BadInputError where some records have a split and others none.
@@ -160,7 +168,33 @@ def select(records: Records, task: str, split: str, drop_leaks: bool, seed: int)
         splits[rows] = split_groups(found, records.labels.of(reason == KEPT), fractions, seed)
         how = f"drawn: {', '.join(f'{name} {share:g}' for name, share in zip(SPLITS, fractions, strict=True))}"
     groups[rows] = rows[found]
-    return Selected(reason, about, groups, splits, keys, chosen, how)
+    labels, names, relabelled = records.labels, records.names, np.zeros(len(reason), bool)
+    if top_answers:
+        train = (reason == KEPT) & (splits == SPLITS.index("train"))
+        labels, names, relabelled = most_frequent(labels, names, train, top_answers)
+    return Selected(reason, about, groups, splits, keys, labels, names, relabelled, chosen, how)
+
+
+def most_frequent(
+    labels: RowLabels, names: Sequence[str], train: np.ndarray, count: int
+) -> tuple[RowLabels, list[str], np.ndarray]:
+    """Return labels, their names and [N] bool, which rows differ, with UNKNOWN for all but the labels most frequent in train."""
+    carried = np.bincount(labels.of(train).codes, minlength=len(names)).tolist()
+    order = sorted(
+        (code for code in range(len(names)) if carried[code]), key=lambda code: (-carried[code], names[code])
+    )
+    kept = {names[code] for code in order[:count]}
+    found, counts, relabelled = [], [], np.zeros(len(train), bool)
+    places: dict[str, int] = {}
+    start = 0
+    for row, number in enumerate(labels.counts.tolist()):
+        own = [names[code] for code in labels.codes[start : start + number]]
+        known = with_unknown(own, kept)
+        relabelled[row] = list(known) != own
+        found += [places.setdefault(name, len(places)) for name in known]
+        counts.append(len(known))
+        start += number
+    return RowLabels(np.array(found, np.int32), np.array(counts, np.int32)), list(places), relabelled
 
 
 def only(keys: Keys, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -221,16 +255,20 @@ def write_selected(path: Path, records: Records, selected: Selected) -> None:
     joined = selected.kept & (selected.group != np.arange(len(selected.group)))
     leads = np.zeros(len(joined), bool)
     leads[selected.group[joined]] = True
+    starts = np.append(0, np.cumsum(selected.labels.counts))
     names: dict[int, bytes] = {}  # the leading records' ids, as JSON
     with open(path, "wb") as file:
         for start in range(0, len(joined), BLOCK):
             rows = np.arange(start, min(start + BLOCK, len(joined)))
             names |= {row: json_id(records.line(row)) for row in rows[leads[rows]].tolist()}
             words = split_words[selected.split[rows]].tolist()
-            if selected.kept[rows].all() and not joined[rows].any():
+            if selected.kept[rows].all() and not (joined[rows] | selected.relabelled[rows]).any():
                 data = in_splits(records.block(start, len(rows)), words)
             else:
                 lines = records.block(start, len(rows)).splitlines(keepends=True)
+                for place in np.flatnonzero(selected.relabelled[rows]).tolist():
+                    codes = selected.labels.codes[starts[rows[place]] : starts[rows[place] + 1]]
+                    lines[place] = with_labels(lines[place], [selected.names[code] for code in codes])
                 found = zip(lines, rows.tolist(), selected.group[rows].tolist(), words, strict=True)
                 data = b"".join(
                     in_split(line, word, names[group] if group != row else None)

@@ -16,6 +16,7 @@ for _variable in ("HF_HOME", "TORCH_HOME"):
 for _variable in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE"):
     os.environ.pop(_variable, None)
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,19 @@ def make_store(folder: Path, task: str, text_tower: Path, image_tower: Path) -> 
     assert not ingested.profile["rejected"], ingested.profile
     preprocess(folder / "records", folder / "store", text_encoder=str(text_tower), image_encoder=str(image_tower))
     return folder / "store"
+
+
+@pytest.fixture(scope="session")
+def picture_bytes() -> Callable[..., bytes]:
+    """Return a function that makes the file of a picture like no other seed's: 40 x 30 pixels."""
+
+    def make(seed: int, form: str = "JPEG") -> bytes:
+        coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize((40, 30), Image.Resampling.BICUBIC).save(buffer, form)
+        return buffer.getvalue()
+
+    return make
 
 
 @pytest.fixture(scope="session")

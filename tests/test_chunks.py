@@ -127,6 +127,7 @@ def test_pieces_are_the_whole_file(tmp_path, size):
     found = [item for piece in pieces(path, size) for item in rows_of(piece)]
     assert found == list(read(path))
     assert [item.line for item in found] == [1, 4, 5, 6, 7]
+    assert [item.number for item in found if isinstance(item, Row)] == [1, 2, 5]
     assert [isinstance(item, Row) for item in found] == [True, True, False, False, True]
 
 

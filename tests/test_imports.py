@@ -18,8 +18,9 @@ ORDER = """
 labeler  encoders
 artifacts
 records  evaluation  encoders.weights
-images  splits  sources  baselines
-decoding  chunks  looks
+images  splits  baselines
+sources
+decoding  chunks  looks  pictures
 selection
 profile  image_quality  label_errors
 ingestion  store  export

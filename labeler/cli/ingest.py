@@ -19,6 +19,8 @@ FORMATS = (
     "meld",
     "folder",
     "class-folders",
+    "lance",
+    "hub",
 )  # labeler.sources.FORMATS, which --help need not load
 
 
@@ -26,16 +28,24 @@ FORMATS = (
 @click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
 @click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
-              help="auto: told by names and content. class-folders: sub-folders are the labels.")  # fmt: skip
+              help="auto: told by names and content. class-folders: sub-folders are labels. hub: as on the hub.")  # fmt: skip
 @click.option("--encoding", callback=options.parse_encoding,
               help="Of csv files and sidecars, such as gb18030 [default: UTF-8, or else what the bytes look like].")  # fmt: skip
 @click.option("--fix-text", is_flag=True, help="Repair texts that were read in a wrong encoding somewhere (mojibake).")
 @click.option(
     "--frames", type=int, default=1, show_default=True, help="MELD: rows a clip, frames evenly spaced; 1: the first."
 )
+@click.option("--caption", type=click.Choice(["longest", "each"]), default="longest", show_default=True,
+              help="Where a text is a list of captions: take the longest, or make each a pair.")  # fmt: skip
 @click.option(
     "--label", help="The field that holds the label or labels [default: the first of label, labels, tags, ...]."
 )
+@click.option("--labels", type=options.FOLDER, metavar="FILE",
+              help="All labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
+@click.option("--answers", type=options.FOLDER, metavar="FILE",
+              help="The same for answers to questions, but any other answer becomes <unk>.")  # fmt: skip
+@click.option("--top-answers", type=click.IntRange(min=1), metavar="N",
+              help="Keep the N most frequent answers of the train rows; any other becomes <unk>.")  # fmt: skip
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
 @options.mapping
@@ -55,10 +65,20 @@ FORMATS = (
 def command(
     context: click.Context, sources: tuple[Path, ...], out: Path, seed: int, force: bool, as_json: bool, **given: Any
 ) -> None:
-    """Read labelled pairs from jsonl, csv or folders into records.
+    r"""Read labelled pairs into records.
 
-    A row is {"id", "image", "text", "label"}; rows that cannot be used are counted and listed in rejects.jsonl
-    (exit 4), the rest goes on. Splits are drawn so that no picture, no text and no group lies in two of them.
+    A SOURCE is a file (jsonl, csv, tsv, parquet, json of Label Studio or COCO), a folder (pictures, MELD, a Lance
+    dataset), or a data set of the Hugging Face hub: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT. NAME may be a
+    folder with a copy of one.
+
+    \b
+      labeler ingest pairs.jsonl --out data/mine/records
+      labeler ingest flickr8k.lance --caption each --label mood --out data/flickr8k/records
+      labeler ingest hub:owner/textvqa --top-answers 1000 --out data/textvqa/records
+
+    A row is {"id", "image", "text", "label"}, or {"image", "question", "answers"}: its label is then the most frequent
+    answer. Rows that cannot be used are counted and listed in rejects.jsonl (exit 4), the rest goes on. Splits are
+    drawn so that no picture, no text and no group lies in two of them.
     """
     from labeler.ingestion import IngestOptions, ingest
 
@@ -77,6 +97,8 @@ def command(
         lines.append(f"  {profile['python_literal_lines']} lines were Python literals, not JSON; read safely")
     lines += [f"  {count} rows were not UTF-8, read as {name} (--encoding names another)"
               for name, count in profile["encodings"].items()]  # fmt: skip
+    if profile["captions_left_out"]:
+        lines.append(f"  {profile['captions_left_out']} captions left out: the longest is the text (--caption each)")
     if profile["fixed_texts"]:
         lines.append(f"  {profile['fixed_texts']} texts repaired")
     if profile["leaked_rows"]:

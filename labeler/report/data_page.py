@@ -136,7 +136,7 @@ def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | N
     sections = [
         {
             "kind": kind,
-            "count": pictures["kinds"][kind],
+            "count": (pictures or {})["kinds"][kind],
             "meaning": MEANINGS[kind],
             "cards": [card(row) for row in first],
         }

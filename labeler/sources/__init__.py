@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
-from labeler.sources import class_folders, coco, csv, folder, jsonl, label_studio, meld, parquet
+from labeler.sources import class_folders, coco, csv, folder, hub, jsonl, label_studio, lance, meld, parquet
+from labeler.sources.answers import with_answer
+from labeler.sources.captions import with_captions
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SUFFIXES = {
@@ -24,13 +27,16 @@ SUFFIXES = {
 @dataclass(frozen=True)
 class Reading:
     """How a source is read. format: a name of FORMATS, or `auto`; encoding: of texts, by default found; label and
-    frames: what a format with several of them takes (see `labeler.sources.meld`).
+    frames: what a format with several of them takes (see `labeler.sources.meld`); caption: `longest` or `each` of a
+    list; mapping: {our field: their field}.
     """
 
     format: str = "auto"
     encoding: str | None = None
     label: str | None = None
     frames: int = 1
+    caption: str = "longest"
+    mapping: dict[str, str] = field(default_factory=dict)
 
 
 FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
@@ -43,8 +49,10 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "label-studio": lambda path, how: label_studio.read(path),
     "coco": lambda path, how: coco.read(path),
     "meld": lambda path, how: meld.read(path, how.label, how.frames, how.encoding),
+    "lance": lambda path, how: lance.read(path, how.mapping.get("image")),
+    "hub": lambda path, how: hub.read(path, how.mapping.get("image")),
 }
-FOLDERS = ("folder", "class-folders", "meld")
+FOLDERS = ("folder", "class-folders", "meld", "lance", "hub")
 
 
 def read_source(path: Path, how: Reading | None = None) -> Iterator[Row | Reject]:
@@ -53,7 +61,16 @@ def read_source(path: Path, how: Reading | None = None) -> Iterator[Row | Reject
     Raises BadInputError when there is no such file, its format is unknown, or it is not what `how` says.
     """
     how = how or Reading()
-    return FORMATS[find_format(path, how.format)](path, how)
+    items = FORMATS[find_format(path, how.format)](path, how)
+    return (row for item in items for row in rows_of(item, how))
+
+
+def rows_of(item: Row | Reject, how: Reading) -> Iterator[Row | Reject]:
+    """Yield what a source's row stands for: a row with its most frequent answer as label, or one for each caption."""
+    if isinstance(item, Reject):
+        yield item
+    else:
+        yield from with_captions(with_answer(item, how.mapping), how.caption, how.mapping)
 
 
 def find_format(path: Path, wanted: str = "auto") -> str:
@@ -61,6 +78,8 @@ def find_format(path: Path, wanted: str = "auto") -> str:
 
     Raises BadInputError when there is no such file, or its format is unknown.
     """
+    if hub.claims(path):
+        return "hub"
     if not path.exists():
         raise BadInputError(f"{path}: no such file or folder")
     if wanted != "auto":
@@ -72,7 +91,7 @@ def find_format(path: Path, wanted: str = "auto") -> str:
     if meld.claims(path):
         return "meld"
     if path.is_dir():
-        return "folder"
+        return "lance" if lance.claims(path) else "folder"
     if not path.is_file():
         raise BadInputError(f"{path}: neither a file nor a folder")
     suffix = path.suffix.lower()
@@ -89,4 +108,17 @@ def find_format(path: Path, wanted: str = "auto") -> str:
 
 def image_root(path: Path) -> Path:
     """Return the folder to which a source's image paths are relative."""
-    return path if path.is_dir() else path.parent
+    if hub.claims(path):
+        return hub.root_of(path)
+    return path if path.is_dir() and not lance.claims(path) else path.parent
+
+
+def brings_pictures(path: Path) -> bool:
+    """Return whether a source's rows bring their pictures as bytes, in place of paths."""
+    return hub.claims(path) or lance.claims(path)
+
+
+def common_root(paths: Sequence[Path], artifact: Path) -> Path:
+    """Return the folder to which records name their images: of all sources, `artifact` standing for those with bytes."""
+    roots = [artifact if brings_pictures(path) else image_root(path) for path in paths]
+    return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))

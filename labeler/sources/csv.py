@@ -25,7 +25,9 @@ def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
         notes = encoding_note(found, encoding)
         with open(path, encoding="utf-8-sig" if found == "utf-8" else found, newline="") as file:
             table = csv.reader(file, delimiter=separator, strict=True)
-            yield from read_rows(path, header(path, next(table, [])), table, notes)
+            yield from read_rows(
+                path, header(path, next((cells for cells in table if not is_blank(cells)), [])), table, notes
+            )
     except (EncodingError, UnicodeDecodeError) as error:
         message = str(error) if isinstance(error, EncodingError) else f"byte {error.start} is not {error.encoding}"
         raise BadInputError(f"{path}: {message}") from error
@@ -58,7 +60,7 @@ def read_rows(
             continue
         if cells is None:
             return
-        if not cells:
+        if not cells or (is_blank(cells) and len(names) > 1):
             continue
         number += 1
         if len(cells) == len(names):
@@ -66,3 +68,8 @@ def read_rows(
         else:
             message = f"{len(cells)} cells, the header has {len(names)}; is a separator or a quote missing?"
             yield Reject(str(path), number, None, "cell-count", message)
+
+
+def is_blank(cells: list[str]) -> bool:
+    """Return whether a line holds nothing but blanks."""
+    return len(cells) < 2 and not "".join(cells).strip()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from labeler.records import Reject, Row
 MAX_LINE_BYTES = 8 << 20  # ast's parser needs about a hundred times a line's size in memory
 PIECE_BYTES = 256 << 10  # what is made of it stays in a core's cache
 PLAIN = {str, int, bool, type(None)}
+MARK = b"\xef\xbb\xbf"  # of byte order; it says UTF-8
+BLANK = re.compile(rb"^[ \t\r\x0b\x0c]*\n", re.MULTILINE)
 LITERAL = "python literal"
 
 
@@ -30,10 +33,11 @@ class LineError(ValueError):
 
 
 class Piece(NamedTuple):
-    """Whole lines of a file: its path, the number of the first line, and their bytes."""
+    """Whole lines of a file: its path, the number of the first line, how many rows stand before it, and their bytes."""
 
     path: str
     first: int
+    before: int
     data: bytes
 
 
@@ -45,33 +49,35 @@ def read(path: Path) -> Iterator[Row | Reject]:
 
 def pieces(path: Path, size: int = PIECE_BYTES) -> Iterator[Piece]:
     """Yield the lines of a file, about `size` bytes at a time; of a line over MAX_LINE_BYTES only as much as tells so."""
-    number, rest = 1, b""
+    line, rows = 1, 0
     with open(path, "rb") as file:
+        rest = file.read(len(MARK)).removeprefix(MARK)
         while block := file.read(size):
             rest += block
             end = rest.rfind(b"\n") + 1
             if end:
-                yield Piece(str(path), number, rest[:end])
-                number += rest.count(b"\n", 0, end)
-                rest = rest[end:]
+                piece, rest = Piece(str(path), line, rows, rest[:end]), rest[end:]
+                yield piece
+                lines = piece.data.count(b"\n")
+                line, rows = line + lines, rows + lines - len(BLANK.findall(piece.data))
             elif len(rest) > MAX_LINE_BYTES + size:
                 rest = rest[: MAX_LINE_BYTES + 1]  # too long to be read: what is left tells no more
         if rest:
-            yield Piece(str(path), number, rest)
+            yield Piece(str(path), line, rows, rest)
 
 
 def rows_of(piece: Piece) -> Iterator[Row | Reject]:
     """Yield one row or reject for every line of `piece` that is not blank."""
-    for number, raw in enumerate(piece.data.split(b"\n"), piece.first):
-        if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
+    number = piece.before
+    for line, raw in enumerate(piece.data.split(b"\n"), piece.first):
         if not raw or raw.isspace():
             continue
+        number += 1
         try:
             fields, literal = parse_line(raw)
-            yield Row(piece.path, number, fields, (LITERAL,) if literal else ())
+            yield Row(piece.path, line, fields, (LITERAL,) if literal else (), None, number)
         except LineError as error:
-            yield Reject(piece.path, number, None, error.code, str(error))
+            yield Reject(piece.path, line, None, error.code, str(error))
 
 
 def parse_line(raw: bytes) -> tuple[dict[str, Any], bool]:
@@ -129,7 +135,12 @@ def parse_slowly(raw: bytes) -> tuple[dict[str, Any], bool]:
         raise LineError("not-json", "nested too deeply") from None
     if not isinstance(value, dict):
         raise LineError("not-an-object", f"a JSON {type(value).__name__}, expected an object with named fields")
-    return {str(key): item for key, item in value.items()}, literal
+    try:
+        return unique_keys([(str(key), item) for key, item in value.items()]), literal
+    except LineError:
+        raise
+    except ValueError:
+        raise LineError("not-json", "a number of over 4,300 digits") from None
 
 
 def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:

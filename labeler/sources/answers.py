@@ -1,0 +1,42 @@
+"""Visual question answering as classification: the text is the question, the label the answer that most people gave.
+
+Antol et al. 2015, "VQA: Visual Question Answering"; Singh et al. 2019, "Towards VQA Models That Can Read" (TextVQA).
+Answers are compared as they stand: no lower case, no punctuation removed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from labeler.records import Row, find_field
+
+UNKNOWN = "<unk>"  # the label of every answer outside a vocabulary
+
+
+def with_answer(row: Row, mapping: Mapping[str, str]) -> Row:
+    """Return a row with `question` and a list of `answers` with the most frequent answer as its label, else the row itself.
+
+    Of answers given equally often it is the one given first. An answer is a string, or an object {"answer": string}. A
+    row that has a label of its own, or whose label `mapping` names, keeps it. The label is a tuple of one, since an
+    answer may hold what separates labels in a string.
+    """
+    answers = row.fields.get("answers")
+    if (
+        not isinstance(answers, (list, tuple))
+        or "question" not in row.fields
+        or find_field(row.fields, "labels", mapping)
+    ):
+        return row
+    given = [text for answer in answers if (text := text_of(answer)) is not None]
+    if not given:
+        return row
+    best = Counter(given).most_common(1)[0][0]  # equal counts come in the order in which they were met
+    return row._replace(fields=row.fields | {"label": (best,) if best.strip() else None})
+
+
+def text_of(answer: Any) -> str | None:
+    """Return the words of one answer; None where it has none."""
+    found = answer.get("answer") if isinstance(answer, dict) else answer
+    return found if isinstance(found, str) else None

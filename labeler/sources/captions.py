@@ -1,0 +1,51 @@
+"""Rows whose text is a list of captions of one picture: the longest is the text, or each makes a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from labeler.records import Row, RowError, clean_text, find_field
+
+LEFT_OUT = "caption left out"  # a row's note, once for each caption that is not its text
+
+
+def with_captions(row: Row, take: str, mapping: Mapping[str, str]) -> Iterator[Row]:
+    """Yield the rows that a row with a list of captions stands for; any other row as it is.
+
+    Args:
+        row: as its source gave it; its text is the field that `mapping` or an alias names.
+        take: `longest`, one row with the longest caption (of equals the first); `each`, a row a caption, its id
+            ID-NUMBER and, where it has no group, its picture's id as the group: they never lie in two splits.
+        mapping: {our field: their field}.
+    """
+    name = find_field(row.fields, "text", mapping)
+    captions = row.fields.get(name) if name else None
+    if (
+        name is None
+        or not isinstance(captions, (list, tuple))
+        or not all(isinstance(caption, str) for caption in captions)
+    ):
+        yield row
+    elif take == "longest" or len(captions) < 2:
+        longest = max(captions, key=len, default=None)
+        notes = (*row.notes, *[LEFT_OUT] * (len(captions) - 1))
+        yield row._replace(fields=row.fields | {name: longest}, notes=notes)
+    else:
+        identity = identity_of(row, mapping)
+        group = {} if find_field(row.fields, "group", mapping) else {"group": identity}
+        for number, caption in enumerate(captions, 1):
+            own = {mapping.get("id", "id"): f"{identity}-{number}", name: caption}
+            yield row._replace(fields=row.fields | group | own)
+
+
+def identity_of(row: Row, mapping: Mapping[str, str]) -> str:
+    """Return the id of a row, or the name of its picture, or its place in its source: the first that can be an id."""
+    for field in ("id", "image"):
+        name = find_field(row.fields, field, mapping)
+        value = row.fields.get(name) if name else None
+        try:
+            if shown := clean_text(value, field):
+                return shown
+        except RowError:
+            continue
+    return row.place
