@@ -226,8 +226,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255, which turns 16-bit grey white.
         values = np.asarray(image, dtype=np.float32)
-        scale = 257.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else 1.0
-        image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
+        wide = image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255)
+        image = Image.fromarray(np.clip(np.rint(values / (257 if wide else 1)), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import time
+import warnings
 from pathlib import Path
 
-from labeler.images import Examined, ImageError, Prepared, examine_image, prepare_image
+from labeler.images import Examined, ImageError, Prepared, decode_image, examine_image, prepare_image
 
 ENDS = {"abort": os.abort, "segfault": lambda: ctypes.string_at(0), "exit": lambda: os._exit(0)}
 
@@ -44,3 +46,12 @@ def crashing_prepare(path: Path, side: int, sha256: str | None = None) -> Prepar
     """Return `prepare_image` of the picture, unless its name says otherwise."""
     decode(path)
     return prepare_image(path, side, sha256)
+
+
+def fuzzed(data: bytes) -> tuple[str, tuple[int, int], list[str], int]:
+    """Return mode and size of the picture in `data`, the warnings that were given, and the most memory held so far, bytes."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        image = decode_image(data)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return image.mode, image.size, [str(item.message) for item in said], memory

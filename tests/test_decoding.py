@@ -67,13 +67,14 @@ def test_what_ended_a_process_is_said():
 def test_a_file_that_hangs_is_given_up_after_the_limit():
     start = time.monotonic()
     (error,) = in_workers(decode, [(Path("hang.png"),)], 0.5)
-    assert (error.code, str(error)) == ("image-timeout", "hang.png: not decoded within 0.5 s")
-    assert time.monotonic() - start < 20
+    assert error.code == "image-timeout"
+    assert str(error) == "hang.png: not decoded within the limit (0.5 s of CPU time, 2.5 s by the clock)"
+    assert time.monotonic() - start < 60
     assert results(["a", "hang", "b", "stuck"], 0.5) == ["a", "image-timeout", "b", "image-timeout"]
 
 
 def test_the_limit_is_for_one_picture_and_not_for_a_process():
-    assert results(["slow"] * 8, 0.9) == ["slow"] * 8
+    assert results(["slow"] * 10 * cores(), 0.5) == ["slow"] * 10 * cores(), "each slept three seconds in all"
 
 
 def test_a_file_that_takes_memory_is_refused():
