@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from labeler.artifacts import BadInputError
 from labeler.cli import cli
 from labeler.ingestion import IngestOptions, ingest
-from labeler.profile import described, duplicates, quantiles
+from labeler.profile import MOST_BUCKETS, described, duplicates, histogram, quantiles
 
 SHARED = Path(os.environ.get("LABELER_DATA", "/nonexistent"))
 ROWS = [
@@ -75,8 +75,35 @@ def test_what_is_no_data_set_is_refused(tmp_path, records):
     assert "damaged" in str(inspect(records).exception)
 
 
+@pytest.mark.parametrize("values", [[7], [0, 1, 2], [3, 3, 900], list(range(5, 4000)), [320] * 50 + [48, 100000]])
+def test_every_value_stands_in_its_bucket_of_a_histogram(values):
+    found = histogram(np.array(values))
+    start, width, counts = found["start"], found["width"], found["counts"]
+    assert sum(counts) == len(values)
+    assert start % width == 0
+    assert start <= min(values) < start + width
+    assert 1 <= len(counts) <= MOST_BUCKETS
+    assert str(width).rstrip("0") in "125"
+    for bucket in range(len(counts) - 1):
+        low = start + bucket * width
+        assert counts[bucket] == sum(low <= value < low + width for value in values)
+    assert sum(value >= start + (len(counts) - 1) * width for value in values) == counts[-1] >= 0.01 * len(values)
+
+
+def test_lengths_and_labels_that_stand_together_are_in_the_profile(tmp_path):
+    rows = [
+        {"id": str(n), "text": "a b" * (n + 1), "labels": [["x", "y"], ["x"], ["y", "z", "x"]][n]} for n in range(3)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    profile = ingest([tmp_path / "a.jsonl"], tmp_path / "records").profile
+    assert profile["label_matrix"] == {"labels": ["x", "y", "z"], "counts": [[3, 2, 1], [2, 2, 1], [1, 1, 1]]}
+    assert profile["histograms"]["text_words"] == {"start": 2, "width": 1, "counts": [1, 2]}
+    assert profile["histograms"]["image_width"] is None
+
+
 def test_nothing_stands_for_nothing():
     assert quantiles(np.zeros(0)) is None
+    assert histogram(np.zeros(0)) is None
     assert duplicates({"text": np.array([1, 2, 0]), "group": np.array([0, 3, 3])}) == {}
 
 

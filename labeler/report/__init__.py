@@ -33,8 +33,8 @@ def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = Fa
     """Return the comparison of `runs` on their split, after writing it to the folder `out`.
 
     Writes `comparison.json`, `comparison.md`, `index.html`, `data.html` (about the data of the runs' store) and the
-    manifest. Other files in `out` stay as they are and
-    are no part of the manifest. Made already from the same inputs, nothing is written unless `force`.
+    manifest. Other files in `out` stay as they are and are no part of the manifest. Made already from the same inputs,
+    nothing is written unless `force`.
 
     Raises UsageError without runs, LockedError when another process writes to `out`, and BadInputError when a run is not
     evaluated on `split`, when the runs differ in data, split, task or labels, or when `out` belongs to something else.

@@ -120,9 +120,13 @@ def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | N
 
     {pictures, errors: as in the profile, sections: [{kind, count, meaning, cards}], cards: of the errors, missing}
     """
-    kinds = [(kind, pictures["first"][kind][:PICTURES_SHOWN]) for kind in THRESHOLDS] if pictures else []
+    kinds = (
+        [(kind, pictures["kinds"][kind], pictures["first"][kind][:PICTURES_SHOWN]) for kind in THRESHOLDS]
+        if pictures
+        else []
+    )
     rows = errors["first"][:ERRORS_SHOWN] if errors else []
-    ids = {row["id"] for row in [*rows, *(row for _, first in kinds for row in first)]}
+    ids = {row["id"] for row in [*rows, *(row for *_, first in kinds for row in first)]}
     examples, missing = examples_of(run, ids) if ids else ({}, None)
     budget = BUDGET
 
@@ -134,13 +138,8 @@ def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | N
 
     shown_errors = [card(row) for row in rows]
     sections = [
-        {
-            "kind": kind,
-            "count": (pictures or {})["kinds"][kind],
-            "meaning": MEANINGS[kind],
-            "cards": [card(row) for row in first],
-        }
-        for kind, first in kinds
+        {"kind": kind, "count": count, "meaning": MEANINGS[kind], "cards": [card(row) for row in first]}
+        for kind, count, first in kinds
         if first
     ]
     return {"pictures": pictures, "sections": sections, "errors": errors, "cards": shown_errors, "missing": missing}
