@@ -28,7 +28,7 @@ FORMATS = (
 @click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
 @click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
-              help="auto: told by names and content. class-folders: sub-folders are the labels. hub: a folder in the hub's format.")  # fmt: skip
+              help="auto: told by names and content. class-folders: sub-folders are the labels; hub: in its format.")  # fmt: skip
 @click.option("--encoding", callback=options.parse_encoding,
               help="Of csv files and sidecars, such as gb18030 [default: UTF-8, or else what the bytes look like].")  # fmt: skip
 @click.option("--fix-text", is_flag=True, help="Repair texts that were read in a wrong encoding somewhere (mojibake).")
