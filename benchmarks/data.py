@@ -103,7 +103,7 @@ def plain_loop(paths: list[Path]) -> list[np.ndarray]:
 
 def ours(paths: list[Path]) -> list[Any]:
     """Return the pictures and their thumbnails as `labeler preprocess` has them decoded, processes started and ended."""
-    return list(prepare_images(((path, None, None) for path in paths), SIDE))
+    return list(prepare_images(((path, None) for path in paths), SIDE))
 
 
 if __name__ == "__main__":

@@ -41,15 +41,14 @@ def examine_images(paths: Iterable[Path | None]) -> Generator[Examined | ImageEr
 
 
 def prepare_images(
-    pictures: Iterable[tuple[Path, str | None, bytes | None] | None], side: int
+    pictures: Iterable[tuple[Path, str | None] | tuple[Path, str | None, bytes | None] | None], side: int
 ) -> Generator[Prepared | ImageError | None, None, None]:
     """Yield what the towers and the store take of each picture, or why it cannot be used; None for None.
 
-    `pictures` are paths, each with the sha256 that its file must have, or None, and with its bytes where they are at hand
-    and no file is read. See `in_workers`.
+    `pictures` are paths, each with the sha256 that its file must have, or None, and with its bytes where they are at
+    hand: then no file is read. See `in_workers`.
     """
-    calls = (None if item is None else (item[0], side, item[1], item[2]) for item in pictures)
-    return in_workers(prepare_image, calls)
+    return in_workers(prepare_image, (None if item is None else (item[0], side, *item[1:]) for item in pictures))
 
 
 def in_workers(
