@@ -135,6 +135,7 @@ def test_a_store_that_is_damaged_or_has_no_profile_is_refused(tmp_path, odd_stor
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a minute, but for machines that do much else
 def test_label_errors_planted_in_real_pairs_are_found_far_above_chance(tmp_path):
     """5 % of 320 clip-art pairs get another label; the towers are those that come with the installation."""
     rng = np.random.default_rng(0)
