@@ -225,9 +225,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` as RGB; transparent parts become white, 16-bit grey keeps its shades."""
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips at 255, which turns 16-bit grey white.
-        values = np.asarray(image, dtype=np.float32)
+        values = np.array(image, dtype=np.float32)
         wide = image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255)
-        image = Image.fromarray(np.clip(np.rint(values / (257 if wide else 1)), 0, 255).astype(np.uint8))
+        values /= 257 if wide else 1  # in place: such a picture may have 50 million pixels
+        image = Image.fromarray(np.rint(values, out=values).clip(0, 255, out=values).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -136,7 +136,7 @@ def ingest(
     `seed` so that no picture, no text and no group lies in two of them. Pictures that a source brings as bytes are
     written to `pictures/`, named by their sha256. Memory is some hundred bytes a row.
 
-    Raises UsageError for shares that are none, or both kinds of answers; BadInputError when nothing usable is left,
+    Raises UsageError for shares that are none, or several vocabularies; BadInputError when nothing usable is left,
     when fewer than two labels occur, when a fixed split is asked for that the data do not have, or in strict mode
     at the first row that cannot be used.
     """
@@ -145,8 +145,8 @@ def ingest(
         parse_fractions(options.split)  # before any work
     if options.frames < 1:
         raise UsageError(f"--frames {options.frames}: expected 1 or more")
-    if options.answers and options.top_answers:
-        raise UsageError("--answers and --top-answers: expected one of them")
+    if sum(bool(given) for given in (options.labels, options.answers, options.top_answers)) > 1:
+        raise UsageError("--labels, --answers and --top-answers: expected one of them")
     root = common_root(sources, out)
     if not force and (out / MANIFEST).is_file():
         digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)

@@ -153,8 +153,9 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path, data, message):
 
 
 def test_two_vocabularies_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="--answers and --top-answers: expected one of them"):
-        run(tmp_path, answers=tmp_path / "vocabulary.txt", top_answers=3)
+    for other in ({"top_answers": 3}, {"labels": tmp_path / "labels.txt"}):
+        with pytest.raises(UsageError, match="--labels, --answers and --top-answers: expected one of them"):
+            run(tmp_path, answers=tmp_path / "vocabulary.txt", **other)
 
 
 def test_answers_that_are_secret_are_rejects(tmp_path):

@@ -79,6 +79,16 @@ def test_every_command_has_help_for_itself_and_every_option(name):
             assert option.help, f"labeler {name} {option.opts[0]} has no help"
 
 
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_examples_in_a_help_text_stand_on_lines_of_their_own(name):
+    command = cli.get_command(click.Context(cli), name) if name else cli
+    shown = command.get_help(click.Context(command, info_name="labeler"))
+    assert "\\b" not in shown
+    examples = [line for line in shown.splitlines() if line.strip().startswith("labeler ")]
+    assert not [line for line in examples if line.count("labeler ") > 1]
+    assert len(examples) == {None: 6, "ingest": 3}.get(name, 0)
+
+
 def test_every_command_is_a_file_and_every_file_a_command():
     folder = Path(importlib.util.find_spec("labeler.cli").origin).parent
     assert {path.stem for path in folder.glob("*.py")} == {

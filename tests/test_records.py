@@ -9,6 +9,7 @@ import pytest
 from labeler.artifacts import BadInputError
 from labeler.records import (
     ALIASES,
+    MAX_DEPTH,
     MAX_TEXT_CHARACTERS,
     SPLIT_ALIASES,
     Record,
@@ -169,6 +170,45 @@ def test_half_a_surrogate_pair_in_an_unknown_field_breaks_no_export(tmp_path):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), {(1, 2): 3}])
 def test_an_unknown_field_that_json_cannot_carry_is_refused(value):
     assert code_of(comment=value) == "field-invalid"
+
+
+def nested(depth: int, *, key: str | None = None) -> dict:
+    """Return a value with `depth` containers in each other."""
+    value: object = 1
+    for _ in range(depth):
+        value = [value] if key is None else {key: value}
+    return {"note": value}
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+def test_a_field_nested_too_deeply_to_be_read_again_is_refused(tmp_path, key):
+    found = record(**nested(MAX_DEPTH, key=key))
+    write_records(tmp_path / "records.jsonl", [found])
+    assert list(read_records(tmp_path)) == [found]
+    for depth in (MAX_DEPTH + 1, 199, 900):
+        with pytest.raises(RowError, match=r"containers in more than 64 others|cannot carry") as caught:
+            record(**nested(depth, key=key))
+        assert caught.value.code == "field-invalid"
+
+
+@pytest.mark.parametrize("field", ["id", "image", "text", "label", "split", "group"])
+@pytest.mark.parametrize("number", [16**4000, float("inf"), float("nan")], ids=["4,800 digits", "inf", "nan"])
+def test_a_number_that_no_file_can_carry_is_refused(field, number):
+    assert code_of(**{field: number}) == f"{field}-invalid"
+    assert Row("s", 1, {"id": number}).shown_id in (None, "inf", "nan")
+
+
+def test_a_split_that_is_no_string_is_refused():
+    assert code_of(split=[["train"]]) == "split-invalid"
+    assert code_of(split={"train": 1}) == "split-invalid"
+
+
+def test_a_set_is_carried_in_one_order():
+    assert record(note={"c", "a", "b"}).meta == {"note": ["a", "b", "c"]}
+
+
+def test_a_long_run_of_marks_is_refused_before_it_is_composed():
+    assert code_of(text="a" + "\u0315\u0300" * 200_000) == "text-too-long"  # composing it would take an hour
 
 
 def test_a_record_takes_no_other_fields_and_cannot_be_changed():

@@ -93,6 +93,8 @@ def test_a_last_line_cut_off_is_rejected_and_the_rest_kept(tmp_path):
         ('{"a":' * 100_000, "not-json"),
         ("{'a': " + "-" * 100_000 + "1}", "not-json"),
         ("{'a': nan}", "not-json"),
+        ("{0x" + "f" * 4000 + ": 1}", "not-json"),
+        ("{1: 'a', '1': 'b'}", "duplicate-key"),
         ('{"a": "\0"}', "not-json"),
         (b'{"a": "\xff"}', "not-utf8"),
         ('{"a": "é"}'.encode("utf-16"), "not-utf8"),
@@ -103,6 +105,11 @@ def test_a_last_line_cut_off_is_rejected_and_the_rest_kept(tmp_path):
 )
 def test_what_is_no_row_is_rejected_with_a_code(line, code):
     assert read_line(line) == code
+
+
+def test_an_escape_that_python_does_not_know_is_no_warning(recwarn):
+    assert parse_line(rb"{'text': '\d \#'}") == ({"text": r"\d \#"}, True)
+    assert not recwarn.list
 
 
 def test_one_bad_line_costs_one_line(tmp_path):

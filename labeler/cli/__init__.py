@@ -60,7 +60,7 @@ class Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", is_flag=True, help="Say only warnings and errors.")
 def cli(debug: bool, quiet: bool) -> None:
-    r"""Put emotion and topic labels on image+text pairs.
+    """Put emotion and topic labels on image+text pairs.
 
     \b
     Every stage reads folders and writes one new folder, whole or not at all:
@@ -74,7 +74,7 @@ def cli(debug: bool, quiet: bool) -> None:
     \b
     Exit codes: 0 done, 1 failure, 2 usage, 3 bad input, 4 done with rejects,
     5 another process holds the output, 130 interrupted.
-    """
+    """  # noqa: D301 (click looks for the character itself)
     logging.getLogger("labeler").setLevel(logging.WARNING if quiet else logging.INFO)
 
 

@@ -65,7 +65,7 @@ FORMATS = (
 def command(
     context: click.Context, sources: tuple[Path, ...], out: Path, seed: int, force: bool, as_json: bool, **given: Any
 ) -> None:
-    r"""Read labelled pairs into records.
+    """Read labelled pairs into records.
 
     A SOURCE is a file (jsonl, csv, tsv, parquet, json of Label Studio or COCO), a folder (pictures, MELD, a Lance
     dataset), or a data set of the Hugging Face hub: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT. NAME may be a
@@ -79,7 +79,7 @@ def command(
     A row is {"id", "image", "text", "label"}, or {"image", "question", "answers"}: its label is then the most frequent
     answer. Rows that cannot be used are counted and listed in rejects.jsonl (exit 4), the rest goes on. Splits are
     drawn so that no picture, no text and no group lies in two of them.
-    """
+    """  # noqa: D301 (click looks for the character itself)
     from labeler.ingestion import IngestOptions, ingest
 
     given["separator"] = given.pop("label_separator")

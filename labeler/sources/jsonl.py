@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +147,9 @@ def parse_slowly(raw: bytes) -> tuple[dict[str, Any], bool]:
 def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:
     """Return the value of a Python literal; the error tells JSON's complaint, since JSON is what is expected."""
     try:
-        tree = ast.parse(text, mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unknown escape such as \\d, which stays as it is
+            tree = ast.parse(text, mode="eval")
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
                 unique_keys([(ast.literal_eval(key), None) for key in node.keys if key is not None])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS_AT_A_TIME = 16  # of up to 64 MiB each
+READ_AHEAD = 32 << 20  # bytes; by default Lance would hold 2 GiB of what slower stages wait for
 
 
 def claims(path: Path) -> bool:
@@ -40,8 +41,9 @@ def read(path: Path, image: str | None = None) -> Iterator[Row | Reject]:
         taken = [*plain, *([picture] if picture else [])]
         labels = label_set_beside(path, dataset.schema)
         scanner = dataset.scanner(
-            columns=taken, batch_size=ROWS_AT_A_TIME, batch_readahead=1, blob_handling="all_binary"
-        )
+            columns=taken, batch_size=ROWS_AT_A_TIME, blob_handling="all_binary",
+            batch_readahead=1, fragment_readahead=1, io_buffer_size=READ_AHEAD,
+        )  # fmt: skip
         for batch in scanner.to_batches():
             for fields in batch.to_pylist():
                 number += 1
