@@ -42,10 +42,10 @@ def crashing_examine(path: Path) -> Examined:
     return examine_image(path)
 
 
-def crashing_prepare(path: Path, side: int, sha256: str | None = None) -> Prepared:
+def crashing_prepare(path: Path, side: int, sha256: str | None = None, data: bytes | None = None) -> Prepared:
     """Return `prepare_image` of the picture, unless its name says otherwise."""
     decode(path)
-    return prepare_image(path, side, sha256)
+    return prepare_image(path, side, sha256, data)
 
 
 def fuzzed(data: bytes) -> tuple[str, tuple[int, int], list[str], int]:
