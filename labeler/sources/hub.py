@@ -92,12 +92,16 @@ def load(path: Path, source: Source) -> dict[str, Any]:
         message = f"the data set {source.name!r} is no folder here, and its hub is out of reach ({problem})"
         raise BadInputError(f"{path}: {message}; {local_way(source)}")
     import datasets
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     try:
         name = os.path.abspath(source.name) if local else source.name
-        found = datasets.load_dataset(name, source.config or None, split=source.split or None, streaming=True)
+        builder = datasets.load_dataset_builder(name, source.config or None)
+        if hasattr(builder.config, "fragment_scan_options"):  # parquet, of which it would hold whole files
+            builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+        found = builder.as_streaming_dataset(split=source.split or None)
     except Exception as error:  # the library raises many types
         advice = "" if local else f"; {local_way(source)}"
         raise BadInputError(f"{path}: no data set that can be read ({first_line(error)}){advice}") from error
