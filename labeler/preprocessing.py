@@ -26,7 +26,7 @@ from labeler.decoding import prepare_images
 from labeler.encoders.weights import tower_sha256
 from labeler.images import ImageError, Prepared
 from labeler.records import LabelSet, Record, read_label_set, read_records
-from labeler.store import DATASET
+from labeler.store import DATASET, THUMBNAIL_MIME
 
 if TYPE_CHECKING:
     import pyarrow
@@ -66,7 +66,12 @@ def preprocess(
     """
     manifest = verify(records, "ingest")
     hashes = {"text": tower_sha256(text_encoder), "image": tower_sha256(image_encoder)}
-    asked = {"text_encoder": text_encoder, "image_encoder": image_encoder, "weights": hashes}
+    asked = {
+        "text_encoder": text_encoder,
+        "image_encoder": image_encoder,
+        "weights": hashes,
+        "thumbnails": THUMBNAIL_MIME,
+    }
     recipe = Recipe("preprocess", (input_of(records, manifest),), asked)
     rows = sum(1 for _ in read_records(records))
     if not force and already_made(out, recipe):
