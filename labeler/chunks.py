@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unicodedata import category
 
 import numpy as np
@@ -20,15 +21,30 @@ import orjson
 from xxhash import xxh3_64_intdigest
 
 from labeler.images import ImageError, resolve_image
-from labeler.records import SPLITS, Reject, Row, RowError, canonical_fields, find_field, json_line, named_fields
+from labeler.records import (
+    MAX_TEXT_CHARACTERS,
+    SPLITS,
+    Reject,
+    Row,
+    RowError,
+    Split,
+    canonical_fields,
+    find_field,
+    json_line,
+    named_fields,
+    parse_labels,
+    parse_split,
+)
 from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
-from labeler.sources.jsonl import Piece, rows_of
+from labeler.sources.jsonl import MAX_LINE_BYTES, PLAIN, Piece, rows_of
 
 LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired
 GAP = b"\0"  # stands in a record's line where its split will; JSON escapes it, so that no line holds one
+SPLIT_GAP = b'"split":' + GAP
+PLACES: dict[Split | None, int] = {None: -1} | {split: place for place, split in enumerate(SPLITS)}
 HEAD = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*"),"image":("(?:[^"\\]|\\.)*"|null)')  # how a record's line begins
 
 
@@ -49,6 +65,20 @@ class RowReading:
     labels_file: str = ""
     answers: frozenset[str] | None = None
     reading: Reading = field(default_factory=Reading)
+
+
+class Fields(NamedTuple):
+    """N records field by field, and where each one stood: lists of N."""
+
+    line: list[int]
+    source: list[str]
+    id: list[str]
+    image: list[str | None]
+    text: Sequence[str | None]
+    labels: list[tuple[str, ...]]
+    split: list[Split | None]
+    group: list[str | None]
+    meta: list[dict[str, Any]]
 
 
 class Columns(NamedTuple):
@@ -97,7 +127,64 @@ class Chunk(NamedTuple):
 
 def chunk_of_piece(piece: Piece, how: RowReading) -> Chunk:
     """Return the chunk of a piece of a jsonl file; what a worker process does."""
+    found = plain_records(piece, how)
+    if found is not None:
+        return found
     return chunk_of(expanded(rows_of(piece), how.reading), how)
+
+
+def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
+    """Return the chunk of a piece whose rows all have the same fields, short ASCII strings and no picture; else None.
+
+    That is what `chunk_of` returns, in a third of the time: what can be asked of all rows at once is not asked of each.
+    """
+    raw = piece.data.removesuffix(b"\n").split(b"\n")
+    if how.fix_text or how.labels is not None or how.answers is not None or max(map(len, raw)) > MAX_LINE_BYTES:
+        return None
+    try:
+        rows = list(map(orjson.loads, raw))  # a blank line is an error too
+    except orjson.JSONDecodeError:
+        return None
+    keys = tuple(rows[0]) if type(rows[0]) is dict else ()
+    if not keys or set(map(type, rows)) != {dict} or any(tuple(row) != keys for row in rows):
+        return None
+    names = named_fields(keys, tuple(how.mapping.items()))
+    if names.image or names.group or "answers" in keys or not {names.id, names.text, names.labels} <= set(keys):
+        return None
+    column = {key: [row[key] for row in rows] for key in keys}
+    strings = {key: "".join(values) for key, values in column.items() if set(map(type, values)) == {str}}
+    plain = all(key in strings or set(map(type, values)) <= PLAIN - {str} for key, values in column.items())
+    colons = sum(map(str.count, [*keys, *strings.values()], repeat(":"))) + (len(rows) - 1) * "".join(keys).count(":")
+    if not plain or b"\\u003" in piece.data or piece.data.count(b":") != len(keys) * len(rows) + colons:
+        return None  # a key may stand twice, see `labeler.sources.jsonl.is_plain`
+    joined = "".join([*keys, *strings.values()])
+    if not {names.id, names.text, names.labels} <= strings.keys() or not joined.isascii() or "\0" in joined:
+        return None
+    ids, texts = (list(map(str.strip, column[str(key)])) for key in (names.id, names.text))
+    longest = max(max(map(len, column[key])) for key in strings)
+    if not all(ids) or not all(texts) or longest > MAX_TEXT_CHARACTERS:
+        return None
+    try:
+        labels = {value: parse_labels(value, how.separator) for value in set(column[str(names.labels)])}
+        splits = {value: parse_split(value) for value in set(column.get(str(names.split), ()))}
+    except RowError:
+        return None
+    if None in labels.values():
+        return None
+    metas = zip(*(column[name] for name in names.others), strict=True) if names.others else repeat(())
+    records = Fields(
+        line=list(range(piece.first, piece.first + len(rows))),
+        source=[piece.path] * len(rows),
+        id=ids,
+        image=[None] * len(rows),
+        text=texts,
+        labels=[labels[value] or () for value in column[str(names.labels)]],
+        split=[splits[value] for value in column[names.split]] if names.split else [None] * len(rows),
+        group=[None] * len(rows),
+        meta=[dict(zip(names.others, values, strict=True)) for values, _ in zip(metas, rows, strict=False)],
+    )
+    counts: Counter[Any] = Counter({"rows": len(rows)} | {("field", name): len(rows) for name in names.others})
+    return chunk_from(records, any(len(value or ()) > 1 for value in labels.values()), [], counts)
 
 
 def expanded(rows: Iterable[Row | Reject], how: Reading) -> Iterator[Row | Reject]:
@@ -111,7 +198,7 @@ def expanded(rows: Iterable[Row | Reject], how: Reading) -> Iterator[Row | Rejec
 
 def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
     """Return the chunk of `rows`: every row is in its lines or among its rejects."""
-    read: list[tuple[Row, dict[str, Any]]] = []
+    records = Fields([], [], [], [], [], [], [], [], [])
     rejects: list[Reject] = []
     counts: Counter[Any] = Counter()
     mapping = tuple(how.mapping.items())
@@ -140,46 +227,55 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
             rejects.append(Reject(row.source, row.line, row.shown_id, error.code, str(error)))
             continue
         several = several or len(fields["labels"]) > 1 or type(row.fields[names.labels]) is list  # type: ignore[index]
-        read.append((row, fields))
-    counts["rows"] = len(read) + len(rejects)
-    counts.update(("field", name) for _, fields in read if fields["meta"] for name in fields["meta"])
-    return chunk_from(read, several, rejects, counts)
+        places: tuple[Any, ...] = (row.line, row.source)
+        for values, value in zip(cast(tuple[list[Any], ...], records), places + tuple(fields.values()), strict=True):
+            values.append(value)
+    counts["rows"] = len(records.id) + len(rejects)
+    counts.update(("field", name) for meta in records.meta for name in meta)
+    return chunk_from(records, several, rejects, counts)
 
 
-def chunk_from(
-    read: list[tuple[Row, dict[str, Any]]], several: bool, rejects: list[Reject], counts: Counter[Any]
-) -> Chunk:
-    """Return the chunk of rows and the records' fields that they stand for."""
-    records = [fields for _, fields in read]
-    texts = [fields["text"] for fields in records]
-    encoded = [text and text.encode() for text in texts]
-    sources = {name: place for place, name in enumerate(dict.fromkeys(row.source for row, _ in read))}
-    labels = {
-        name: place for place, name in enumerate(dict.fromkeys(name for item in records for name in item["labels"]))
-    }
-    nothing = np.zeros(len(read), np.int32)
+def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Counter[Any]) -> Chunk:
+    """Return the chunk of N records."""
+    texts = records.text
+    sources, labels = numbered(records.source), numbered(chain.from_iterable(records.labels))
+    nothing = np.zeros(len(texts), np.int32)
+    for group, meta in zip(records.group, records.meta, strict=True):
+        if group is not None:
+            meta["group"] = group
+    lines = [
+        # no string before it can hold this: its quotes would be escaped
+        json_line(
+            {"id": id, "image": image, "text": text, "labels": names, "split": None, "group": id, "meta": meta}
+        ).replace(b'"split":null', SPLIT_GAP, 1)
+        for id, image, text, names, meta in zip(
+            records.id, records.image, texts, records.labels, records.meta, strict=True
+        )
+    ]
     columns = Columns(
-        line=np.array([row.line for row, _ in read], np.int64),
-        source=np.array([sources[row.source] for row, _ in read], np.int32),
-        id=np.array([key_of(fields["id"].encode()) for fields in records], np.uint64),
-        text=np.array([key_of(text) if text else 0 for text in encoded], np.uint64),
-        text_key=np.array([key_of(comparable(text)) if text else 0 for text in texts], np.uint64),
-        group=np.array([key_of(group.encode()) if (group := item["group"]) else 0 for item in records], np.uint64),
-        split=np.array([-1 if (split := item["split"]) is None else SPLITS.index(split) for item in records], np.int8),
+        line=np.array(records.line, np.int64),
+        source=np.array([sources[source] for source in records.source], np.int32),
+        id=keys_of(map(str.encode, records.id)),
+        text=keys_of(text.encode() if text else None for text in texts),
+        text_key=keys_of(comparable(text) if text else None for text in texts),
+        group=keys_of(group.encode() if group else None for group in records.group),
+        split=np.array([PLACES[split] for split in records.split], np.int8),
         characters=np.array([len(text) if text else -1 for text in texts], np.int32),
-        words=np.array([len(text.split()) if text else 0 for text in encoded], np.int32),
-        label_count=np.array([len(fields["labels"]) for fields in records], np.int32),
+        words=np.array([len(text.split()) if text else 0 for text in texts], np.int32),
+        label_count=np.array(list(map(len, records.labels)), np.int32),
         image=nothing.astype(np.uint64),
         width=nothing,
         height=nothing.copy(),
-        size=nothing.astype(np.int64),
+        size=np.array(list(map(len, lines)), np.int64),
     )
-    lines = [record_line(fields) for fields in records]
-    columns.size[:] = [len(line) for line in lines]
-    codes = np.array([labels[name] for fields in records for name in fields["labels"]], np.int32)
-    images = [fields["image"] for fields in records]
-    return Chunk(b"".join(lines), images if any(images) else [], [], columns, list(sources), list(labels), codes, several,
-                 rejects, counts, {})  # fmt: skip
+    codes = np.array([labels[name] for name in chain.from_iterable(records.labels)], np.int32)
+    images = records.image if any(records.image) else []
+    return Chunk(b"".join(lines), images, [], columns, list(sources), list(labels), codes, several, rejects, counts, {})
+
+
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """Return each name's place among the distinct ones, in the order in which they come."""
+    return {name: place for place, name in enumerate(dict.fromkeys(names))}
 
 
 def refuse_unknown(labels: Iterable[str], vocabulary: frozenset[str], file: str) -> None:
@@ -199,15 +295,6 @@ def relative_image(row: Row, name: str, how: RowReading) -> str:
     """Return the row's image relative to the root; raises ImageError where it must not be read."""
     path = resolve_image(image_root(Path(row.source)), name, allow_outside=how.allow_outside)
     return Path(os.path.relpath(path, how.root)).as_posix()
-
-
-def record_line(fields: dict[str, Any]) -> bytes:
-    """Return the record's line with GAP for its split; its group is its id until groups are known."""
-    if fields["group"] is not None:
-        fields["meta"]["group"] = fields["group"]
-    fields["split"], fields["group"] = None, fields["id"]
-    # no string before it can hold this: its quotes would be escaped
-    return json_line(fields).replace(b'"split":null', b'"split":' + GAP, 1)
 
 
 def with_meta(line: bytes, name: str, value: str) -> bytes:
@@ -267,9 +354,10 @@ def fixed_text(row: Row, mapping: dict[str, str]) -> Row:
     return row if fixed == row.fields[name] else row._replace(fields=row.fields | {name: fixed})
 
 
-def key_of(value: bytes) -> int:
-    """Return a number from 1 below 2**64 that is equal for equal bytes, with every run and on every machine."""
-    return xxh3_64_intdigest(value) or 1
+def keys_of(values: Iterable[bytes | None]) -> np.ndarray:
+    """Return [N] uint64, equal for equal values, with every run and on every machine; 0 for None alone."""
+    # the hash may be 0 too, for one value in 2**64: it is given another's
+    return np.array([xxh3_64_intdigest(value) or 1 if value else 0 for value in values], np.uint64)
 
 
 class Compared(dict[int, "int | None"]):

@@ -91,16 +91,15 @@ def split_groups(groups: np.ndarray, labels: RowLabels, fractions: Sequence[floa
     wanted = [[total * share for share in fractions] for total in totals.tolist()]
     wanted_rows = [len(groups) * share for share in fractions]
     chosen = []
-    others = range(1, len(fractions))
+    parts = range(len(fractions))
     entries = zip(starts[:-1][order].tolist(), starts[1:][order].tolist(), strict=True)
     code, count = code.tolist(), count.tolist()
     for (start, end), label, size in zip(entries, rarest[order].tolist(), sizes[order].tolist(), strict=True):
         lacking = wanted[label] if label >= 0 else wanted_rows
-        best, most = 0, lacking[0]
-        for part in others:
-            lack = lacking[part]
-            if lack > most or (lack == most and wanted_rows[part] > wanted_rows[best]):
-                best, most = part, lack
+        most = max(lacking)
+        best = lacking.index(most)
+        if lacking.count(most) > 1:
+            best = max((part for part in parts if lacking[part] == most), key=wanted_rows.__getitem__)
         chosen.append(best)
         wanted_rows[best] -= size
         if end - start == 1:

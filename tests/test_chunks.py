@@ -10,18 +10,22 @@ from unicodedata import category
 import pytest
 
 from labeler.chunks import (
+    Chunk,
+    Columns,
     RowReading,
     chunk_of,
     comparable,
+    expanded,
     in_split,
     in_splits,
     json_id,
-    key_of,
+    keys_of,
+    plain_records,
     with_meta,
     without_image,
 )
 from labeler.records import Record, Reject, Row, RowError, record_from
-from labeler.sources.jsonl import MAX_LINE_BYTES, pieces, read, rows_of
+from labeler.sources.jsonl import MAX_LINE_BYTES, Piece, pieces, read, rows_of
 
 ODD = [
     "plain",
@@ -115,9 +119,8 @@ def test_texts_are_compared_without_case_blanks_and_punctuation(seed):
         assert comparable(text) == slow.encode()
 
 
-def test_keys_are_the_same_everywhere_and_never_none():
-    assert key_of(b"labeler") == 17181523496444182729
-    assert key_of(b"") > 0
+def test_keys_are_the_same_everywhere_and_none_is_nothing():
+    assert keys_of([b"labeler", None, b"labeler"]).tolist() == [17181523496444182729, 0, 17181523496444182729]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 1 << 20])
@@ -177,3 +180,46 @@ def test_rows_that_are_no_records_are_rejects_with_the_same_words(tmp_path):
         assert chunk_of([row], RowReading(tmp_path)).rejects == [
             Reject("a", 1, "7", caught.value.code, str(caught.value))
         ]
+
+
+PLAIN_ROWS = [
+    {"id": str(n), "text": f"text {n}", "label": "ab"[n % 2], "split": "train", "n": n, "s": "x", "b": None}
+    for n in range(9)
+]
+CHANGES = [
+    {}, {"text": " a:b "}, {"text": ""}, {"text": "\u00e9"}, {"text": 'q"\\'}, {"text": None}, {"text": 3}, {"id": " "},
+    {"id": 5}, {"label": "a|b"}, {"label": "[]"}, {"label": "[1"}, {"label": ""}, {"label": " "}, {"label": ["a"]},
+    {"split": "val"}, {"split": "?"}, {"split": None}, {"n": 1.5}, {"n": 2**63}, {"n": 10**30}, {"s": "\u00e9"}, {"s": None},
+    {"s": "a:b"}, {"b": {"c": 1}}, {"text": ["a", "bc"]}, {"text": "x" * 20_001}, {"text": "nul\0"}, {"image": "a.jpg"},
+    {"group": "g"}, {"answers": ["a"]}, {"more": 1}, {"a:b": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", [*CHANGES, "{", "", " ", "[1]", "{'id': 1}", '{"id": "1", "id": "2"}', '{"a":"\\u003a"}']
+)
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_plain_rows_at_once_are_what_they_are_one_by_one(tmp_path, change, everywhere):
+    lines = []
+    for number, row in enumerate(PLAIN_ROWS):
+        if not isinstance(change, str):
+            row = row | change if everywhere or number == 4 else row
+            lines.append(json.dumps(row, ensure_ascii=number % 2 == 0))
+        else:
+            lines.append(change if number == 4 else json.dumps(row))
+    piece = Piece(str(tmp_path / "a.jsonl"), 7, 3, "\n".join(lines).encode() + b"\n" * everywhere)
+    how = RowReading(tmp_path)
+    found, slow = plain_records(piece, how), chunk_of(expanded(rows_of(piece), how.reading), how)
+    if change in ({}, {"text": " a:b "}, {"label": "a|b"}, {"s": "a:b"}, {"split": "val"}, {"n": 2**63}):
+        assert found is not None, "this is what it is for"
+    if found is None:
+        return
+    for name, one, other in zip(Chunk._fields, found, slow, strict=True):
+        if name == "columns":
+            for column, a, b in zip(Columns._fields, one, other, strict=True):
+                assert a.dtype == b.dtype, column
+                assert a.tolist() == b.tolist(), column
+        elif name == "label_codes":
+            assert one.tolist() == other.tolist()
+        else:
+            assert one == other, name

@@ -21,6 +21,7 @@ MAX_LINE_BYTES = 8 << 20  # ast's parser needs about a hundred times a line's si
 PIECE_BYTES = 256 << 10  # what is made of it stays in a core's cache
 PLAIN = {str, int, bool, type(None)}
 MARK = b"\xef\xbb\xbf"  # of byte order; it says UTF-8
+BLANKS = b" \t\r\x0b\x0c\n"
 BLANK = re.compile(rb"^[ \t\r\x0b\x0c]*\n", re.MULTILINE)
 LITERAL = "python literal"
 
@@ -60,11 +61,18 @@ def pieces(path: Path, size: int = PIECE_BYTES) -> Iterator[Piece]:
                 piece, rest = Piece(str(path), line, rows, rest[:end]), rest[end:]
                 yield piece
                 lines = piece.data.count(b"\n")
-                line, rows = line + lines, rows + lines - len(BLANK.findall(piece.data))
+                line, rows = line + lines, rows + lines - blank_lines(piece.data)
             elif len(rest) > MAX_LINE_BYTES + size:
                 rest = rest[: MAX_LINE_BYTES + 1]  # too long to be read: what is left tells no more
         if rest:
             yield Piece(str(path), line, rows, rest)
+
+
+def blank_lines(data: bytes) -> int:
+    """Return how many of the lines in `data`, each with its end, hold nothing."""
+    if data[:1] not in BLANKS and not any(b"\n%c" % blank in data for blank in BLANKS):
+        return 0  # the long way takes ten times as long
+    return len(BLANK.findall(data))
 
 
 def rows_of(piece: Piece) -> Iterator[Row | Reject]:
