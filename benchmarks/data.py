@@ -1,6 +1,9 @@
 """How fast data are read: one command for each part of the way to the store.
 
+    python -m benchmarks.data rows [--rows 1000000] [--rounds 3]
     python -m benchmarks.data pictures [--pictures 1000] [--rounds 5]
+    python -m benchmarks.data batches STORE [--batches 100]
+    python -m benchmarks.data whole FOLDER
 
 Prints JSON. What is compared runs in turns, so that other work on the machine hits both; figures are medians. CPU time, of
 processes started too, says how the ways compare where other work leaves one of them fewer cores.
@@ -8,23 +11,29 @@ processes started too, says how the ways compare where other work leaves one of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
+import orjson
 from PIL import Image
 
 from labeler.decoding import cores, prepare_images
 
 SIDE = 224
 SIZE = (1280, 720)
+LABELS = ("joy", "anger", "sadness", "fear", "surprise")
 
 
 class Rate(NamedTuple):
@@ -37,6 +46,76 @@ class Rate(NamedTuple):
 @click.group()
 def data() -> None:
     """Measure how fast data are read."""
+
+
+@data.command()
+@click.option("--rows", "count", type=click.IntRange(min=1), default=1_000_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+def rows(count: int, rounds: int) -> None:
+    """Ingest generated rows of text; and a bare loop that parses each line with orjson, hashes it and writes it out."""
+    with tempfile.TemporaryDirectory(prefix="labeler-rows-") as folder:
+        source = write_rows(Path(folder) / "rows.jsonl", count)
+        command = [sys.executable, "-m", "benchmarks.data", "ingest", str(source), str(Path(folder) / "records")]
+        ways = {
+            "bare loop": lambda: bare_loop(source, Path(folder) / "out.jsonl"),
+            "labeler ingest": lambda: run(command),
+        }
+        found = rates(ways, count, rounds)
+        memory = json.loads(run(command))
+    bare, ours = found.values()
+    click.echo(json.dumps({
+        "rows": count, "rounds": rounds, "cores": cores(),
+        "seconds": {way: round(count / rate.wall, 2) for way, rate in found.items()},
+        "cpu_seconds": {way: round(count / rate.cpu, 2) for way, rate in found.items()},
+        "times_the_bare_loop": round(bare.wall / ours.wall, 2), "peak_memory_mb": memory,
+    }, indent=2))  # fmt: skip
+
+
+@data.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def ingest(source: Path, out: Path) -> None:
+    """Ingest a file; print the peak resident memory of this process and of its largest worker, in MB."""
+    from labeler.ingestion import ingest as stage
+
+    stage([source], out, force=True)
+    peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    click.echo(json.dumps({"process": peaks[0], "largest_worker": peaks[1]}))
+
+
+@data.command()
+@click.argument("store", type=click.Path(exists=True, path_type=Path))
+@click.option("--batches", type=click.IntRange(min=1), default=100, show_default=True)
+def batches(store: Path, batches: int) -> None:
+    """Read shuffled batches of 32 from a store, tokens and texts as training takes them."""
+    from labeler.store import Store
+
+    opened = Store(store, check=False)
+    texts, order = opened.rows["text"], np.random.default_rng(0).permutation(len(opened.rows["id"]))
+    chosen = [np.resize(order, (batches + 1, 32))[number] for number in range(batches + 1)]
+    seconds = []
+    for number in chosen:
+        started = time.perf_counter()
+        tokens, real = opened.visual_tokens(number)
+        assert len(tokens) == len([texts[row] for row in number]) == len(real)
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds[1:])
+    click.echo(
+        json.dumps({"batches": batches, "ms_a_batch": round(1000 * median, 2), "pairs_per_second": round(32 / median)})
+    )
+
+
+@data.command()
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+def whole(folder: Path) -> None:
+    """Ingest the real sets below FOLDER (mvsa_single, openclipart): rows in are rows kept and rejects, each by its sha256."""
+    for path, label in ((folder / "mvsa_single/train.jsonl", "label"), (folder / "openclipart/data.jsonl", "category")):
+        with tempfile.TemporaryDirectory(prefix="labeler-whole-") as out:
+            click.echo(
+                json.dumps(
+                    {"source": path.name, "of": path.parent.name} | accounted(path, label, Path(out) / "records")
+                )
+            )
 
 
 @data.command()
@@ -77,6 +156,47 @@ def cpu_seconds() -> float:
     """Return the CPU time of this process and of those that it started and that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """Write rows of 5 to 24 words with one of five labels."""
+    random = Random(0)
+    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(5000)]
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(count):
+            text = " ".join(random.choices(words, k=random.randint(5, 24)))
+            file.write(json.dumps({"id": f"row-{number}", "text": text, "label": random.choice(LABELS)}) + "\n")
+    return path
+
+
+def bare_loop(source: Path, out: Path) -> None:
+    """Parse, hash and write every line, and nothing else."""
+    with open(source, "rb") as lines, open(out, "wb") as file:
+        for line in lines:
+            orjson.loads(line)
+            hashlib.sha256(line).digest()
+            file.write(line)
+
+
+def run(command: list[str]) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def accounted(source: Path, label: str, out: Path) -> dict[str, Any]:
+    """Return how many rows of a jsonl file were kept and rejected; fail where a row is in neither, or a picture is another."""
+    from labeler.ingestion import IngestOptions
+    from labeler.ingestion import ingest as stage
+
+    profile = stage([source], out, IngestOptions(label=label)).profile
+    given = [orjson.loads(line) for line in source.read_bytes().splitlines()]
+    records = [orjson.loads(line) for line in (out / "records.jsonl").read_bytes().splitlines()]
+    lines = {orjson.loads(line)["line"] for line in (out / "rejects.jsonl").read_bytes().splitlines()}
+    left = [row for number, row in enumerate(given, 1) if number not in lines]
+    for row, record in zip(left, records, strict=True):
+        data = (source.parent / str(row.get("image") or row.get("img"))).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == record["meta"]["image_sha256"], record["id"]
+    return {"rows": len(given), "kept": profile["kept"], "rejected": profile["rejected"]}
 
 
 def write_photo(path: Path, seed: int) -> Path:
