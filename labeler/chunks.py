@@ -244,13 +244,7 @@ def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Co
         if group is not None:
             meta["group"] = group
     lines = [
-        # no string before it can hold this: its quotes would be escaped
-        json_line(
-            {"id": id, "image": image, "text": text, "labels": names, "split": None, "group": id, "meta": meta}
-        ).replace(b'"split":null', SPLIT_GAP, 1)
-        for id, image, text, names, meta in zip(
-            records.id, records.image, texts, records.labels, records.meta, strict=True
-        )
+        line_of(*fields) for fields in zip(records.id, records.image, texts, records.labels, records.meta, strict=True)
     ]
     columns = Columns(
         line=np.array(records.line, np.int64),
@@ -261,7 +255,7 @@ def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Co
         group=keys_of(group.encode() if group else None for group in records.group),
         split=np.array([PLACES[split] for split in records.split], np.int8),
         characters=np.array([len(text) if text else -1 for text in texts], np.int32),
-        words=np.array([len(text.split()) if text else 0 for text in texts], np.int32),
+        words=np.array([words_of(text) if text else 0 for text in texts], np.int32),
         label_count=np.array(list(map(len, records.labels)), np.int32),
         image=nothing.astype(np.uint64),
         width=nothing,
@@ -271,6 +265,28 @@ def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Co
     codes = np.array([labels[name] for name in chain.from_iterable(records.labels)], np.int32)
     images = records.image if any(records.image) else []
     return Chunk(b"".join(lines), images, [], columns, list(sources), list(labels), codes, several, rejects, counts, {})
+
+
+def line_of(identity: str, image: str | None, text: str | None, labels: tuple[str, ...], meta: dict[str, Any]) -> bytes:
+    """Return a record's line with GAP for its split; its group is its id until groups are known."""
+    fields = {
+        "id": identity,
+        "image": image,
+        "text": text,
+        "labels": labels,
+        "split": None,
+        "group": identity,
+        "meta": meta,
+    }
+    # no string before it can hold this: its quotes would be escaped
+    return json_line(fields).replace(b'"split":null', SPLIT_GAP, 1)
+
+
+def words_of(text: str) -> int:
+    """Return how many words a text without blanks at its ends has."""
+    if "  " not in text and text.isascii() and text.isprintable():
+        return text.count(" ") + 1  # half the time
+    return len(text.split())
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:

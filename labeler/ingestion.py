@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import compress, islice
@@ -185,9 +185,11 @@ def write_all(
         rejects.add(reject)
     labels = label_set(label_counts(selected.labels, selected.names, selected.kept), selected.task)
     write_json(folder / "labels.json", labels.model_dump())
-    write_selected(folder / "records.jsonl", records, selected)
+    with ThreadPoolExecutor(1) as beside:
+        profile = beside.submit(profile_of, records, selected)
+        write_selected(folder / "records.jsonl", records, selected)
     pictures.keep_only(records.image(row) or "" for row in np.flatnonzero(selected.kept).tolist())
-    return counted(collected.counts, rejects.codes) | profile_of(records, selected)
+    return counted(collected.counts, rejects.codes) | profile.result()
 
 
 def read_vocabulary(path: Path | None) -> frozenset[str] | None:
@@ -227,6 +229,7 @@ def read_all(
     The sha256 does not depend on whether `look` decodes the pictures or only reads their files.
     """
     digest = hashlib.sha256()
+    plain_files = all(source.is_file() for source in sources)  # then their own sha256 says all but what is in pictures
     how = options.row_reading(pictures.root)
     chunks = (chunk for source in sources for chunk in chunks_of(source, how, pictures))
     with tqdm(desc="reading", unit="row", disable=None) as bar, closing(with_pictures(chunks, pictures, look)) as found:
@@ -234,7 +237,8 @@ def read_all(
             for reject in chunk.rejects:
                 rejects.add(reject)
                 digest.update(f"{reject.line} {reject.code}\n".encode())
-            digest.update(chunk.lines)
+            if not plain_files or chunk.images:
+                digest.update(chunk.lines)
             collected.add(without_broken(chunk, options.allow_missing_image, rejects))
             bar.update(chunk.counts["rows"])
     return digest.hexdigest()
