@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +48,8 @@ class Fit:
 
     def __init__(self, model: str, data: Path, options: TrainOptions, seed: int, device: str):
         """Open the store, build the model from its towers with `seed`, and tokenize train and validation."""
+        # oneDNN keeps what it has prepared for 1,024 shapes; every length of text is another: 200 MB an epoch
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         self.store = Store(data, check=False)  # `train` has just verified it
         self.task = self.store.label_set.task
         self.options, self.seed, self.interrupted, self.step = options, seed, False, 0
@@ -74,7 +77,6 @@ class Fit:
 
     def run(self, folder: Path, *, resume: bool) -> dict[str, Any]:
         """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""
-        keep_freed_memory()
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
         watch = Watch(self)
         trainer = LabelTrainer(
@@ -90,6 +92,8 @@ class Fit:
         started = time.perf_counter()
         if not checkpoint:
             self.start_head()
+        give_back_freed_memory()
+        keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - started
         return self.history(trainer.state.log_history) | {
@@ -239,6 +243,7 @@ class Watch(TrainerCallback):
         if self.fit.interrupted and state.global_step % (state.max_steps // args.num_train_epochs):
             control.should_evaluate = control.should_save = False
         self.seconds += time.perf_counter() - self.started
+        give_back_freed_memory()  # or validation and saving would come on top of what the largest batch took
         steps = state.global_step - self.first
         self.pairs += min(steps * args.train_batch_size, len(self.fit.train_pairs))
 
@@ -313,6 +318,12 @@ def training_arguments(folder: Path, options: TrainOptions, seed: int, device: t
         disable_tqdm=True,
         seed=seed,
     )
+
+
+def give_back_freed_memory() -> None:
+    """Let the C library give what has been freed back to the system; where it is not glibc, change nothing."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> None:
