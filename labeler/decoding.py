@@ -1,4 +1,5 @@
-"""Pictures decoded in processes of their own: a file that crashes, fills or hangs its process costs that file alone.
+"""Pictures decoded, and lines of large files read, in processes of their own: what crashes, fills or hangs its process costs
+itself alone.
 
 A process is a fresh interpreter that imports only what decoding needs: forking is not safe beside Lance and torch, and
 multiprocessing's spawn would run the caller's main module again.
@@ -58,9 +59,9 @@ def in_workers(
 
     Lazy: at most AHEAD items are drawn beyond the one whose result is yielded. A process a core does the work, each
     started when it is first needed and after it has died; closing the iterator ends them. `function` is found by its
-    module and name there; the first value of an item is the path. A picture during which its process dies twice, or
-    takes over `seconds` of CPU time, gives an ImageError with code image-crashed or image-timeout; one for which memory does not
-    suffice, image-too-large.
+    module and name there; the first value of an item is the path, or what else names it. An item during which its
+    process dies twice, or takes over `seconds` of CPU time, gives an ImageError with code image-crashed or image-timeout;
+    one for which memory does not suffice, image-too-large.
 
     Raises LabelerError when processes cannot be started, and any other error of `function`.
     """
@@ -186,7 +187,7 @@ def death(path: Any, code: int, seconds: float) -> ImageError:
         limits = f"{seconds:g} s of CPU time, {WAITING * seconds:g} s by the clock"
         return ImageError("image-timeout", f"{path}: not decoded within the limit ({limits})")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return ImageError("image-crashed", f"{path}: the process that decoded it died ({how})")
+    return ImageError("image-crashed", f"{path}: the process that read it died ({how})")
 
 
 def serve(descriptor: int, seconds: float) -> None:

@@ -11,11 +11,10 @@ import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import compress, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,6 +26,7 @@ from labeler.artifacts import (
     MANIFEST,
     BadInputError,
     Input,
+    LabelerError,
     Recipe,
     UsageError,
     already_made,
@@ -36,8 +36,18 @@ from labeler.artifacts import (
     sha256_json,
     write_json,
 )
-from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_piece, json_id, with_meta, without_image
-from labeler.decoding import examine_images
+from labeler.chunks import (
+    Chunk,
+    Columns,
+    RowReading,
+    chunk_of,
+    chunk_of_lines,
+    chunk_of_piece,
+    json_id,
+    with_meta,
+    without_image,
+)
+from labeler.decoding import examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.pictures import Pictures
 from labeler.profile import counted, label_counts, profile_of
@@ -266,20 +276,12 @@ def kept_pictures(rows: Iterable[Row | Reject], pictures: Pictures) -> Iterator[
             yield Reject(row.source, row.line, row.shown_id, error.code, str(error))  # type: ignore[union-attr]
 
 
-def in_processes(work: Iterator[Piece], how: RowReading) -> Iterator[Chunk]:
-    """Yield the chunk of each piece, in order, by a process a core; a few pieces are in memory at a time."""
-    count = os.cpu_count() or 1
-    waiting: deque[Future[Chunk]] = deque()
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        try:
-            for piece in work:
-                waiting.append(pool.submit(chunk_of_piece, piece, how))
-                if len(waiting) > 2 * count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def in_processes(work: Iterable[Piece], how: RowReading) -> Generator[Chunk, None, None]:
+    """Yield the chunk of each piece, in order, by a process a core; raises LabelerError where one dies of a piece."""
+    for found in in_workers(chunk_of_lines, ((f"{piece.path}:{piece.first}", piece, how) for piece in work)):
+        if isinstance(found, ImageError):  # what such a process ends in, whatever its work is
+            raise LabelerError(str(found))
+        yield found
 
 
 def with_pictures(chunks: Iterable[Chunk], pictures: Pictures, look: Look) -> Generator[Chunk, None, None]:

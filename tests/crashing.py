@@ -7,8 +7,13 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labeler.images import Examined, ImageError, Prepared, decode_image, examine_image, prepare_image
+
+if TYPE_CHECKING:
+    from labeler.chunks import Chunk, RowReading
+    from labeler.sources.jsonl import Piece
 
 ENDS = {"abort": os.abort, "segfault": lambda: ctypes.string_at(0), "exit": lambda: os._exit(0)}
 
@@ -60,3 +65,12 @@ def most_memory() -> int:
     # getrusage's figure begins with that of the process which started this one
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
+def crashing_chunk(place: str, piece: Piece, how: RowReading) -> Chunk:
+    """Return `chunk_of_lines`, but for the second piece of a file."""
+    if piece.first > 1:
+        os.abort()
+    from labeler.chunks import chunk_of_lines
+
+    return chunk_of_lines(place, piece, how)

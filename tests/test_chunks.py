@@ -167,15 +167,15 @@ def test_the_fast_way_reads_what_the_slow_way_reads(line):
 
 
 def test_rows_that_are_no_records_are_rejects_with_the_same_words(tmp_path):
-    for fields in (
-        {"label": "a"},
-        {"text": "x"},
-        {"text": "a\0", "label": "b"},
-        {"text": ["x"], "label": "b"},
-        {"text": "x", "label": {}},
+    for fields, words in (
+        ({"label": "a"}, "neither an image nor a text"),
+        ({"text": "x"}, "no label: expected"),
+        ({"text": "a\0", "label": "b"}, "text holds a NUL"),
+        ({"text": ["x"], "label": "b"}, "text is a list"),
+        ({"text": "x", "label": {}}, "label is a dict"),
     ):
         row = Row("a", 1, {"id": 7, **fields})
-        with pytest.raises(RowError) as caught:
+        with pytest.raises(RowError, match=words) as caught:
             record_from(row, {})
         assert chunk_of([row], RowReading(tmp_path)).rejects == [
             Reject("a", 1, "7", caught.value.code, str(caught.value))

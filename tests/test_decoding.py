@@ -59,8 +59,8 @@ def test_files_that_end_their_process_cost_themselves_alone(end, bad):
 def test_what_ended_a_process_is_said():
     found = [str(item) for item in in_workers(decode, [(Path("a-abort.png"),), (Path("b-exit.png"),)])]
     assert found == [
-        f"a-abort.png: the process that decoded it died (signal {int(signal.SIGABRT)})",
-        "b-exit.png: the process that decoded it died (exit code 0)",
+        f"a-abort.png: the process that read it died (signal {int(signal.SIGABRT)})",
+        "b-exit.png: the process that read it died (exit code 0)",
     ]
 
 

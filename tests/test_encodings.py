@@ -124,5 +124,5 @@ def test_no_such_encoding_is_a_usage_error(tmp_path):
     assert result.exit_code == 2
     assert "'utf-99' is no text encoding; try utf-8, gb18030" in result.output
     assert known_encoding("GB18030") == "gb18030"
-    with pytest.raises(LookupError):
+    with pytest.raises(LookupError, match="rot13 is no text encoding"):
         known_encoding("rot13")

@@ -31,7 +31,7 @@ def labeler(monkeypatch, capsys):
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["labeler", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit, match=r"^\d+$") as ended:
             main()
         out, err = capsys.readouterr()
         return Answer(int(ended.value.code or 0), out, " ".join((out + err).split()))

@@ -373,7 +373,7 @@ def test_a_picture_that_crashes_the_decoder_ends_preprocess_by_its_name(tmp_path
     ingest([write_pictures(tmp_path / "data", names)], tmp_path / "records")
     monkeypatch.setattr("labeler.decoding.prepare_image", crashing_prepare)
     with pytest.raises(
-        BadInputError, match=r"abort.png: the process that decoded it died .* run `labeler ingest` again"
+        BadInputError, match=r"abort.png: the process that read it died .* run `labeler ingest` again"
     ):
         preprocess(tmp_path / "records", tmp_path / "out", text_encoder=str(text_tower), image_encoder=str(image_tower))
     assert not (tmp_path / "out").exists()
@@ -388,5 +388,5 @@ def test_pictures_that_crash_the_decoder_get_a_line_with_an_error_from_predict(t
     assert (done.items, done.errors) == (4, 2)
     assert [line["id"] for line in lines] == names
     assert [line["error"] is None for line in lines] == [True, False, True, False]
-    assert "abort.png: the process that decoded it died" in lines[1]["error"]
+    assert "abort.png: the process that read it died" in lines[1]["error"]
     assert [len(line["labels"]) for line in lines] == [1, 0, 1, 0]

@@ -163,7 +163,7 @@ def test_fault_6_a_clip_cut_off_anywhere_is_refused_and_nothing_falls(release):
         None,
         "image-unreadable",
     }  # mp4 written with its table at the end may be whole before its last byte
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match="video"):
         decode_image(data[: len(data) // 2])
 
 

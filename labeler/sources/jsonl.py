@@ -98,11 +98,9 @@ def parse_line(raw: bytes) -> tuple[dict[str, Any], bool]:
         raise LineError("line-too-long", f"over {MAX_LINE_BYTES:,} bytes, which is all that is read of a line")
     try:
         fields = orjson.loads(raw)
-        if is_plain(fields, raw):
-            return fields, False
     except orjson.JSONDecodeError:
-        pass  # the slow way says what is wrong, or reads what orjson does not
-    return parse_slowly(raw)
+        return parse_slowly(raw)  # which says what is wrong, or reads what orjson does not
+    return (fields, False) if is_plain(fields, raw) else parse_slowly(raw)
 
 
 def is_plain(fields: Any, raw: bytes) -> bool:
