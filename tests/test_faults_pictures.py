@@ -372,9 +372,7 @@ def test_a_picture_that_crashes_the_decoder_ends_preprocess_by_its_name(tmp_path
     names = [f"{number}.png" for number in range(40)] + ["abort.png"]
     ingest([write_pictures(tmp_path / "data", names)], tmp_path / "records")
     monkeypatch.setattr("labeler.decoding.prepare_image", crashing_prepare)
-    with pytest.raises(
-        BadInputError, match=r"abort.png: the process that read it died .* run `labeler ingest` again"
-    ):
+    with pytest.raises(BadInputError, match=r"abort.png: the process that read it died .* run `labeler ingest` again"):
         preprocess(tmp_path / "records", tmp_path / "out", text_encoder=str(text_tower), image_encoder=str(image_tower))
     assert not (tmp_path / "out").exists()
 
