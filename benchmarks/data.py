@@ -4,6 +4,7 @@
     python -m benchmarks.data pictures [--pictures 1000] [--rounds 5]
     python -m benchmarks.data batches STORE [--batches 100]
     python -m benchmarks.data whole FOLDER
+    python -m benchmarks.data looks IMAGES [--sheets FOLDER]
 
 Prints JSON. What is compared runs in turns, so that other work on the machine hits both; figures are medians. CPU time, of
 processes started too, says how the ways compare where other work leaves one of them fewer cores.
@@ -12,6 +13,7 @@ processes started too, says how the ways compare where other work leaves one of 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import resource
 import statistics
@@ -27,11 +29,14 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import orjson
-from PIL import Image
+from PIL import Image, ImageOps
 
 from labeler.decoding import cores, prepare_images
+from labeler.images import difference_hash, load_image
+from labeler.looks import NEAR, near_pairs
 
 SIDE = 224
+CELL = 96
 SIZE = (1280, 720)
 LABELS = ("joy", "anger", "sadness", "fear", "surprise")
 
@@ -116,6 +121,34 @@ def whole(folder: Path) -> None:
                     {"source": path.name, "of": path.parent.name} | accounted(path, label, Path(out) / "records")
                 )
             )
+
+
+@data.command()
+@click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--copies", default=300, show_default=True, help="How many pictures are copied in each way.")
+@click.option("--distance", default=NEAR, show_default=True, help="The largest distance at which pictures are joined.")
+@click.option(
+    "--sheets", type=click.Path(path_type=Path), help="Write contact sheets of the joined pairs to this folder."
+)
+def looks(images: Path, copies: int, distance: float, sheets: Path | None) -> None:
+    """How far made copies of a folder's pictures are from them, and which of its pictures are joined as copies."""
+    pictures = [load_image(path) for path in sorted(images.iterdir())]
+    hashed = [(picture, look) for picture in pictures if (look := difference_hash(picture))]
+    step = max(1, len(hashed) // copies)
+    away = {}
+    for way, copy in COPIES.items():
+        found = [(look, difference_hash(copy(picture))) for picture, look in hashed[::step][:copies]]
+        shares = [jaccard_distance(look, other) if other else 1.0 for look, other in found]
+        away[way] = {"median": round(statistics.median(shares), 3), "95%": round(float(np.quantile(shares, 0.95)), 3)}
+    hashes = np.stack([np.frombuffer(bytes.fromhex(look), np.uint8) for _, look in hashed])
+    pairs = [(a, b) for a, b in zip(*near_pairs(hashes, distance), strict=True)]
+    near = [(a, b) for a, b in pairs if (hashes[a] != hashes[b]).any()]
+    if sheets is not None:
+        write_sheets([(hashed[a][0], hashed[b][0]) for a, b in near], sheets)
+    click.echo(json.dumps({
+        "pictures": len(pictures), "without_a_hash": len(pictures) - len(hashed), "copies_made": len(found), "distances": away,
+        "joined_within": distance, "pairs_with_equal_hashes": len(pairs) - len(near), "pairs_with_other_hashes": len(near),
+    }, indent=2))  # fmt: skip
 
 
 @data.command()
@@ -214,6 +247,51 @@ def write_photo(path: Path, seed: int) -> Path:
     pixels = 0.6 * layers[0] + 0.2 * layers[1] + 0.2 * layers[2] + grain
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=85)
     return path
+
+
+def encoded(image: Image.Image, kind: str, quality: int) -> Image.Image:
+    """Return the picture as it comes back from a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def scaled(image: Image.Image, factor: float) -> Image.Image:
+    """Return the picture with its sides multiplied by `factor`."""
+    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))))
+
+
+def cropped(image: Image.Image, share: float) -> Image.Image:
+    """Return the picture without `share` of its width and height on each side."""
+    x, y = round(share * image.width), round(share * image.height)
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "JPEG of quality 75": lambda image: encoded(image, "JPEG", 75),
+    "JPEG of quality 40": lambda image: encoded(image, "JPEG", 40),
+    "70 % size, WebP of quality 60": lambda image: encoded(scaled(image, 0.7), "WEBP", 60),
+    "half size": lambda image: scaled(image, 0.5),
+    "2 % cropped on each side": lambda image: cropped(image, 0.02),
+}
+
+
+def jaccard_distance(one: str, other: str) -> float:
+    """Return the share of the bits set in either hash (hex) that are not set in both."""
+    a, b = int(one, 16), int(other, 16)
+    return 1 - (a & b).bit_count() / (a | b).bit_count()
+
+
+def write_sheets(pairs: list[tuple[Image.Image, Image.Image]], folder: Path, columns: int = 8, rows: int = 10) -> None:
+    """Write pairs of pictures side by side, `columns` x `rows` of them a sheet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(pairs), columns * rows):
+        sheet = Image.new("RGB", (columns * 2 * CELL + columns * 8, rows * (CELL + 8)), "grey")
+        for number, pair in enumerate(pairs[start : start + columns * rows]):
+            for which, picture in enumerate(pair):
+                small = ImageOps.pad(picture, (CELL, CELL), color="white")
+                sheet.paste(small, (number % columns * (2 * CELL + 8) + which * CELL, number // columns * (CELL + 8)))
+        sheet.save(folder / f"{start:05}.png")
 
 
 def plain_loop(paths: list[Path]) -> list[np.ndarray]:
