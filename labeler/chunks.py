@@ -30,7 +30,7 @@ from labeler.records import (
     Split,
     canonical_fields,
     find_field,
-    json_line,
+    json_bytes,
     named_fields,
     parse_labels,
     parse_split,
@@ -43,8 +43,10 @@ from labeler.sources.jsonl import MAX_LINE_BYTES, PLAIN, Piece, rows_of
 LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired
 GAP = b"\0"  # stands in a record's line where its split will; JSON escapes it, so that no line holds one
-SPLIT_GAP = b'"split":' + GAP
+BREAK = ord("\n")
+BLANK = np.array([chr(code).isspace() and code < 128 for code in range(256)])
 PLACES: dict[Split | None, int] = {None: -1} | {split: place for place, split in enumerate(SPLITS)}
+JSON_VALUE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|null')
 HEAD = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*"),"image":("(?:[^"\\]|\\.)*"|null)')  # how a record's line begins
 
 
@@ -151,12 +153,12 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
     except orjson.JSONDecodeError:
         return None
     keys = tuple(rows[0]) if type(rows[0]) is dict else ()
-    if not keys or set(map(type, rows)) != {dict} or any(tuple(row) != keys for row in rows):
+    if not keys or set(map(type, rows)) != {dict} or set(map(tuple, rows)) != {keys}:
         return None
     names = named_fields(keys, tuple(how.mapping.items()))
     if names.image or names.group or "answers" in keys or not {names.id, names.text, names.labels} <= set(keys):
         return None
-    column = {key: [row[key] for row in rows] for key in keys}
+    column = dict(zip(keys, zip(*map(dict.values, rows), strict=True), strict=True))
     strings = {key: "".join(values) for key, values in column.items() if set(map(type, values)) == {str}}
     plain = all(key in strings or set(map(type, values)) <= PLAIN - {str} for key, values in column.items())
     colons = sum(map(str.count, [*keys, *strings.values()], repeat(":"))) + (len(rows) - 1) * "".join(keys).count(":")
@@ -176,7 +178,7 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
         return None
     if None in labels.values():
         return None
-    metas = zip(*(column[name] for name in names.others), strict=True) if names.others else repeat(())
+    others = zip(*(column[name] for name in names.others), strict=True)
     records = Fields(
         line=list(range(piece.first, piece.first + len(rows))),
         source=[piece.path] * len(rows),
@@ -186,7 +188,7 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
         labels=[labels[value] or () for value in column[str(names.labels)]],
         split=[splits[value] for value in column[names.split]] if names.split else [None] * len(rows),
         group=[None] * len(rows),
-        meta=[dict(zip(names.others, values, strict=True)) for values, _ in zip(metas, rows, strict=False)],
+        meta=[dict(zip(names.others, values, strict=True)) for values in others] or [{} for _ in rows],
     )
     counts: Counter[Any] = Counter({"rows": len(rows)} | {("field", name): len(rows) for name in names.others})
     return chunk_from(records, any(len(value or ()) > 1 for value in labels.values()), [], counts)
@@ -242,56 +244,74 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
 
 def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Counter[Any]) -> Chunk:
     """Return the chunk of N records."""
-    texts = records.text
+    texts, number = records.text, len(records.id)
     sources, labels = numbered(records.source), numbered(chain.from_iterable(records.labels))
-    nothing = np.zeros(len(texts), np.int32)
+    nothing = np.zeros(number, np.int32)
     for group, meta in zip(records.group, records.meta, strict=True):
         if group is not None:
             meta["group"] = group
-    lines = [
-        line_of(*fields) for fields in zip(records.id, records.image, texts, records.labels, records.meta, strict=True)
-    ]
+    lines = lines_of(records)
     columns = Columns(
         line=np.array(records.line, np.int64),
-        source=np.array([sources[source] for source in records.source], np.int32),
-        id=keys_of(map(str.encode, records.id)),
-        text=keys_of(text.encode() if text else None for text in texts),
-        text_key=keys_of(comparable(text) if text else None for text in texts),
-        group=keys_of(group.encode() if group else None for group in records.group),
-        split=np.array([PLACES[split] for split in records.split], np.int8),
-        characters=np.array([len(text) if text else -1 for text in texts], np.int32),
-        words=np.array([words_of(text) if text else 0 for text in texts], np.int32),
-        label_count=np.array(list(map(len, records.labels)), np.int32),
+        source=np.fromiter(map(sources.__getitem__, records.source), np.int32, number),
+        id=keys_of(encoded(records.id)),
+        text=keys_of(encoded(texts)),
+        text_key=keys_of(comparables(texts)),
+        group=keys_of(encoded(records.group)),
+        split=np.fromiter(map(PLACES.__getitem__, records.split), np.int8, number),
+        characters=np.fromiter((len(text) if text else -1 for text in texts), np.int32, number),
+        words=word_counts(texts),
+        label_count=np.fromiter(map(len, records.labels), np.int32, number),
         image=nothing.astype(np.uint64),
         width=nothing,
         height=nothing.copy(),
-        size=np.array(list(map(len, lines)), np.int64),
+        size=np.diff(np.flatnonzero(np.frombuffer(lines, np.uint8) == BREAK), prepend=-1),
     )
-    codes = np.array([labels[name] for name in chain.from_iterable(records.labels)], np.int32)
+    codes = np.fromiter(map(labels.__getitem__, chain.from_iterable(records.labels)), np.int32)
     images = records.image if any(records.image) else []
-    return Chunk(b"".join(lines), images, [], columns, list(sources), list(labels), codes, several, rejects, counts, {})
+    return Chunk(lines, images, [], columns, list(sources), list(labels), codes, several, rejects, counts, {})
 
 
-def line_of(identity: str, image: str | None, text: str | None, labels: tuple[str, ...], meta: dict[str, Any]) -> bytes:
-    """Return a record's line with GAP for its split; its group is its id until groups are known."""
-    fields = {
-        "id": identity,
-        "image": image,
-        "text": text,
-        "labels": labels,
-        "split": None,
-        "group": identity,
-        "meta": meta,
-    }
-    # no string before it can hold this: its quotes would be escaped
-    return json_line(fields).replace(b'"split":null', SPLIT_GAP, 1)
+def lines_of(records: Fields) -> bytes:
+    """Return the records' lines, with GAP for their splits; a record's group is its id until groups are known."""
+    ids = each_json(records.id)
+    names = {labels: json_bytes(labels) for labels in set(records.labels)}
+    columns = (
+        (b'{"id":', ids),
+        (b',"image":', each_json(records.image) if any(records.image) else repeat(b"null")),
+        (b',"text":', each_json(records.text)),
+        (b',"labels":', map(names.__getitem__, records.labels)),
+        (b',"split":' + GAP + b',"group":', ids),
+        # as slices, since orjson's own bytes keep a kilobyte each
+        (b',"meta":{', [json_bytes(meta)[1:] for meta in records.meta] if any(records.meta) else repeat(b"}")),
+    )
+    parts = chain.from_iterable((repeat(name), values) for name, values in columns)
+    return b"".join(chain.from_iterable(zip(*parts, repeat(b"}\n"), strict=False)))
 
 
-def words_of(text: str) -> int:
-    """Return how many words a text without blanks at its ends has."""
-    if "  " not in text and text.isascii() and text.isprintable():
-        return text.count(" ") + 1  # half the time
-    return len(text.split())
+def each_json(values: Sequence[str | None]) -> list[bytes]:
+    """Return each of the values as JSON."""
+    whole = json_bytes(values)
+    if b'\\"' not in whole and (found := whole[2:-2].split(b'","')) and len(found) == len(values):
+        return [b'"%b"' % value for value in found]
+    return JSON_VALUE.findall(whole)
+
+
+def encoded(values: Sequence[str | None]) -> list[bytes | None]:
+    """Return the values in UTF-8; None for None and for nothing."""
+    return list(map(str.encode, values)) if all(values) else [value.encode() if value else None for value in values]  # type: ignore[arg-type]
+
+
+def word_counts(texts: Sequence[str | None]) -> np.ndarray:
+    """Return [N] int32: how many words each of the texts has, 0 for None."""
+    if not all(texts) or not (whole := "".join(texts)).isascii():  # type: ignore[arg-type]
+        return np.array([len(text.split()) if text else 0 for text in texts], np.int32)
+    starts = np.cumsum([0, *map(len, texts)])[:-1]  # type: ignore[arg-type]
+    blank = BLANK.take(np.frombuffer(whole.encode(), np.uint8))
+    begins = ~blank  # a word begins after a blank, or with its text
+    begins[1:] &= blank[:-1]
+    begins[starts] = ~blank[starts]
+    return np.add.reduceat(begins, starts, dtype=np.int32)
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
@@ -375,10 +395,14 @@ def fixed_text(row: Row, mapping: dict[str, str]) -> Row:
     return row if fixed == row.fields[name] else row._replace(fields=row.fields | {name: fixed})
 
 
-def keys_of(values: Iterable[bytes | None]) -> np.ndarray:
+def keys_of(values: Sequence[bytes | None]) -> np.ndarray:
     """Return [N] uint64, equal for equal values, with every run and on every machine; 0 for None alone."""
-    # the hash may be 0 too, for one value in 2**64: it is given another's
-    return np.array([xxh3_64_intdigest(value) or 1 if value else 0 for value in values], np.uint64)
+    found = filter(None, values)
+    there = np.fromiter(map(bool, values), bool, len(values))
+    keys = np.zeros(len(values), np.uint64)
+    keys[there] = np.fromiter(map(xxh3_64_intdigest, found), np.uint64)
+    keys[there & (keys == 0)] = 1  # one value in 2**64: it is given another's
+    return keys
 
 
 class Compared(dict[int, "int | None"]):
@@ -392,6 +416,16 @@ class Compared(dict[int, "int | None"]):
 COMPARED = Compared()
 LOWER = bytes(ord(chr(code).lower()) if code < 128 else code for code in range(256))
 IGNORED = bytes(code for code in range(128) if COMPARED[code] is None)
+IGNORED_IN_LINES = IGNORED.replace(b"\n", b"")
+
+
+def comparables(texts: Sequence[str | None]) -> list[bytes | None]:
+    """Return `comparable` of each of the texts, None for None; of plain ones all at once."""
+    if all(texts) and (whole := "\n".join(texts)).isascii():  # type: ignore[arg-type]
+        found = whole.encode().translate(LOWER, IGNORED_IN_LINES).split(b"\n")
+        if len(found) == len(texts) and all(found):
+            return found  # type: ignore[return-value]
+    return [comparable(text) if text else None for text in texts]
 
 
 def comparable(text: str) -> bytes:

@@ -7,6 +7,7 @@ multiprocessing's spawn would run the caller's main module again.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -53,11 +54,14 @@ def prepare_images(
 
 
 def in_workers(
-    function: Callable[..., Any], items: Iterable[tuple[Any, ...] | None], seconds: float = TIME_LIMIT
+    function: Callable[..., Any],
+    items: Iterable[tuple[Any, ...] | None],
+    seconds: float = TIME_LIMIT,
+    ahead: int = AHEAD,
 ) -> Generator[Any, None, None]:
     """Yield `function(*item)` for each of `items`, in their order, or the ImageError that it raised; None for None.
 
-    Lazy: at most AHEAD items are drawn beyond the one whose result is yielded. A process a core does the work, each
+    Lazy: at most `ahead` items are drawn beyond the one whose result is yielded. A process a core does the work, each
     started when it is first needed and after it has died; closing the iterator ends them. `function` is found by its
     module and name there; the first value of an item is the path, or what else names it. An item during which its
     process dies twice, or takes over `seconds` of CPU time, gives an ImageError with code image-crashed or image-timeout;
@@ -73,7 +77,7 @@ def in_workers(
     try:
         for item in items:
             waiting.append(pool.submit(workers.call, function, item))
-            while waiting and (waiting[0].done() or len(waiting) > AHEAD):
+            while waiting and (waiting[0].done() or len(waiting) > ahead):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -195,6 +199,7 @@ def serve(descriptor: int, seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(ValueError, OSError):  # not every system has it
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    gc.set_threshold(100_000)  # thousands of rows at a time are no reason to look for cycles
     threading.Thread(target=end_with_caller, args=(descriptor,), daemon=True).start()
     connection = Connection(descriptor)
     connection.send(None)  # ready

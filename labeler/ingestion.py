@@ -47,7 +47,7 @@ from labeler.chunks import (
     with_meta,
     without_image,
 )
-from labeler.decoding import examine_images, in_workers
+from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.pictures import Pictures
 from labeler.profile import counted, label_counts, profile_of
@@ -278,7 +278,8 @@ def kept_pictures(rows: Iterable[Row | Reject], pictures: Pictures) -> Iterator[
 
 def in_processes(work: Iterable[Piece], how: RowReading) -> Generator[Chunk, None, None]:
     """Yield the chunk of each piece, in order, by a process a core; raises LabelerError where one dies of a piece."""
-    for found in in_workers(chunk_of_lines, ((f"{piece.path}:{piece.first}", piece, how) for piece in work)):
+    named = ((f"{piece.path}:{piece.first}", piece, how) for piece in work)
+    for found in in_workers(chunk_of_lines, named, ahead=4 * cores()):
         if isinstance(found, ImageError):  # what such a process ends in, whatever its work is
             raise LabelerError(str(found))
         yield found

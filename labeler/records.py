@@ -303,18 +303,18 @@ def label_set(counts: Mapping[str, int], task: Task) -> LabelSet:
     return LabelSet(task=task, labels=labels)
 
 
-def json_line(fields: Mapping[str, Any]) -> bytes:
-    """Return `fields` as one line of canonical jsonl: compact, UTF-8, keys as they stand."""
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as canonical JSON: compact, UTF-8, keys as they stand."""
     try:
-        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(value)
     except TypeError:  # an integer of over 64 bits
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write records as canonical jsonl: fixed field order, UTF-8, one line each."""
     with open(path, "wb") as file:
-        file.writelines(json_line(record.model_dump()) for record in records)
+        file.writelines(json_bytes(record.model_dump()) + b"\n" for record in records)
 
 
 def read_records(folder: Path) -> Iterator[Record]:

@@ -6,6 +6,7 @@ Everything here is arrays over rows, so that a million rows take a second and a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from labeler.records import SPLITS
 # numbers that are equal where the things are; 0 where a row has none.
 Keys = Mapping[str, np.ndarray]
 TRAIN = SPLITS.index("train")
+LONG_RUN = 64
 
 
 class RowLabels(NamedTuple):
@@ -90,26 +92,53 @@ def split_groups(groups: np.ndarray, labels: RowLabels, fractions: Sequence[floa
 
     wanted = [[total * share for share in fractions] for total in totals.tolist()]
     wanted_rows = [len(groups) * share for share in fractions]
-    chosen = []
-    parts = range(len(fractions))
-    entries = zip(starts[:-1][order].tolist(), starts[1:][order].tolist(), strict=True)
-    code, count = code.tolist(), count.tolist()
-    for (start, end), label, size in zip(entries, rarest[order].tolist(), sizes[order].tolist(), strict=True):
-        lacking = wanted[label] if label >= 0 else wanted_rows
-        most = max(lacking)
-        best = lacking.index(most)
-        if lacking.count(most) > 1:
-            best = max((part for part in parts if lacking[part] == most), key=wanted_rows.__getitem__)
-        chosen.append(best)
-        wanted_rows[best] -= size
-        if end - start == 1:
-            lacking[best] -= count[start]
-        else:
-            for entry in range(start, end):
+    chosen: list[int] = []
+    # most groups of most data are one row with one label, and come in long runs: those are dealt out at once
+    alone = np.where((sizes == 1) & (np.diff(starts) == 1), rarest, -1)[order]
+    bounds = [0, *(np.flatnonzero(np.diff(alone)) + 1).tolist(), len(alone)]
+    code, count, starts = code.tolist(), count.tolist(), starts.tolist()
+    for begin, end in pairwise(bounds):
+        if end - begin >= LONG_RUN and alone[begin] >= 0:
+            chosen += dealt(wanted[alone[begin]], wanted_rows, end - begin).tolist()
+            continue
+        for group in order[begin:end].tolist():
+            label = rarest[group]
+            best = most_lacking(wanted[label] if label >= 0 else wanted_rows, wanted_rows)
+            chosen.append(best)
+            wanted_rows[best] -= int(sizes[group])
+            for entry in range(starts[group], starts[group + 1]):
                 wanted[code[entry]][best] -= count[entry]
-    found = np.zeros(len(sizes), np.int8)
+    found = np.zeros(len(order), np.int8)
     found[order] = chosen
     return found[members]
+
+
+def most_lacking(lacking: list[float], wanted_rows: list[float]) -> int:
+    """Return the part that lacks most; of those that lack as much the one that lacks most rows, then the first."""
+    most = max(lacking)
+    best = lacking.index(most)
+    if lacking.count(most) > 1:
+        best = max((part for part in range(len(lacking)) if lacking[part] == most), key=wanted_rows.__getitem__)
+    return best
+
+
+def dealt(lacking: list[float], wanted_rows: list[float], rows: int) -> np.ndarray:
+    """Return [rows] int, `most_lacking` for rows of one label each; `lacking` and `wanted_rows` are lessened by them.
+
+    A part lacks one less with every row that it gets, whatever the others get: sorting all that they will ever lack
+    gives the order in which they are served. (A float less a whole number is exact.)
+    """
+    highest = np.cumsum(sorted(lacking, reverse=True))
+    level = ((highest - rows) / np.arange(1, len(lacking) + 1)).max()  # what the parts will lack in the end
+    served = [min(rows, max(0, int(lack - level) + 2)) for lack in lacking]  # at most
+    part = np.repeat(np.arange(len(lacking)), served)
+    before = np.concatenate([np.arange(count) for count in served])
+    order = np.lexsort((part, before - np.array(wanted_rows)[part], before - np.array(lacking)[part]))
+    chosen = part[order[:rows]]
+    for best, count in enumerate(np.bincount(chosen).tolist()):
+        lacking[best] -= count
+        wanted_rows[best] -= count
+    return chosen
 
 
 def labels_of_groups(members: np.ndarray, labels: RowLabels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

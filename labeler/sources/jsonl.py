@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 
 from labeler.records import Reject, Row
@@ -21,7 +22,7 @@ MAX_LINE_BYTES = 8 << 20  # ast's parser needs about a hundred times a line's si
 PIECE_BYTES = 256 << 10  # what is made of it stays in a core's cache
 PLAIN = {str, int, bool, type(None)}
 MARK = b"\xef\xbb\xbf"  # of byte order; it says UTF-8
-BLANKS = b" \t\r\x0b\x0c\n"
+BREAK = ord("\n")
 BLANK = re.compile(rb"^[ \t\r\x0b\x0c]*\n", re.MULTILINE)
 LITERAL = "python literal"
 
@@ -70,7 +71,9 @@ def pieces(path: Path, size: int = PIECE_BYTES) -> Iterator[Piece]:
 
 def blank_lines(data: bytes) -> int:
     """Return how many of the lines in `data`, each with its end, hold nothing."""
-    if data[:1] not in BLANKS and not any(b"\n%c" % blank in data for blank in BLANKS):
+    characters = np.frombuffer(data, np.uint8)
+    firsts = characters[np.append(0, np.flatnonzero(characters == BREAK)[:-1] + 1)]  # of each line
+    if firsts.min() > ord(" "):
         return 0  # the long way takes ten times as long
     return len(BLANK.findall(data))
 
