@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice, tee
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from labeler.artifacts import (
+    MANIFEST,
     BadInputError,
     Recipe,
     already_made,
+    differences,
     input_of,
     making,
     sha256_json,
@@ -29,12 +32,14 @@ from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.store import DATASET, THUMBNAIL_MIME
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
 
     from labeler.encoders.image import ImageEncoder
     from labeler.encoders.text import TextEncoder
 
 BATCH_SIZE = 32
+TOKENS = "visual_tokens"
 
 
 class Preprocessed(NamedTuple):
@@ -59,7 +64,9 @@ def preprocess(
 
     Columns: id, split, group, text, labels (numbers in labels.json), image (a JPEG of at most 320 px, to look
     at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
-    picture), text_features ([D] float32 of the frozen text tower). Memory stays flat.
+    picture), text_features ([D] float32 of the frozen text tower). Memory stays flat. Where `out` is such a store and
+    only the image tower is another, its tokens are added as a column, and no other is written again; the tokens that
+    were there stay, and are found again when their tower is asked for.
 
     Raises BadInputError when `records` is no such artifact, or a picture has changed since ingest; LabelerError
     when a tower cannot be loaded.
@@ -84,17 +91,83 @@ def preprocess(
         "image": {"name": image_encoder, "sha256": hashes["image"], "tokens": image.tokens, "width": image.width},
         "text": {"name": text_encoder, "sha256": hashes["text"], "width": text.model.config.hidden_size},
     }
+    kept = None if force else other_towers_tokens(out, recipe)
     # Lance names its files at random: what stands for the content is what it was made from
     with making(out, recipe, content=sha256_json([manifest["content_sha256"], towers])) as folder:
-        write_dataset(folder / DATASET, records, image, text, rows)
+        with tqdm(total=rows, desc="preprocessing", unit="pair", disable=None) as bar:
+            if kept is None:
+                write_dataset(folder / DATASET, counted(load_batches(records, image.size), bar), records, image, text)
+            else:
+                shutil.copytree(out / DATASET, folder / DATASET, copy_function=link)
+                set_tokens(
+                    folder / DATASET, counted(load_batches(records, image.size), bar), image, kept, hashes["image"]
+                )
         write_json(folder / "towers.json", towers)
         for name in ("labels.json", "profile.json"):
             shutil.copyfile(records / name, folder / name)
     return Preprocessed(out, False, rows)
 
 
-def write_dataset(path: Path, records: Path, image: ImageEncoder, text: TextEncoder, rows: int) -> None:
-    """Write the Lance dataset, a batch in memory at a time; a progress bar on a terminal."""
+def other_towers_tokens(out: Path, recipe: Recipe) -> str | None:
+    """Return the sha256 of the image tower of the store `out` where that alone is not what `recipe` asks for; else None.
+
+    None too where there is no such store, or it is damaged.
+    """
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        manifest = verify(out, "preprocess")
+    except BadInputError:
+        return None
+    weights = manifest["arguments"].pop("weights"), recipe.arguments["weights"]
+    asked = recipe._replace(arguments={name: value for name, value in recipe.arguments.items() if name != "weights"})
+    asked.arguments["image_encoder"] = manifest["arguments"]["image_encoder"]
+    if differences(manifest, asked) or weights[0]["text"] != weights[1]["text"]:
+        return None
+    return weights[0]["image"]
+
+
+def link(source: str, target: str) -> None:
+    """Let `target` be the file `source`, which nobody writes to any more; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def set_tokens(path: Path, loaded: Iterable[list[Loaded]], image: ImageEncoder, old: str, new: str) -> None:
+    """Let visual_tokens of the Lance dataset be those of the tower with sha256 `new`, and keep those of `old` beside them.
+
+    They are a column more, or one that was kept; nothing else is written again.
+    """
+    import lance
+    import pyarrow
+
+    dataset: Any = lance.dataset(str(path))  # its types are wrong about alter_columns
+    dataset.alter_columns({"path": TOKENS, "name": tokens_of(old)})
+    if tokens_of(new) in dataset.schema.names:
+        dataset.alter_columns({"path": tokens_of(new), "name": TOKENS})
+        return
+    schema = pyarrow.schema([token_field(image)])
+    stream(dataset.add_columns, schema, ({TOKENS: tokens(batch, image)} for batch in loaded))
+
+
+def tokens_of(sha256: str) -> str:
+    """Return the name of the column with the visual tokens of a tower that is not the store's."""
+    return f"{TOKENS}_{sha256[:16]}"
+
+
+def counted(batches: Iterable[list[Loaded]], bar: tqdm[Any]) -> Iterator[list[Loaded]]:
+    """Yield the batches; the bar goes on when the next one is asked for."""
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))
+
+
+def write_dataset(
+    path: Path, loaded: Iterable[list[Loaded]], records: Path, image: ImageEncoder, text: TextEncoder
+) -> None:
+    """Write the Lance dataset, a batch in memory at a time."""
     import lance
     import pyarrow
 
@@ -102,27 +175,35 @@ def write_dataset(path: Path, records: Path, image: ImageEncoder, text: TextEnco
     schema = pyarrow.schema([
         ("id", pyarrow.string()), ("split", pyarrow.string()), ("group", pyarrow.string()),
         ("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.int32())), ("image", pyarrow.binary()),
-        ("visual_tokens", pyarrow.list_(pyarrow.float16(), image.tokens * image.width)),
-        ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
+        token_field(image), ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
     ])  # fmt: skip
-    with tqdm(total=rows, desc="preprocessing", unit="pair", disable=None) as bar:
-        failed: list[Exception] = []
+    columns = (columns_of(batch, label_set, image, text) for batch in loaded)
+    stream(lambda reader: lance.write_dataset(reader, str(path), schema=schema), schema, columns)
 
-        def batches() -> Iterator[pyarrow.RecordBatch]:
-            try:
-                for loaded in load_batches(records, image.size):
-                    yield record_batch(loaded, label_set, image, text, schema)
-                    bar.update(len(loaded))
-            except Exception as error:
-                failed.append(error)
-                raise
 
+def stream(
+    write: Callable[[pyarrow.RecordBatchReader], Any], schema: pyarrow.Schema, columns: Iterable[dict[str, list[Any]]]
+) -> None:
+    """Have `write` read the columns, a batch in memory at a time; what making them raises is raised here too."""
+    import pyarrow
+
+    failed: list[Exception] = []
+
+    def batches() -> Iterator[pyarrow.RecordBatch]:
         try:
-            lance.write_dataset(pyarrow.RecordBatchReader.from_batches(schema, batches()), str(path), schema=schema)
-        except OSError:
-            if failed:  # Lance turns what its source raises into an OSError that holds the traceback as text
-                raise failed[0] from None
+            for values in columns:
+                arrays = [pyarrow.array(values[field.name], type=field.type) for field in schema]
+                yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
+        except Exception as error:
+            failed.append(error)
             raise
+
+    try:
+        write(pyarrow.RecordBatchReader.from_batches(schema, batches()))
+    except OSError:
+        if failed:  # Lance turns what its source raises into an OSError that holds the traceback as text
+            raise failed[0] from None
+        raise
 
 
 def load_batches(records: Path, side: int) -> Iterator[list[Loaded]]:
@@ -147,29 +228,37 @@ def usable(record: Record, picture: Prepared | ImageError | None) -> Loaded:
     return Loaded(record, picture)
 
 
-def record_batch(
-    loaded: list[Loaded], label_set: LabelSet, image: ImageEncoder, text: TextEncoder, schema: pyarrow.Schema
-) -> pyarrow.RecordBatch:
-    """Return one Arrow batch with everything that the towers say about `loaded`."""
-    import pyarrow
-
+def columns_of(
+    loaded: list[Loaded], label_set: LabelSet, image: ImageEncoder, text: TextEncoder
+) -> dict[str, list[Any]]:
+    """Return {column: values} with everything that the towers say about `loaded`."""
     numbers = {name: number for number, name in enumerate(label_set.names)}
     records = [item.record for item in loaded]
-    tokens: list[Any] = [None] * len(loaded)
-    pictures = {row: item.picture for row, item in enumerate(loaded) if item.picture is not None}
-    if pictures:
-        seen = image.visual_tokens([picture.pixels for picture in pictures.values()])
-        for row, value in zip(pictures, seen.flatten(1).numpy(), strict=True):
-            tokens[row] = value
-    columns = {
+    return {
         "id": [record.id for record in records],
         "split": [record.split for record in records],
         "group": [record.group for record in records],
         "text": [record.text for record in records],
         "labels": [[numbers[name] for name in record.labels] for record in records],
         "image": [item.picture and item.picture.thumbnail for item in loaded],
-        "visual_tokens": tokens,
+        TOKENS: tokens(loaded, image),
         "text_features": list(text.features([record.text for record in records]).numpy()),
     }
-    arrays = [pyarrow.array(columns[field.name], type=field.type) for field in schema]
-    return pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def token_field(image: ImageEncoder) -> pyarrow.Field:
+    """Return the field of the column with a tower's visual tokens."""
+    import pyarrow
+
+    return pyarrow.field(TOKENS, pyarrow.list_(pyarrow.float16(), image.tokens * image.width))
+
+
+def tokens(loaded: list[Loaded], image: ImageEncoder) -> list[np.ndarray | None]:
+    """Return each picture's visual tokens [V * D] float16, None where a record has none."""
+    found: list[np.ndarray | None] = [None] * len(loaded)
+    pictures = {row: item.picture for row, item in enumerate(loaded) if item.picture is not None}
+    if pictures:
+        seen = image.visual_tokens([picture.pixels for picture in pictures.values()])
+        for row, value in zip(pictures, seen.flatten(1).numpy(), strict=True):
+            found[row] = value
+    return found

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import tempfile
+
+# Shells start what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread, empty caches, and a hub that cannot be reached: nothing listens on port 1.
 os.environ["OMP_NUM_THREADS"] = "1"

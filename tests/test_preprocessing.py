@@ -109,6 +109,75 @@ def test_the_content_hash_depends_on_records_and_towers_alone(copied, towers, tm
     assert Store(copied / "store").sha256 != Store(tmp_path / "again").sha256
 
 
+@pytest.fixture
+def other_tower(image_tower, tmp_path) -> Path:
+    """Return a tower that sees the same pictures in other colours, 96 pixels wide: 9 tokens."""
+    folder = shutil.copytree(image_tower, tmp_path / "other-tower")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["pretrained_cfg"] |= {"mean": [0.4, 0.4, 0.4], "input_size": [3, 96, 96]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def inodes(store: Path) -> dict[str, int]:
+    """Return {name: inode} of the files that hold the store's data."""
+    return {path.name: path.stat().st_ino for path in (store / DATASET / "data").iterdir()}
+
+
+def test_another_image_tower_is_a_column_more_and_nothing_is_written_again(copied, towers, other_tower, tmp_path):
+    first = Store(copied / "store")
+    data, tokens = inodes(copied / "store"), first.visual_tokens(range(38))
+    others = towers | {"image_encoder": str(other_tower)}
+    assert not preprocess(copied / "records", copied / "store", **others).already
+    assert inodes(copied / "store").items() > data.items()
+    preprocess(copied / "records", tmp_path / "fresh", **others)
+    added, fresh = Store(copied / "store"), Store(tmp_path / "fresh")
+    assert (added.sha256, added.towers, added.rows) == (fresh.sha256, fresh.towers, fresh.rows)
+    for ours, theirs in zip(added.visual_tokens(range(38)), fresh.visual_tokens(range(38)), strict=True):
+        assert ours.shape[:1] == (38,)
+        np.testing.assert_array_equal(ours, theirs)
+    assert added.visual_tokens(range(38))[0].shape[1] != tokens[0].shape[1]
+    np.testing.assert_array_equal(added.features(np.arange(38))[1], first.features(np.arange(38))[1])
+    assert list(added.thumbnails()) == list(fresh.thumbnails())
+    assert preprocess(copied / "records", copied / "store", **others).already
+
+    shutil.rmtree(copied / "source")  # the first tower's tokens are still there: no picture is needed
+    assert not preprocess(copied / "records", copied / "store", **towers).already
+    again = Store(copied / "store")
+    assert again.sha256 == first.sha256
+    for ours, theirs in zip(again.visual_tokens(range(38)), tokens, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_column_that_cannot_be_added_leaves_the_store_as_it_was(copied, towers, other_tower):
+    manifest, data = read_manifest(copied / "store"), inodes(copied / "store")
+    (copied / "source/pictures/cross-green-two.png").unlink()
+    with pytest.raises(BadInputError, match=r"cross-green-two.png: no such file; run `labeler ingest` again"):
+        preprocess(copied / "records", copied / "store", **towers | {"image_encoder": str(other_tower)})
+    assert (verify(copied / "store", "preprocess"), inodes(copied / "store")) == (manifest, data)
+    assert Store(copied / "store").visual_tokens([0])[0].shape == (1, 4, 96)
+    assert not work_folder(copied / "store").exists()
+
+
+@pytest.mark.parametrize("why", ["another text tower", "damage", "force"])
+def test_the_whole_store_is_made_again_where_more_than_the_image_tower_is_another(
+    copied, towers, other_tower, text_tower, tmp_path, why
+):
+    others = towers | {"image_encoder": str(other_tower)}
+    data = inodes(copied / "store")
+    if why == "another text tower":
+        changed = shutil.copytree(text_tower, tmp_path / "text-tower")
+        config = json.loads((changed / "config.json").read_text(encoding="utf-8"))
+        (changed / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}), encoding="utf-8")
+        others["text_encoder"] = str(changed)
+    elif why == "damage":
+        path = next((copied / "store" / DATASET / "data").iterdir())
+        path.write_bytes(path.read_bytes()[:-100])
+    preprocess(copied / "records", copied / "store", **others, force=why == "force")
+    assert not inodes(copied / "store").keys() & data.keys()
+    assert Store(copied / "store").towers["image"]["name"] == str(other_tower)
+
+
 @pytest.mark.parametrize("what", ["changed", "missing", "cut off"])
 def test_a_picture_that_is_not_the_ingested_one_ends_the_stage(copied, towers, tmp_path, what):
     picture = copied / "source/pictures/cross-green-two.png"
