@@ -52,7 +52,7 @@ from labeler.images import Examined, ImageError, read_image_file
 from labeler.pictures import Pictures
 from labeler.profile import counted, label_counts, profile_of
 from labeler.records import Reject, Row, RowError, clean_text, label_set
-from labeler.selection import Collected, Records, parse_fractions, rejected, select, write_selected
+from labeler.selection import Collected, Records, parse_split_option, rejected, select, write_selected
 from labeler.sources import Reading, common_root, find_format, read_source
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
 from labeler.splits import RowLabels
@@ -152,7 +152,7 @@ def ingest(
     """
     options = options or IngestOptions()
     if options.split not in ("auto", "keep"):
-        parse_fractions(options.split)  # before any work
+        parse_split_option(options.split)  # before any work
     if options.frames < 1:
         raise UsageError(f"--frames {options.frames}: expected 1 or more")
     if sum(bool(given) for given in (options.labels, options.answers, options.top_answers)) > 1:

@@ -164,15 +164,27 @@ def select(records: Records, task: str, split: str, drop_leaks: bool, top_answer
         found, how = group_rows(own, len(rows)), "kept as given"
     else:
         found = group_rows(kept, len(rows))
-        fractions = parse_fractions(DEFAULT_FRACTIONS if split == "auto" else split)
-        splits[rows] = split_groups(found, records.labels.of(reason == KEPT), fractions, seed)
-        how = f"drawn: {', '.join(f'{name} {share:g}' for name, share in zip(SPLITS, fractions, strict=True))}"
+        splits[rows], how = drawn(found, records.labels.of(reason == KEPT), split, seed)
     groups[rows] = rows[found]
     labels, names, relabelled = records.labels, records.names, np.zeros(len(reason), bool)
     if top_answers:
         train = (reason == KEPT) & (splits == SPLITS.index("train"))
         labels, names, relabelled = most_frequent(labels, names, train, top_answers)
     return Selected(reason, about, groups, splits, keys, labels, names, relabelled, chosen, how)
+
+
+def drawn(groups: np.ndarray, labels: RowLabels, split: str, seed: int) -> tuple[np.ndarray, str]:
+    """Return [N] int8, places in SPLITS, drawn as `split` says (`parse_split_option`), and how that was, in words."""
+    fold, shares = parse_split_option(DEFAULT_FRACTIONS if split == "auto" else split)
+    if fold is None:
+        how = f"drawn: {', '.join(f'{name} {share:g}' for name, share in zip(SPLITS, shares, strict=True))}"
+        return split_groups(groups, labels, shares, seed), how
+    folds = split_groups(groups, labels, shares, seed)
+    rest = folds != fold - 1
+    splits = np.full(len(groups), SPLITS.index("test"), np.int8)
+    # a group's first row is in its fold too, so that those left have numbers among the rows left
+    splits[rest] = split_groups((np.cumsum(rest) - 1)[groups[rest]], labels.of(rest), (7 / 8, 1 / 8), seed)
+    return splits, f"drawn: test is fold {fold} of {len(shares)}, validation an eighth of the rest"
 
 
 def most_frequent(
@@ -278,12 +290,20 @@ def write_selected(path: Path, records: Records, selected: Selected) -> None:
             file.write(data)
 
 
-def parse_fractions(text: str) -> tuple[float, ...]:
-    """Return train, validation and test shares; raises UsageError unless they are three and add up to one."""
+def parse_split_option(text: str) -> tuple[int | None, tuple[float, ...]]:
+    """Return which fold is the test split and the folds' shares (`2/5`), or None and those of train, validation and test.
+
+    Raises UsageError unless the shares are three that add up to one, or the fold is one of at least two.
+    """
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) and 2 <= int(count) <= 100:
+        return int(number), (1 / int(count),) * int(count)
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
         shares = ()
     if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or not abs(sum(shares) - 1) <= 1e-6:
-        raise UsageError(f"--split {text}: expected `keep` or three shares that add up to 1, such as 0.7,0.15,0.15")
-    return shares
+        raise UsageError(
+            f"--split {text}: expected `keep`, three shares that add up to 1, such as 0.7,0.15,0.15, or a fold, such as 1/5"
+        )
+    return None, shares

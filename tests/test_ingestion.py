@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from labeler.artifacts import BadInputError, UsageError, sha256_file, verify
-from labeler.ingestion import Ingested, IngestOptions, ingest, parse_fractions
-from labeler.records import Record, read_label_set, read_records
+from labeler.ingestion import Ingested, IngestOptions, ingest, parse_split_option
+from labeler.records import SPLITS, Record, read_label_set, read_records
 
 
 def picture(path: Path, seed: int, side: int = 40, **options) -> Path:
@@ -201,12 +201,51 @@ def test_a_split_on_some_rows_only_is_refused(run):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0.7", "0.7,0.3", "0.5,0.5,0.5", "1,1,-1", "0,0.5,0.5", "a,b,c", "nan,nan,nan", "inf,0,0"]
+    "text",
+    [
+        "",
+        "0.7",
+        "0.7,0.3",
+        "0.5,0.5,0.5",
+        "1,1,-1",
+        "0,0.5,0.5",
+        "a,b,c",
+        "nan,nan,nan",
+        "inf,0,0",
+        "0/5",
+        "6/5",
+        "1/1",
+        "1/",
+        "/5",
+        "-1/5",
+        "1/101",
+        "1/5/5",
+        "1.5/5",
+    ],
 )
 def test_shares_that_are_none_are_refused_before_any_work(run, text):
-    with pytest.raises(UsageError, match="expected `keep` or three shares that add up to 1, such as"):
+    with pytest.raises(UsageError, match="expected `keep`, three shares that add up to 1, such as"):
         run(["not even read"], split=text)
-    assert parse_fractions("0.8,0.1,0.1") == (0.8, 0.1, 0.1)
+    assert parse_split_option("0.8,0.1,0.1") == (None, (0.8, 0.1, 0.1))
+
+
+def test_folds_test_every_row_once_and_part_no_group(run):
+    rows = [row(number, label=("joy", "anger", "calm")[number % 3], episode=str(number // 4)) for number in range(240)]
+    tested = []
+    for fold in range(1, 6):
+        result = run(rows, out=f"fold-{fold}", split=f"{fold}/5", group_by="episode")
+        assert result.profile["split"] == f"drawn: test is fold {fold} of 5, validation an eighth of the rest"
+        records = list(read_records(result.out))
+        splits = {split: [record for record in records if record.split == split] for split in SPLITS}
+        assert [len(splits[split]) for split in SPLITS] == pytest.approx([168, 24, 48], abs=8)  # a group is four rows
+        for part in splits.values():
+            assert Counter(label for record in part for label in record.labels) == dict.fromkeys(
+                ("joy", "anger", "calm"), pytest.approx(len(part) / 3, abs=5)
+            )
+        episodes = [{record.meta["group"] for record in part} for part in splits.values()]
+        assert sum(map(len, episodes)) == len(set.union(*episodes)) == 60
+        tested += [record.id for record in splits["test"]]
+    assert sorted(tested) == sorted(record.id for record in records)
 
 
 def test_the_seed_decides_the_splits(run):
