@@ -292,8 +292,8 @@ def lines_of(records: Fields) -> bytes:
 def each_json(values: Sequence[str | None]) -> list[bytes]:
     """Return each of the values as JSON."""
     whole = json_bytes(values)
-    if b'\\"' not in whole and (found := whole[2:-2].split(b'","')) and len(found) == len(values):
-        return [b'"%b"' % value for value in found]
+    if values and all(values) and b'\\"' not in whole:  # half the time
+        return [b'"%b"' % value for value in whole[2:-2].split(b'","')]
     return JSON_VALUE.findall(whole)
 
 

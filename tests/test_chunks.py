@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from unicodedata import category
 
+import numpy as np
 import pytest
 
 from labeler.chunks import (
@@ -49,6 +50,17 @@ def rows_with(odd: str) -> list[Row]:
         Row("f.jsonl", 4, {"id": "4", "image": odd, "label": "a", "group": odd, odd: 12345678901234567890123}),
         Row("f.jsonl", 5, {"id": "5", "image": "b.jpg", "text": odd, "label": "a", "meta": None}),
     ]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_line_does_not_depend_on_the_rows_beside_it(tmp_path, odd):
+    how = RowReading(tmp_path, allow_outside=True)
+    together = chunk_of(rows_with(odd), how)
+    alone = [chunk_of([row], how) for row in rows_with(odd)]
+    assert together.lines == b"".join(chunk.lines for chunk in alone)
+    for name in set(Columns._fields) - {"source"}:
+        parts = [getattr(chunk.columns, name) for chunk in alone]
+        assert getattr(together.columns, name).tolist() == np.concatenate(parts).tolist(), name
 
 
 @pytest.mark.parametrize("odd", ODD)

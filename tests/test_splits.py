@@ -64,14 +64,15 @@ def leaking(rows: list[list], splits: list[str]) -> dict[int, int]:
     return {row: int(found[row]) for row in np.flatnonzero(found >= 0).tolist()}
 
 
-def split_groups(groups, labels: list[list[str]], fractions, seed: int) -> list[str]:
+def as_arrays(groups, labels: list[list[str]]) -> tuple[np.ndarray, RowLabels]:
     groups = [list(groups).index(group) for group in groups]
     names = sorted({label for row in labels for label in row})
     codes = np.array([names.index(label) for row in labels for label in row], int)
-    found = split_arrays(
-        np.array(groups, int), RowLabels(codes, np.array([len(row) for row in labels], int)), fractions, seed
-    )
-    return [SPLITS[place] for place in found]
+    return np.array(groups, int), RowLabels(codes, np.array([len(row) for row in labels], int))
+
+
+def split_groups(groups, labels: list[list[str]], fractions, seed: int) -> list[str]:
+    return [SPLITS[place] for place in split_arrays(*as_arrays(groups, labels), fractions, seed)]
 
 
 def joined_by_search(keys: list[list[int]]) -> list[set[int]]:
@@ -176,6 +177,21 @@ def test_the_seed_decides(multi):
     groups, labels = random_rows(1, multi=multi)
     runs = [split_groups(groups, labels, FRACTIONS, seed) for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("fractions", [FRACTIONS, (0.8, 0.0, 0.2), (0.2,) * 5, (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_long_runs_of_a_label_are_dealt_out_as_one_by_one(monkeypatch, seed, fractions):
+    chance = random.Random(seed)
+    count, joined = chance.randint(100, 600), chance.randint(0, 90)
+    groups = [row // 3 * 3 for row in range(joined)] + list(range(joined, count))
+    labels = [[chance.choices("abc", (9, 3, 1))[0]] * (row % 11 > 0) for row in range(count)]
+    found = []
+    for long_run in (1, 64, 10**9):
+        monkeypatch.setattr("labeler.splits.LONG_RUN", long_run)
+        places = split_arrays(*as_arrays(groups, labels), fractions, seed)
+        found.append(places.tolist())
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("fractions", [(1.0, 0.0, 0.0), (0.8, 0.0, 0.2)])
