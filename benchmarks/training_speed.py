@@ -2,14 +2,16 @@
 
     python -m benchmarks.training_speed STORE [STEPS]
 
-Each way runs in a process of its own, one after the other; prints pairs/s and peak resident memory as JSON. The second way
-is what the tutorials do, except that it too reads the visual tokens from the store.
+Each way runs in a process of its own, one after the other; prints pairs/s and peak resident memory as JSON, and beside them what
+the machine's matrix products reached just before: on a shared machine that differs from hour to hour by half. The second way is
+what the tutorials do, except that it too reads the visual tokens from the store.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -51,6 +53,7 @@ def measure(store: Path, steps: int, way: str) -> dict[str, Any]:
     order = list(LengthGroupedSampler(BATCH_SIZE, lengths=fit.train_pairs.lengths))
     if padded:
         order = torch.randperm(len(fit.train_pairs)).tolist()
+    peak = matrix_speed(torch.bfloat16 if bf16 else torch.float32)
     started, pairs = 0.0, 0
     for step in range(-1, min(steps, len(order) // BATCH_SIZE - 1)):
         if step == 0:
@@ -70,7 +73,22 @@ def measure(store: Path, steps: int, way: str) -> dict[str, Any]:
         pairs += len(chosen) if step >= 0 else 0
     seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"pairs_per_second": round(pairs / seconds, 2), "pairs": pairs, "peak_memory_mb": memory}
+    return {
+        "pairs_per_second": round(pairs / seconds, 2), "pairs": pairs, "peak_memory_mb": memory, "matrix_gflop_per_second": peak,
+    }  # fmt: skip
+
+
+def matrix_speed(dtype: Any, side: int = 2048, times: int = 15) -> int:
+    """Return the GFLOP/s of a product of two matrices of `side` x `side`, the median of several."""
+    import torch
+
+    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return round(2 * side**3 / statistics.median(seconds) / 1e9)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import ThreadpoolController
 
-from labeler.evaluation import Predictions, decide, mean_average_precision, statistics
+from labeler.evaluation import HEADLINE, Predictions, decide, mean_average_precision, statistics
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: the higher, the less is the fit held back
 PROBE_STRENGTHS = (0.0001, 0.001, 0.01)
 SCALINGS = {"standardised": False, "unit length, standardised": True}
-CHOSEN_BY = {"single": "macro_f1", "multi": "mean_average_precision"}
+PROBE_CHOSEN_BY = {"single": "macro_f1", "multi": "mean_average_precision"}
 ITERATIONS = 300
 TOLERANCE = 1e-4
 
@@ -70,10 +70,10 @@ def logistic_regression(task: str, train: Features, validation: Features, rows: 
     """Return logistic regression on [image, text], standardised by the training rows.
 
     Task single fits one multinomial model, task multi one model a label. Strength (`STRENGTHS`) and scaling (each
-    tower as it is, or brought to unit length first) are those with the best validation macro-F1 (single) or mean
-    average precision (multi); of equals the more held back. A label that all or none of the training rows carry
-    gets its smoothed share as score, (positives + 1) / (rows + 2), or for task single 0. `train_seconds` holds the
-    whole search. Nothing here is random: `seed` is only recorded.
+    tower as it is, or brought to unit length first) are those with the best validation accuracy (single) or mean
+    average precision (multi), the figures that models are compared by first; of equals the more held back. A label
+    that all or none of the training rows carry gets its smoothed share as score, (positives + 1) / (rows + 2), or for
+    task single 0. `train_seconds` holds the whole search. Nothing here is random: `seed` is only recorded.
     """
     started = time.perf_counter()
     best, chosen = -1.0, None
@@ -81,14 +81,14 @@ def logistic_regression(task: str, train: Features, validation: Features, rows: 
         x_train, x_validation, x_rows = _inputs(unit, train, validation, rows)
         for strength, fit in _fits(task, x_train, train.truth):
             validation_scores = _scores(task, fit, x_validation, train.truth)
-            value = _value(task, validation_scores, validation.truth)
+            value = _value(task, HEADLINE[task], validation_scores, validation.truth)
             if value > best or chosen is None:
                 settings = {"C": strength, "scaling": scaling, "converged": fit.converged}
                 best, chosen = value, (fit, _scores(task, fit, x_rows, train.truth), validation_scores, settings)
     assert chosen is not None, "the grid is never empty"
     fit, scores, validation_scores, settings = chosen
     settings |= {
-        "chosen_by": CHOSEN_BY[task],
+        "chosen_by": HEADLINE[task],
         "validation": best if best >= 0 else None,
         "grid": list(STRENGTHS),
         "seed": seed,
@@ -215,14 +215,14 @@ def _scores(task: str, fit: Fit, x: np.ndarray, truth: np.ndarray) -> np.ndarray
     return scores
 
 
-def _value(task: str, scores: np.ndarray, truth: np.ndarray) -> float:
-    """Return what `CHOSEN_BY` names, or -1.0 where it is not defined."""
+def _value(task: str, metric: str, scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the metric, or -1.0 where it is not defined."""
     weights = np.ones((len(truth), 1))
     if task == "multi":
         value = mean_average_precision(scores, truth, weights)[0]
     else:
         predictions = Predictions([], [], truth, scores, decide(task, scores))
-        value = statistics(task, predictions, weights)["macro_f1"][0]
+        value = statistics(task, predictions, weights)[metric][0]
     return -1.0 if np.isnan(value) else float(value)
 
 
@@ -249,7 +249,8 @@ def linear_probe(
     scale = np.maximum(scale, max(scale.mean() / 10, 1e-6))
     x, x_validation = (features - center) / scale, (validation - center) / scale
     fits = [fit for _, fit in _fits(task, x, truth, PROBE_STRENGTHS)]
-    fit = max(fits, key=lambda fit: _value(task, _scores(task, fit, x_validation, truth), validation_truth))
+    metric = PROBE_CHOSEN_BY[task]
+    fit = max(fits, key=lambda fit: _value(task, metric, _scores(task, fit, x_validation, truth), validation_truth))
     share = (truth.sum(axis=0) + 1) / (len(truth) + 2)
     weights, bias = np.zeros((features.shape[1], truth.shape[1])), np.log(share / (1 - share))
     weights[:, _varying(truth)], bias[_varying(truth)] = fit.weights, fit.bias

@@ -48,7 +48,7 @@ def evaluate(
     """
     trained, stored = verify(run, "train"), verify(data, "preprocess")
     name = f"manifest-{split}.json"
-    recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), {"split": split})
+    recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), asked(split))
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
     from labeler.evaluation import write_predictions
@@ -139,10 +139,17 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
     }  # fmt: skip
 
 
+def asked(split: Split) -> dict[str, Any]:
+    """Return what a manifest records of how a split is measured."""
+    from labeler.evaluation import HEADLINE
+
+    return {"split": split, "baselines_chosen_by": HEADLINE}
+
+
 def make_baselines(store: Any, split: Split) -> Path:
     """Return the artifact with both baselines' figures and predictions on the split, made beside the store if need be."""
     out = store.folder.with_name(f"{store.folder.name}-baselines-{split}")
-    recipe = Recipe("baselines", (Input(str(store.folder), store.sha256),), {"split": split})
+    recipe = Recipe("baselines", (Input(str(store.folder), store.sha256),), asked(split))
     if already_made(out, recipe):
         return out
     from labeler.baselines import Features, logistic_regression, majority
