@@ -9,16 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from labeler.layers import FastDropout, Streams
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero, so that what it adds to a residual starts as nothing."""
-
-    def reset_parameters(self) -> None:
-        """Set weight and bias to zero."""
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
+from labeler.layers import FastDropout, Streams, ZeroLinear
 
 
 class CrossAttention(nn.Module):
@@ -125,10 +116,11 @@ class SwappedAttention(nn.Module):
     """`seed`: bare attention with keys and values swapped, and no way around it.
 
     The `BertBiAttention` that the course puts before VisualBERT's encoder. Kept: queries, keys and values of either
-    stream, heads merged without an output projection, no residual, no feed-forward layer; LayerNorm and dropout, which
-    follow there as the embeddings' own. Put right: it is built once, trained and saved, where the course made it anew
-    with random weights in every forward; each stream stays in its place under its mask, where the two outputs came
-    back swapped; what is masked is not attended; a row without the other stream keeps its own.
+    stream, heads merged without an output projection, no residual, no feed-forward layer; LayerNorm and dropout behind
+    it, there the embeddings' own, here one for each stream since the embeddings have theirs before. Put right: it is
+    built once, trained and saved, where the course made it anew with random weights in every forward; each stream
+    stays in its place under its mask, where the two outputs came back swapped; what is masked is not attended; a row
+    without the other stream keeps its own.
 
     With no residual it cannot start as VisualBERT: from the first step on, the words' places hold what they read in
     the picture and the picture's places what they read in the words. Only rows of text alone, or of a picture alone,

@@ -62,7 +62,7 @@ class Fit:
         towers = self.store.towers
         self.model, self.tokenizer = module.build(
             Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
-                     options.n_coattn, options.coattention, options.coattn_place)
+                     n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place)
         )  # fmt: skip
         self.model.to(self.device)
         names = self.store.label_set.names

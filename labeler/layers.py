@@ -119,6 +119,15 @@ class FusedEncoder(nn.Module):
         return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that what it adds to a residual starts as nothing."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
 def unit(x: Tensor) -> Tensor:
     """Return x [..., D] at length 1; zeros stay zeros."""
     return functional.normalize(x, dim=-1, eps=1e-6)

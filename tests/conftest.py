@@ -235,7 +235,8 @@ def build(text_tower, label_set) -> Callable:
     def make(name: str, n_coattn: int = 1, *, stir: bool = True, seed: int = 0):
         torch.manual_seed(seed)
         name, *choice = name.split()
-        built = model_module(name).build(Building(label_set, str(text_tower), 96, texts, n_coattn, *choice))
+        chosen = {"n_coattn": n_coattn} | dict(zip(("coattention", "coattn_place"), choice, strict=False))
+        built = model_module(name).build(Building(label_set, str(text_tower), 96, texts, **chosen))
         if stir:
             with torch.no_grad():
                 for parameter in built.model.parameters():

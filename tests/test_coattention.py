@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from labeler.coattention import AffinityAttention, CoAttention, CrossAttention, SwappedAttention, ZeroLinear
+from labeler.coattention import AffinityAttention, CoAttention, CrossAttention, SwappedAttention
 from labeler.layers import Streams
 
 MASK = torch.tensor(
@@ -73,12 +73,6 @@ def test_attention_dropout_acts_in_training_only(attention):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="5 heads do not divide a width of 24"):
         CrossAttention(24, 5, 0.0)
-
-
-def test_zero_linear_starts_at_zero():
-    layer = ZeroLinear(3, 2)
-    assert (layer(torch.randn(4, 3)) == 0).all()
-    assert [(parameter == 0).all().item() for parameter in layer.parameters()] == [True, True]
 
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Layers: pooling, the head, the loss, dropout."""
+"""Layers: the fused encoder, pooling, the head, the loss, dropout."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from labeler.layers import (
     FusedEncoder,
     ProbeHead,
     Streams,
+    ZeroLinear,
     fused_features,
     labelling_loss,
     masked_mean,
     unit,
     use_fast_dropout,
 )
+
+
+def test_zero_linear_starts_at_zero():
+    for layer in (ZeroLinear(3, 2), ZeroLinear(3, 2, bias=False)):
+        assert (layer(torch.randn(4, 3)) == 0).all()
+        assert not any(parameter.any() for parameter in layer.parameters())
 
 
 def test_masked_mean():

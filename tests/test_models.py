@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from labeler.artifacts import UsageError
 from labeler.batches import Pair, collate
-from labeler.coattention import ZeroLinear
 from labeler.encoders.text import load_text_encoder
+from labeler.layers import ZeroLinear
 from labeler.models import COATTENTIONS, COATTN_PLACES, Building, model_module, model_names
 from labeler.prediction import PairList, logits
 from labeler.runs import load_run

@@ -26,9 +26,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from labeler.artifacts import UsageError
-from labeler.coattention import AffinityAttention, CoAttention, SwappedAttention, ZeroLinear
+from labeler.coattention import AffinityAttention, CoAttention, SwappedAttention
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, fused_features, labelling_loss
+from labeler.layers import FusedEncoder, ProbeHead, ZeroLinear, fused_features, labelling_loss
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 
 TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before"}
