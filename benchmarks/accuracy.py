@@ -9,18 +9,19 @@ is read from the folder that LABELER_DATA names (it holds mvsa_single/train.json
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from labeler.artifacts import versions, write_json
-from labeler.evaluation import HEADLINE, SECOND, Predictions, read_predictions, resample
+from labeler.evaluation import HEADLINE, SECOND, read_predictions, resample
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.scoring import evaluate
@@ -31,6 +32,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("resnet-gru", "visualbert", "visualbert-coattn")
 SEEDS = (0, 1, 2)
+# the differences that matter: each model from logistic regression, and co-attention from VisualBERT
+COMPARED = [("logistic-regression", model) for model in MODELS] + [("visualbert", "visualbert-coattn")]
 
 
 class DataSet(NamedTuple):
@@ -39,6 +42,14 @@ class DataSet(NamedTuple):
     name: str
     source: Path
     label: str | None
+
+
+class Trial(NamedTuple):
+    """One row of a table: its name, the model, and the settings in place of the model's own."""
+
+    name: str
+    model: str
+    given: dict[str, Any]
 
 
 def data_sets() -> list[DataSet]:
@@ -56,41 +67,59 @@ def main(wanted: list[str]) -> None:
             print(table(json.loads(path.read_text(encoding="utf-8"))))
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    work = Path(os.environ.get("LABELER_BENCH", ROOT / "checkpoints" / "bench"))
+    trials = [Trial(model, model, {}) for model in MODELS]
     for data_set in data_sets():
         if not wanted or data_set.name in wanted:
-            print(table(measure(data_set, work / data_set.name)), flush=True)
+            target = RESULTS / f"{data_set.name}.json"
+            print(table(measure(data_set.name, stored(data_set), trials, SEEDS, COMPARED, target)), flush=True)
 
 
-def measure(data_set: DataSet, work: Path) -> dict[str, Any]:
-    """Return the data set's results, written after every run so that a stop loses nothing."""
+def stored(data_set: DataSet) -> Path:
+    """Return the data set's store, in a folder of its own under LABELER_BENCH; made if need be."""
+    work = Path(os.environ.get("LABELER_BENCH", ROOT / "checkpoints" / "bench")) / data_set.name
     ingest([data_set.source], work / "records", IngestOptions(label=data_set.label))
     preprocess(work / "records", work / "store")
-    runs: list[Path] = []
+    return work / "store"
+
+
+def measure(
+    name: str,
+    store: Path,
+    trials: list[Trial],
+    seeds: Iterable[int],
+    compared: list[tuple[str, str]],
+    target: Path,
+) -> dict[str, Any]:
+    """Return the results of all trials with all seeds, written to `target` after every run so that a stop loses nothing.
+
+    Runs lie beside the store, named after trial and seed; those that are already made are found. `compared` holds the
+    names (a, b) whose difference b minus a is taken.
+    """
+    runs: list[tuple[str, Path]] = []
     result: dict[str, Any] = {}
-    for seed in SEEDS:
-        for model in MODELS:
-            run = work / f"{model}-{seed}"
-            train(model, work / "store", run, options_for(model), seed=seed)
-            evaluate(run, work / "store")
-            runs.append(run)
-            result = summary(data_set.name, runs)
-            RESULTS.mkdir(exist_ok=True)
-            write_json(RESULTS / f"{data_set.name}.json", result)
+    for seed in seeds:
+        for trial in trials:
+            run = store.parent / f"{trial.name}-{seed}"
+            train(trial.model, store, run, options_for(trial.model, trial.given), seed=seed)
+            evaluate(run, store)
+            runs.append((trial.name, run))
+            result = summary(name, runs, compared)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_json(target, result)
     return result
 
 
-def summary(name: str, runs: list[Path]) -> dict[str, Any]:
+def summary(name: str, runs: list[tuple[str, Path]], compared: list[tuple[str, str]]) -> dict[str, Any]:
     """Return means over seeds with paired differences, for what has been run so far."""
-    metrics = [json.loads((run / "metrics-test.json").read_text(encoding="utf-8")) for run in runs]
-    task = metrics[0]["task"]
-    names = [label["name"] for label in json.loads((runs[0] / "labels.json").read_text(encoding="utf-8"))["labels"]]
-    models: dict[str, list[tuple[dict[str, Any], Predictions]]] = {}
+    metrics = [json.loads((run / "metrics-test.json").read_text(encoding="utf-8")) for _, run in runs]
+    task, first = metrics[0]["task"], runs[0][1]
+    names = tuple(label["name"] for label in json.loads((first / "labels.json").read_text(encoding="utf-8"))["labels"])
+    models: dict[str, list[tuple[dict[str, Any], Path]]] = {}
     for entry in metrics[0]["baselines"]:
-        models[entry["name"]] = [(entry, read_predictions(runs[0] / entry["predictions"], names))]
-    for run, entry in zip(runs, metrics, strict=True):
-        models.setdefault(entry["name"], []).append((entry, read_predictions(run / "predictions-test.jsonl", names)))
-    draws = {model: mean_draws(task, [predictions for _, predictions in items]) for model, items in models.items()}
+        models[entry["name"]] = [(entry, first / entry["predictions"])]
+    for (model, run), entry in zip(runs, metrics, strict=True):
+        models.setdefault(model, []).append((entry, run / "predictions-test.jsonl"))
+    draws = {model: mean_draws(task, names, [path for _, path in items]) for model, items in models.items()}
     figures = [HEADLINE[task], SECOND[task], "macro_f1"]
     return {
         "data": metrics[0]["data"] | {"n": metrics[0]["n"], "store": None},
@@ -98,21 +127,20 @@ def summary(name: str, runs: list[Path]) -> dict[str, Any]:
         "task": task,
         "versions": versions(),
         "models": [row(model, [entry for entry, _ in items], figures) for model, items in models.items()],
-        "comparisons": [difference(task, a, b, draws, models) for a, b in pairs(list(models))],
+        "comparisons": [difference(task, a, b, draws, models) for a, b in compared if {a, b} <= models.keys()],
     }
 
 
-def pairs(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the comparisons that matter: each model with logistic regression, and co-attention with VisualBERT."""
-    yield from (("logistic-regression", name) for name in names if name in MODELS)
-    if "visualbert-coattn" in names:
-        yield "visualbert", "visualbert-coattn"
-
-
-def mean_draws(task: str, seeds: list[Predictions]) -> dict[str, np.ndarray]:
+def mean_draws(task: str, names: tuple[str, ...], seeds: list[Path]) -> dict[str, np.ndarray]:
     """Return each metric's bootstrap draws [D], averaged over seeds; all use the same draws of the same groups."""
-    drawn = [resample(task, predictions) for predictions in seeds]
+    drawn = [draws_of(task, names, path) for path in seeds]
     return {metric: np.mean([one[metric] for one in drawn], axis=0) for metric in drawn[0]}
+
+
+@functools.cache
+def draws_of(task: str, names: tuple[str, ...], path: Path) -> dict[str, np.ndarray]:
+    """Return each metric's bootstrap draws [D] for the predictions in `path`."""
+    return resample(task, read_predictions(path, list(names)))
 
 
 def row(model: str, entries: list[dict[str, Any]], figures: list[str]) -> dict[str, Any]:
@@ -124,6 +152,7 @@ def row(model: str, entries: list[dict[str, Any]], figures: list[str]) -> dict[s
         **{figure: round(float(np.mean(value)), 4) for figure, value in values.items()},
         "by_seed": {figure: [round(item, 4) for item in value] for figure, value in values.items()},
         "parameters": entries[0]["parameters"],
+        "settings": entries[0]["settings"],
         "train_seconds": [entry["train_seconds"] for entry in entries],
         "pairs_per_second": [entry.get("pairs_per_second") for entry in entries],
     }

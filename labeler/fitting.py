@@ -61,8 +61,9 @@ class Fit:
         module = model_module(model)
         towers = self.store.towers
         self.model, self.tokenizer = module.build(
-            Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts, options.n_coattn)
-        )
+            Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
+                     n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place)
+        )  # fmt: skip
         self.model.to(self.device)
         names = self.store.label_set.names
         self.model.config.id2label = dict(enumerate(names))

@@ -1,7 +1,8 @@
-"""Layers with two users or more: co-attention, the fused VisualBERT encoder, pooling and the head."""
+"""Layers with two users or more: the fused VisualBERT encoder, pooling and the head."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,17 +88,35 @@ class FusedEncoder(nn.Module):
         embedded = self.embeddings(input_ids, position_ids=positions, visual_embeds=visual_tokens)  # [B, T + V, D]
         return Streams(*embedded.split(sizes, dim=1))
 
-    def forward(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Streams:
-        """Return the streams after the encoder; a token attends where text_mask [B, T] and visual_mask [B, V] are True."""
-        fused = torch.cat([streams.text, streams.visual], dim=1)
+    def forward(
+        self,
+        streams: Streams,
+        text_mask: Tensor,
+        visual_mask: Tensor,
+        blocks: Mapping[int, Sequence[nn.Module]] | None = None,
+    ) -> Streams:
+        """Return the streams after the encoder; a token attends where text_mask [B, T] and visual_mask [B, V] are True.
+
+        Where `blocks` has a layer's number, counted from 0, those blocks take and give back the streams before it.
+        """
+        sizes = [streams.text.shape[1], streams.visual.shape[1]]
+        bias = self.attention_bias(text_mask, visual_mask).to(streams.text.dtype)
+        hidden = torch.cat(streams, dim=1)
+        for number, layer in enumerate(self.encoder.layer):
+            for block in (blocks or {}).get(number, ()):
+                hidden = torch.cat(block(Streams(*hidden.split(sizes, dim=1)), text_mask, visual_mask), dim=1)
+            hidden = layer(hidden, bias)[0]
+        return Streams(*hidden.split(sizes, dim=1))
+
+    @staticmethod
+    def attention_bias(text_mask: Tensor, visual_mask: Tensor) -> Tensor:
+        """Return what is added to every attention logit, [B, 1, 1, T + V]: next to minus infinity where a mask is False."""
         mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
         # The picture's tokens weigh as much as one word together: 49 of them, untrained, would drown a title.
         tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
         visual_bias = -tokens.log().expand_as(visual_mask)  # [B, V]
         bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
-        bias = bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]  # [B, 1, 1, T + V]
-        hidden = self.encoder(fused, attention_mask=bias.to(fused.dtype)).last_hidden_state
-        return Streams(*hidden.split([streams.text.shape[1], streams.visual.shape[1]], dim=1))
+        return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
 
 
 class ZeroLinear(nn.Linear):
@@ -105,92 +124,8 @@ class ZeroLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Set weight and bias to zero."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
-class CrossAttention(nn.Module):
-    r"""Multi-head attention from one stream to the other.
-
-        queries [B, N, D] --q--> [B, H, N, d] --+
-                                                softmax(q k' / sqrt(d), masked) v --> [B, N, D] --output--> [B, N, D]
-        context [B, M, D] -k,v-> [B, H, M, d] --+
-
-    The output projection starts at zero: until it is trained the layer gives zeros, and the model around
-    it is the model without it. Vaswani et al. 2017, section 3.2.
-    """
-
-    def __init__(self, width: int, heads: int, dropout: float):
-        """Make `heads` heads over streams of `width`; raises ValueError unless heads divide width."""
-        super().__init__()
-        if width % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {width}")
-        self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = ZeroLinear(width, width)
-
-    def forward(self, queries: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
-        """Return [B, N, D] for queries [B, N, D], context [B, M, D] and context_mask [B, M] (True = real).
-
-        A row whose context is masked out as a whole attends to nothing and gets the output of zeros.
-        """
-        query, key, value = (
-            self._split(self.query(queries)),
-            self._split(self.key(context)),
-            self._split(self.value(context)),
-        )
-        nothing = ~context_mask.any(dim=1)  # [B]
-        # softmax over no key at all would be NaN; such rows see every key here and are zeroed below
-        mask = (context_mask | nothing.unsqueeze(1))[:, None, None, :]  # [B, 1, 1, M]
-        dropout = self.dropout if self.training else 0.0
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        attended = attended.masked_fill(nothing[:, None, None, None], 0.0)
-        merged = attended.transpose(1, 2).flatten(2)  # [B, H, N, d] -> [B, N, D]
-        return self.output(merged)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, N, D] -> [B, H, N, d]
-
-
-class CoAttentionStream(nn.Module):
-    """One stream's half of a co-attention block: attend the other stream, then a feed-forward layer, each as a residual."""
-
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
-        """Make the layers; `hidden` is the feed-forward layer's width."""
-        super().__init__()
-        self.query_norm, self.context_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
-        self.attention = CrossAttention(width, heads, dropout)
-        self.feed_in, self.feed_out = nn.Linear(width, hidden), ZeroLinear(hidden, width)
-        self.dropout = FastDropout(dropout)
-
-    def forward(self, own: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
-        """Return own [B, N, D] after it has attended other [B, M, D] under other_mask [B, M]."""
-        attended = self.attention(self.query_norm(own), self.context_norm(other), other_mask)
-        own = own + self.dropout(attended)
-        return own + self.dropout(self.feed_out(functional.gelu(self.feed_in(self.feed_norm(own)))))
-
-
-class CoAttention(nn.Module):
-    """A co-attention block: each stream's queries attend the other stream's keys and values, under the other's mask.
-
-    Lu et al. 2019, "ViLBERT", figure 2b. There LayerNorm follows each residual; here it precedes each layer,
-    because only then does a block whose output projections are zero change nothing at all.
-    """
-
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.1):
-        """Make one half for each stream."""
-        super().__init__()
-        self.text = CoAttentionStream(width, heads, hidden, dropout)
-        self.visual = CoAttentionStream(width, heads, hidden, dropout)
-
-    def forward(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Streams:
-        """Return both streams; both halves read the streams as they came in."""
-        return Streams(
-            self.text(streams.text, streams.visual, visual_mask),
-            self.visual(streams.visual, streams.text, text_mask),
-        )
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,11 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.records import SPLITS, Split
+from labeler.training_options import TrainOptions
 
 log = logging.getLogger("labeler")
-TRAINING_SETTINGS = ("epochs", "batch_size", "learning_rate", "new_learning_rate", "n_coattn")
+TRAINING_SETTINGS = ("epochs", "batch_size", "learning_rate", "new_learning_rate", "n_coattn", "coattention",
+                     "coattn_place")  # fmt: skip
 
 
 class Evaluated(NamedTuple):
@@ -118,7 +121,8 @@ def measured(store: Any, predictions: Any) -> dict[str, Any]:
 
 def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> dict[str, Any]:
     """Return what the figures are about: the model, the data, the training."""
-    arguments, towers = manifest["arguments"], store.towers
+    # runs of earlier versions lack options that came later, and had what is their default now
+    arguments, towers = asdict(TrainOptions()) | manifest["arguments"], store.towers
     parameters = list(run.model.parameters())
     embedded = all(tower["name"] == "embedded" for tower in towers.values())
     return {

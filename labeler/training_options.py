@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from labeler.artifacts import LabelerError
-from labeler.models import training_defaults
+from labeler.artifacts import LabelerError, UsageError
+from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, model_names, training_defaults
 
+COATTENTION_OPTIONS = ("n_coattn", "coattention", "coattn_place")  # of models whose own defaults name them
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
 
 
@@ -16,8 +17,9 @@ class TrainOptions:
     """How a model is trained; every field is recorded in the manifest. A model's file may hold other defaults.
 
     learning_rate: of pretrained weights; new_learning_rate: of weights that start at random; patience: epochs
-    without a better validation metric before training stops; precision: `bf16`, `fp32`, or `auto` (bf16 where the
-    processor has instructions for it).
+    without a better validation metric before training stops; n_coattn, coattention, coattn_place: number, kind and
+    place of co-attention blocks, for models that have them; precision: `bf16`, `fp32`, or `auto` (bf16 where the processor
+    has instructions for it).
     """
 
     epochs: int = 3
@@ -29,19 +31,29 @@ class TrainOptions:
     patience: int = 2
     max_text_tokens: int = 64
     n_coattn: int = 1
+    coattention: str = "vilbert"
+    coattn_place: str = "before"
     precision: str = "auto"
 
 
 def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions:
     """Return the model's own defaults with what was `given` in their place; a value of None counts as not given.
 
-    Raises LabelerError naming the option and what it takes when a value is out of range.
+    Raises LabelerError naming the option and what it takes when a value is out of range; UsageError for a kind or place of
+    co-attention that there is not, or co-attention asked of a model that has none.
     """
     chosen = {key: value for key, value in (given or {}).items() if value is not None}
-    options = replace(TrainOptions(), **(training_defaults(model) | chosen))
+    own = training_defaults(model)
+    options = replace(TrainOptions(), **(own | chosen))
     for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "patience", "max_text_tokens"):
         if not getattr(options, name) > 0:
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
     if options.n_coattn < 0 or not 0 <= options.warmup < 1:
         raise LabelerError("n-coattn must be 0 or more, warmup a share of the steps from 0 up to 1")
+    check_choice("co-attention", options.coattention, COATTENTIONS)
+    check_choice("place of co-attention", options.coattn_place, COATTN_PLACES)
+    for name in COATTENTION_OPTIONS:
+        if name in chosen and name not in own:
+            models = ", ".join(other for other in model_names() if name in training_defaults(other))
+            raise UsageError(f"{model} has no co-attention; leave out --{name.replace('_', '-')}, or train {models}")
     return options

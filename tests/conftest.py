@@ -222,7 +222,10 @@ def label_set() -> LabelSet:
 
 @pytest.fixture
 def build(text_tower, label_set) -> Callable:
-    """Return a function that builds a tiny model with new weights in place of all that start at zero."""
+    """Return a function that builds a tiny model with new weights in place of all that start at zero.
+
+    Kind and place of co-attention may follow the name: `visualbert-coattn seed between`.
+    """
     import torch
 
     from labeler.models import Building, model_module
@@ -231,7 +234,9 @@ def build(text_tower, label_set) -> Callable:
 
     def make(name: str, n_coattn: int = 1, *, stir: bool = True, seed: int = 0):
         torch.manual_seed(seed)
-        built = model_module(name).build(Building(label_set, str(text_tower), 96, texts, n_coattn))
+        name, *choice = name.split()
+        chosen = {"n_coattn": n_coattn} | dict(zip(("coattention", "coattn_place"), choice, strict=False))
+        built = model_module(name).build(Building(label_set, str(text_tower), 96, texts, **chosen))
         if stir:
             with torch.no_grad():
                 for parameter in built.model.parameters():

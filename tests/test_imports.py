@@ -27,6 +27,7 @@ ingestion  store  export
 inspection
 preprocessing  batches
 layers  encoders.image  encoders.text
+coattention
 encoders.visualbert
 models
 models.*

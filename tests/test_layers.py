@@ -1,15 +1,15 @@
-"""Layers: co-attention against torch's own, what starts at zero, what a mask hides."""
+"""Layers: the fused encoder, pooling, the head, the loss, dropout."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
+from transformers import VisualBertConfig, VisualBertModel
 
 from labeler.layers import (
-    CoAttention,
-    CrossAttention,
     FastDropout,
+    FusedEncoder,
     ProbeHead,
     Streams,
     ZeroLinear,
@@ -20,113 +20,11 @@ from labeler.layers import (
     use_fast_dropout,
 )
 
-MASK = torch.tensor(
-    [[True, True, True, True, True], [True, False, True, False, False], [False, True, True, True, False]]
-)
-
-
-@pytest.fixture
-def attention() -> CrossAttention:
-    """Return 4 heads over width 24 whose output projection has been trained."""
-    torch.manual_seed(0)
-    layer = CrossAttention(24, 4, dropout=0.5).eval()
-    nn.init.normal_(layer.output.weight)
-    nn.init.normal_(layer.output.bias)
-    return layer
-
-
-def torch_attention(layer: CrossAttention) -> nn.MultiheadAttention:
-    """Return torch's attention with the weights of `layer`."""
-    reference = nn.MultiheadAttention(24, 4, batch_first=True).eval()
-    with torch.no_grad():
-        reference.in_proj_weight.copy_(torch.cat([layer.query.weight, layer.key.weight, layer.value.weight]))
-        reference.in_proj_bias.copy_(torch.cat([layer.query.bias, layer.key.bias, layer.value.bias]))
-        reference.out_proj.load_state_dict(layer.output.state_dict())
-    return reference
-
-
-@pytest.mark.parametrize("mask", [None, MASK])
-def test_cross_attention_is_torch_attention(attention, mask):
-    queries, context = torch.randn(3, 7, 24), torch.randn(3, 5, 24)
-    own = attention(queries, context, torch.ones(3, 5, dtype=torch.bool) if mask is None else mask)
-    padding = None if mask is None else ~mask
-    theirs, _ = torch_attention(attention)(queries, context, context, key_padding_mask=padding)
-    torch.testing.assert_close(own, theirs, atol=1e-5, rtol=0)
-
-
-def test_a_context_masked_out_as_a_whole_gives_zeros_and_finite_gradients(attention):
-    nn.init.zeros_(attention.output.bias)
-    queries, context = torch.randn(2, 3, 24, requires_grad=True), torch.randn(2, 5, 24, requires_grad=True)
-    mask = torch.tensor([[False] * 5, [True] * 5])
-    attended = attention(queries, context, mask)
-    assert (attended[0] == 0).all()
-    assert (attended[1] != 0).any()
-    attended.square().sum().backward()
-    assert torch.isfinite(queries.grad).all()
-    assert (context.grad[0] == 0).all()
-
-
-def test_what_is_masked_does_not_reach_the_output(attention):
-    queries, context = torch.randn(3, 7, 24), torch.randn(3, 5, 24)
-    changed = torch.where(MASK.unsqueeze(-1), context, torch.full_like(context, 1e4))
-    torch.testing.assert_close(attention(queries, context, MASK), attention(queries, changed, MASK), atol=0, rtol=0)
-    assert not torch.equal(attention(queries, context, MASK), attention(queries, context + 1, MASK))
-
-
-def test_attention_dropout_acts_in_training_only(attention):
-    queries, context = torch.randn(3, 7, 24), torch.randn(3, 5, 24)
-    assert torch.equal(attention(queries, context, MASK), attention(queries, context, MASK))
-    attention.train()
-    assert not torch.equal(attention(queries, context, MASK), attention(queries, context, MASK))
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="5 heads do not divide a width of 24"):
-        CrossAttention(24, 5, 0.0)
-
 
 def test_zero_linear_starts_at_zero():
-    layer = ZeroLinear(3, 2)
-    assert (layer(torch.randn(4, 3)) == 0).all()
-    assert [(parameter == 0).all().item() for parameter in layer.parameters()] == [True, True]
-
-
-def test_a_fresh_coattention_block_changes_nothing():
-    streams = Streams(torch.randn(2, 3, 24), torch.randn(2, 5, 24))
-    block = CoAttention(24, 4, 48).train()
-    text, visual = block(streams, torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool))
-    assert torch.equal(text, streams.text)
-    assert torch.equal(visual, streams.visual)
-
-
-def test_each_stream_reads_the_other_as_it_came_in():
-    torch.manual_seed(0)
-    block = CoAttention(24, 4, 48).eval()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    streams = Streams(torch.randn(2, 3, 24), torch.randn(2, 5, 24))
-    text_mask, visual_mask = torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
-    text, visual = block(streams, text_mask, visual_mask)
-    other_picture = block(Streams(streams.text, torch.randn(2, 5, 24)), text_mask, visual_mask)
-    assert not torch.allclose(text, other_picture.text)
-    # had the visual half read the text half's output, its own weights in `text` would act on it
-    nn.init.zeros_(block.text.feed_out.weight)
-    torch.testing.assert_close(block(streams, text_mask, visual_mask).visual, visual, atol=0, rtol=0)
-
-
-def test_a_stream_is_masked_by_the_others_mask():
-    torch.manual_seed(0)
-    block = CoAttention(24, 4, 48).eval()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    text, visual = torch.randn(1, 3, 24), torch.randn(1, 5, 24)
-    text_mask, visual_mask = torch.tensor([[True, True, False]]), torch.tensor([[True, False, True, True, False]])
-    before = block(Streams(text, visual), text_mask, visual_mask)
-    hidden_text, hidden_visual = text.clone(), visual.clone()
-    hidden_text[~text_mask], hidden_visual[~visual_mask] = 9.0, -9.0
-    after = block(Streams(hidden_text, hidden_visual), text_mask, visual_mask)
-    torch.testing.assert_close(after.text[text_mask], before.text[text_mask], atol=0, rtol=0)
-    torch.testing.assert_close(after.visual[visual_mask], before.visual[visual_mask], atol=0, rtol=0)
+    for layer in (ZeroLinear(3, 2), ZeroLinear(3, 2, bias=False)):
+        assert (layer(torch.randn(4, 3)) == 0).all()
+        assert not any(parameter.any() for parameter in layer.parameters())
 
 
 def test_masked_mean():
@@ -146,6 +44,47 @@ def test_fused_features_are_three_means_at_length_one():
     assert features.shape == (2, 8 + 8 + 6)
     lengths = torch.stack([part.norm(dim=1) for part in features.split([8, 8, 6], dim=1)])
     torch.testing.assert_close(lengths, torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
+
+
+@pytest.fixture
+def fused() -> FusedEncoder:
+    """Return a fused encoder of 3 layers, 24 wide, for visual tokens of width 6."""
+    torch.manual_seed(0)
+    config = VisualBertConfig(vocab_size=9, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
+                              intermediate_size=48, visual_embedding_dim=6)  # fmt: skip
+    encoder = FusedEncoder(VisualBertModel(config, add_pooling_layer=False)).eval()
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return encoder
+
+
+TEXT_MASK = torch.tensor([[True, True, True], [True, False, False]])
+VISUAL_MASK = torch.tensor([[True, False, True, True], [False] * 4])
+
+
+def test_without_blocks_the_fused_encoder_is_transformers(fused):
+    streams = fused.embed(torch.randint(9, (2, 3)), torch.randn(2, 4, 6))
+    bias = fused.attention_bias(TEXT_MASK, VISUAL_MASK)
+    theirs = fused.encoder(torch.cat(streams, dim=1), attention_mask=bias).last_hidden_state
+    for blocks in (None, {0: [Unchanged()], 2: [Unchanged(), Unchanged()]}):
+        text, visual = fused(streams, TEXT_MASK, VISUAL_MASK, blocks)
+        torch.testing.assert_close(torch.cat([text, visual], dim=1), theirs, atol=1e-6, rtol=0)
+
+
+class Unchanged(nn.Module):
+    """A block that gives back the streams it takes."""
+
+    def forward(self, streams: Streams, text_mask: torch.Tensor, visual_mask: torch.Tensor) -> Streams:
+        """Return the streams."""
+        assert (text_mask is TEXT_MASK, visual_mask is VISUAL_MASK) == (True, True)
+        assert (streams.text.shape, streams.visual.shape) == ((2, 3, 24), (2, 4, 24))
+        return streams
+
+
+def test_the_pictures_tokens_weigh_as_much_as_one_word(fused):
+    weights = fused.attention_bias(TEXT_MASK, VISUAL_MASK)[:, 0, 0].exp()
+    torch.testing.assert_close(weights[0], torch.tensor([1, 1, 1, 1 / 3, 0, 1 / 3, 1 / 3]))
+    assert weights[1].tolist() == [1, 0, 0, 0, 0, 0, 0]
 
 
 def test_probe_head_takes_over_a_probe():

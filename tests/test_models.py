@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from labeler.artifacts import UsageError
 from labeler.batches import Pair, collate
 from labeler.encoders.text import load_text_encoder
 from labeler.layers import ZeroLinear
-from labeler.models import Building, model_module, model_names
+from labeler.models import COATTENTIONS, COATTN_PLACES, Building, model_module, model_names
 from labeler.prediction import PairList, logits
 from labeler.runs import load_run
 
@@ -21,7 +22,11 @@ VISUALBERTS = ("visualbert", "visualbert-coattn")
 # A bias of the keys moves all logits of a query alike, which a softmax does not see.
 UNSEEN = re.compile(r"\bkey\.bias$")
 
+COATTENTION = [f"visualbert-coattn {kind} {place}" for kind in COATTENTIONS for place in COATTN_PLACES]
+
 every_model = pytest.mark.parametrize("name", model_names())
+# the model's own kind and place are among the models
+every_variant = pytest.mark.parametrize("name", [*model_names(), *COATTENTION[1:]])
 
 
 def forward(built, pairs: list[Pair]) -> torch.Tensor:
@@ -53,7 +58,7 @@ def test_an_unknown_model_like_none_names_all():
         model_module("9")
 
 
-@every_model
+@every_variant
 def test_logits_have_a_column_for_each_label(name, build, pairs):
     built = build(name)
     batch = collate(pairs(5), built.tokenizer.pad_token_id)
@@ -64,7 +69,7 @@ def test_logits_have_a_column_for_each_label(name, build, pairs):
     torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, batch["labels"]))
 
 
-@every_model
+@every_variant
 def test_padding_changes_no_logit(name, build, pairs):
     built, (short, *others) = build(name), pairs(6)
     long = Pair(list(range(2, 11)) * 4, others[0].visual_tokens, True, np.int64(0))
@@ -73,7 +78,7 @@ def test_padding_changes_no_logit(name, build, pairs):
     close(padded[:1], alone)
 
 
-@every_model
+@every_variant
 def test_batch_size_and_order_change_no_score(name, build, pairs):
     built, made = build(name), pairs(11)
     pad = built.tokenizer.pad_token_id
@@ -85,7 +90,7 @@ def test_batch_size_and_order_change_no_score(name, build, pairs):
     assert one.std(axis=0).min() > 1e-3
 
 
-@every_model
+@every_variant
 def test_a_masked_token_changes_no_logit(name, build, pairs):
     built = build(name)
     batch = collate(pairs(7), built.tokenizer.pad_token_id)
@@ -104,7 +109,7 @@ def test_a_masked_token_changes_no_logit(name, build, pairs):
         assert (built.model(**read).logits - before).abs().amax(dim=1).min() > 1e-5
 
 
-@every_model
+@every_variant
 def test_a_missing_image_is_finite_and_leaves_visual_tokens_unread(name, build, pairs):
     built = build(name)
     batch = collate(pairs(5), built.tokenizer.pad_token_id)
@@ -116,11 +121,11 @@ def test_a_missing_image_is_finite_and_leaves_visual_tokens_unread(name, build, 
     close(after, before)
 
 
-@every_model
+@every_variant
 def test_saving_and_loading_is_exact(name, build, pairs, tmp_path):
     built, made = build(name), pairs(6)
     built.model.save_pretrained(tmp_path)
-    loaded = model_module(name).Model.from_pretrained(tmp_path).eval()
+    loaded = type(built.model).from_pretrained(tmp_path).eval()
     before, after = built.model.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -148,29 +153,30 @@ def fit(model: torch.nn.Module, batch: dict, steps: int, rate: float = 0.01) -> 
         optimizer.step()
 
 
-@every_model
+@every_variant
 def test_gradients_reach_every_weight(name, build, pairs):
-    built = build(name, 2, stir=False)
+    built = build(name, 1 if name.endswith("between") else 2, stir=False)  # there is one place between two layers
     fit(built.model, collate(pairs(12), built.tokenizer.pad_token_id), steps=4, rate=0.003)
     idle = [key for key, weight in built.model.named_parameters()
             if weight.requires_grad and not UNSEEN.search(key) and (weight.grad is None or not weight.grad.any())]  # fmt: skip
     assert idle == []
 
 
-def test_gradients_reach_coattention_once_its_zero_projections_have_moved(build, pairs):
-    model = (built := build("visualbert-coattn", 2, stir=False)).model
+@pytest.mark.parametrize("name", ["visualbert-coattn", *(name for name in COATTENTION[1:] if "seed" not in name)])
+def test_gradients_reach_coattention_once_its_zero_projections_have_moved(name, build, pairs):
+    model = (built := build(name, stir=False)).model
     batch = collate(pairs(12), built.tokenizer.pad_token_id)
-    moved = {key for key, weight in model.coattention.named_parameters()}
+    weights = dict(model.coattention.named_parameters())
+    zeros = {key for key, weight in weights.items() if not weight.any() and re.search("output|feed_out|to_", key)}
     fit(model, batch, steps=1)
-    reached = {key for key, weight in model.coattention.named_parameters() if weight.grad.any()}
-    assert reached == {key for key in moved if re.search(r"(attention\.output|feed_out)\.(weight|bias)$", key)}
-    before = {key: weight.clone() for key, weight in model.coattention.named_parameters()}
+    assert {key for key, weight in weights.items() if weight.grad.any()} == zeros
+    before = {key: weight.clone() for key, weight in weights.items()}
     fit(model, batch, steps=2)
-    assert all(weight.grad.any() for key, weight in model.coattention.named_parameters() if not UNSEEN.search(key))
-    assert all(not torch.equal(weight, before[key]) for key, weight in model.coattention.named_parameters())
+    assert all(weight.grad.any() for key, weight in weights.items() if not UNSEEN.search(key))
+    assert all(not torch.equal(weight, before[key]) for key, weight in weights.items())
 
 
-@every_model
+@every_variant
 def test_sixteen_pairs_can_be_learned_by_heart(name, build, pairs):
     built = build(name, stir=False)
     batch = collate(pairs(16, seed=3), built.tokenizer.pad_token_id)
@@ -179,14 +185,15 @@ def test_sixteen_pairs_can_be_learned_by_heart(name, build, pairs):
     assert right >= 15
 
 
-@pytest.mark.parametrize("n_coattn", [1, 3])
-def test_coattention_starts_as_visualbert(build, pairs, n_coattn):
+@pytest.mark.parametrize(
+    ("name", "n_coattn"),
+    [("visualbert-coattn", 1), ("visualbert-coattn", 3), ("visualbert-coattn vilbert between", 1),
+     ("visualbert-coattn hieco before", 3), ("visualbert-coattn hieco between", 1)],
+)  # fmt: skip
+def test_coattention_starts_as_visualbert(build, pairs, name, n_coattn):
     plain = build("visualbert")
-    built = build("visualbert-coattn", n_coattn, stir=False)
-    missing, unexpected = built.model.load_state_dict(plain.model.state_dict(), strict=False)
-    assert unexpected == []
-    assert {key.split(".")[0] for key in missing} == {"coattention"}
-    assert {key.split(".")[1] for key in missing} == {str(block) for block in range(n_coattn)}
+    built = build(name, n_coattn, stir=False)
+    load_plain(built.model, plain.model, n_coattn)
     close(forward(built, pairs(9)), forward(plain, pairs(9)))
     for layer in built.model.coattention.modules():
         if isinstance(layer, ZeroLinear):
@@ -194,11 +201,81 @@ def test_coattention_starts_as_visualbert(build, pairs, n_coattn):
     assert (forward(built, pairs(9)) - forward(plain, pairs(9))).abs().max() > 1e-3
 
 
-def test_zero_layers_are_zero_in_the_built_model(build):
-    model = build("visualbert-coattn", 3, stir=False).model
+@pytest.mark.parametrize(("place", "n_coattn"), [("before", 2), ("between", 1)])
+def test_bare_attention_starts_elsewhere_but_for_text_alone(build, pairs, place, n_coattn):
+    plain = build("visualbert")
+    built = build(f"visualbert-coattn seed {place}", n_coattn, stir=False)
+    load_plain(built.model, plain.model, n_coattn)
+    moved = (forward(built, pairs(9)) - forward(plain, pairs(9))).abs().amax(dim=1)
+    has_image = torch.tensor([pair.has_image for pair in pairs(9)])
+    assert moved[has_image].min() > 1e-3
+    assert moved[~has_image].max() < 1e-5
+
+
+def load_plain(model: torch.nn.Module, plain: torch.nn.Module, n_coattn: int) -> None:
+    """Give `model` all weights of VisualBERT; assert that only those of its blocks are its own."""
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert unexpected == []
+    assert {key.split(".")[0] for key in missing} == {"coattention"}
+    assert {key.split(".")[1] for key in missing} == {str(block) for block in range(n_coattn)}
+
+
+@pytest.mark.parametrize(("kind", "count"), [("vilbert", 4), ("hieco", 2)])
+def test_zero_layers_are_zero_in_the_built_model(build, kind, count):
+    model = build(f"visualbert-coattn {kind}", 3, stir=False).model
     zeros = [layer for layer in model.modules() if isinstance(layer, ZeroLinear)]
-    assert len(zeros) == 3 * 2 * 2
+    assert len(zeros) == 3 * count
     assert not any(parameter.any() for layer in zeros for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", COATTENTIONS)
+@pytest.mark.parametrize(
+    ("place", "n_coattn", "order"),
+    [("before", 2, "**012345"), ("between", 1, "012*345"), ("between", 2, "01*23*45"), ("between", 4, "0*1*23*4*5"),
+     ("between", 5, "0*1*2*3*4*5")],
+)  # fmt: skip
+def test_blocks_stand_where_the_documentation_says(kind, place, n_coattn, order):
+    module = model_module("visualbert-coattn")
+    model = module.Model(module.Config(vocab_size=9, hidden_size=8, num_hidden_layers=6, num_attention_heads=2,
+                                       intermediate_size=8, visual_embedding_dim=4, coattention=kind,
+                                       n_coattn=n_coattn, coattn_place=place))  # fmt: skip
+    seen = []
+    for number, layer in enumerate(model.fused.encoder.layer):
+        layer.register_forward_hook(lambda *_, number=number: seen.append(str(number)))
+    for block in model.coattention:
+        block.register_forward_hook(lambda block, *_: seen.append(block))
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    model(torch.zeros(2, 3, dtype=torch.long), mask, torch.randn(2, 3, 4), mask)
+    assert [item for item in seen if not isinstance(item, str)] == list(model.coattention)
+    assert "".join(item if isinstance(item, str) else "*" for item in seen) == order
+
+
+def test_more_blocks_than_places_between_the_layers_are_refused(build):
+    message = "--n-coattn is 2, but between the text tower's 2 layers is room for 1; give at most that, or"
+    with pytest.raises(UsageError, match=message):
+        build("visualbert-coattn hieco between", 2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "match"),
+    [
+        ("vilbret", "unknown co-attention 'vilbret'; did you mean 'vilbert'"),
+        ("seed betwen", "unknown place of co-attention 'betwen'; did you mean 'between'"),
+    ],
+)
+def test_an_unknown_kind_or_place_names_the_closest(build, choice, match):
+    with pytest.raises(UsageError, match=match):
+        build(f"visualbert-coattn {choice}")
+
+
+def test_a_run_from_before_there_was_a_choice_is_vilbert_before_the_encoder(build, tmp_path):
+    build("visualbert-coattn", 2).model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    assert (config.pop("coattention"), config.pop("coattn_place")) == ("vilbert", "before")
+    file.write_text(json.dumps(config), encoding="utf-8")
+    loaded = model_module("visualbert-coattn").Model.from_pretrained(tmp_path)
+    assert (loaded.config.coattention, loaded.config.coattn_place, loaded.config.n_coattn) == ("vilbert", "before", 2)
 
 
 def test_without_coattention_blocks_it_is_visualbert(build):

@@ -14,12 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, read_manifest, verify, work_folder
+from labeler.artifacts import (
+    BadInputError,
+    InterruptedRun,
+    LabelerError,
+    UsageError,
+    read_manifest,
+    verify,
+    work_folder,
+)
 from labeler.evaluation import read_predictions
 from labeler.fitting import Fit, LabelTrainer, Watch, training_arguments
 from labeler.models import model_names
 from labeler.runs import PICKLED, load_run
-from labeler.scoring import evaluate
+from labeler.scoring import describe, evaluate
+from labeler.store import Store
 from labeler.training import train
 from labeler.training_options import METRICS, TrainOptions, options_for
 
@@ -280,7 +289,7 @@ def test_new_weights_learn_at_the_higher_rate(store, options, tmp_path):
     several = dataclasses.replace(options, n_coattn=2)
     fit, groups = groups_of("visualbert-coattn", store, several, tmp_path)
     for name, parameter in fit.model.named_parameters():
-        new = name.startswith(("coattention.", "head.", "fused.embeddings.visual_", "fused.visual_weight"))
+        new = name.startswith(("coattention.", "head.", "fused.embeddings.visual_"))
         group = groups[id(parameter)]
         assert group["lr"] == (several.new_learning_rate if new else several.learning_rate), name
         kept = name.endswith("bias") or "norm" in name.lower()
@@ -304,6 +313,33 @@ def test_everything_in_the_baseline_is_new(store, options, tmp_path):
 def test_settings_out_of_range_are_named(given, match):
     with pytest.raises(LabelerError, match=match):
         options_for("visualbert", given)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "match"),
+    [("visualbert-coattn", {"coattention": "hico"}, "unknown co-attention 'hico'; did you mean 'hieco'"),
+     ("visualbert-coattn", {"coattn_place": "after"}, "unknown place of co-attention 'after'; .*There are: before, between"),
+     ("visualbert", {"coattention": "seed"}, "no co-attention; leave out --coattention, or train visualbert-coattn"),
+     ("resnet-gru", {"n_coattn": 2}, "resnet-gru has no co-attention; leave out --n-coattn,")],
+)  # fmt: skip
+def test_co_attention_that_there_is_not_is_refused(model, given, match):
+    with pytest.raises(UsageError, match=match):
+        options_for(model, given)
+
+
+def test_a_saved_run_has_the_co_attention_that_it_was_trained_with(store, options, tmp_path):
+    chosen = {"n_coattn": 1, "coattention": "hieco", "coattn_place": "between"}
+    train("visualbert-coattn", store, tmp_path / "run", dataclasses.replace(options, epochs=1, **chosen), device="cpu")
+    run = load_run(tmp_path / "run")
+    assert {name: getattr(run.model.config, name) for name in chosen} == chosen
+    assert {name: run.manifest["arguments"][name] for name in chosen} == chosen
+    assert "coattention.0.affinity.weight" in run.model.state_dict()
+    settings = describe(run, Store(store), "test", run.manifest)["settings"]
+    assert {name: settings[name] for name in chosen} == chosen
+    for name in ("coattention", "coattn_place"):
+        del run.manifest["arguments"][name]
+    settings = describe(run, Store(store), "test", run.manifest)["settings"]
+    assert (settings["coattention"], settings["coattn_place"]) == ("vilbert", "before")
 
 
 def test_a_given_setting_wins_and_none_does_not():

@@ -23,6 +23,8 @@ from labeler.cli import options
 @click.option("--patience", type=int, help="Epochs without a better validation metric before stopping.")
 @click.option("--max-text-tokens", type=int, help="Longer texts are cut [default: 64].")
 @click.option("--n-coattn", type=int, help="Co-attention blocks of visualbert-coattn [default: 1].")
+@click.option("--coattention", metavar="KIND", help="Their kind: vilbert, seed or hieco [default: vilbert].")
+@click.option("--coattn-place", metavar="PLACE", help="before the encoder, or between its layers [default: before].")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), help="auto: bf16 where the processor has it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
 @options.seed

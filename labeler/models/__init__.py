@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from labeler.artifacts import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from transformers import PreTrainedTokenizerBase
 
     from labeler.records import LabelSet
+
+COATTENTIONS = ("vilbert", "seed", "hieco")
+COATTN_PLACES = ("before", "between")
 
 
 class Building(NamedTuple):
     """What a model is built from.
 
     label_set: the labels; text_encoder: the text tower's name; visual_width: D_image of the visual tokens;
-    texts: the training texts (for a vocabulary of one's own); n_coattn: blocks of co-attention.
+    texts: the training texts (for a vocabulary of one's own); n_coattn: blocks of co-attention; coattention: their
+    kind, of COATTENTIONS; coattn_place: where they stand, of COATTN_PLACES.
     """
 
     label_set: LabelSet
@@ -33,6 +39,8 @@ class Building(NamedTuple):
     visual_width: int
     texts: list[str]
     n_coattn: int = 1
+    coattention: str = "vilbert"
+    coattn_place: str = "before"
 
 
 class Built(NamedTuple):
@@ -50,12 +58,16 @@ def model_names() -> list[str]:
 
 def check_name(name: str) -> str:
     """Return `name`; raises UsageError naming the closest one when there is no such model."""
-    names = model_names()
+    return check_choice("model", name, model_names())
+
+
+def check_choice(kind: str, name: str, names: Collection[str]) -> str:
+    """Return `name`; raises UsageError naming the closest of `names` when it is none of them."""
     if name in names:
         return name
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"unknown model {name!r}; {hint}There are: {', '.join(names)}")
+    raise UsageError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
 
 
 def training_defaults(name: str) -> dict[str, Any]:
