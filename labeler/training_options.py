@@ -9,6 +9,12 @@ from labeler.artifacts import LabelerError
 from labeler.models import training_defaults
 
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
+CHOICES = {
+    "loss": ("cross-entropy", "focal"),
+    "class_weights": ("none", "balanced"),
+    "vocabulary": ("word", "character"),
+    "precision": ("auto", "bf16", "fp32"),
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,9 @@ class TrainOptions:
 
     learning_rate: of pretrained weights; new_learning_rate: of weights that start at random; patience: epochs
     without a better validation metric before training stops; precision: `bf16`, `fp32`, or `auto` (bf16 where the
-    processor has instructions for it).
+    processor has instructions for it); vocabulary: of a model that makes its own; loss, class_weights, logit_adjustment,
+    label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go without their
+    picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none.
     """
 
     epochs: int = 3
@@ -30,6 +38,20 @@ class TrainOptions:
     max_text_tokens: int = 64
     n_coattn: int = 1
     precision: str = "auto"
+    vocabulary: str = "word"
+    loss: str = "cross-entropy"
+    class_weights: str = "none"
+    logit_adjustment: float = 0.0
+    label_smoothing: float = 0.0
+    focal_gamma: float = 2.0
+    modality_dropout: float = 0.0
+    ema: float = 0.0
+
+    @property
+    def plain_loss(self) -> bool:
+        """Return whether the loss is the models' own, with nothing added."""
+        return (self.loss, self.class_weights, self.logit_adjustment, self.label_smoothing) == (
+            "cross-entropy", "none", 0.0, 0.0)  # fmt: skip
 
 
 def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions:
@@ -44,4 +66,13 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
     if options.n_coattn < 0 or not 0 <= options.warmup < 1:
         raise LabelerError("n-coattn must be 0 or more, warmup a share of the steps from 0 up to 1")
+    for name in ("label_smoothing", "modality_dropout", "ema"):
+        if not 0 <= getattr(options, name) < 1:
+            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
+    for name in ("logit_adjustment", "focal_gamma"):
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
+    for name, choices in CHOICES.items():
+        if getattr(options, name) not in choices:
+            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected {' or '.join(choices)}")
     return options

@@ -25,7 +25,8 @@ class Building(NamedTuple):
     """What a model is built from.
 
     label_set: the labels; text_encoder: the text tower's name; visual_width: D_image of the visual tokens;
-    texts: the training texts (for a vocabulary of one's own); n_coattn: blocks of co-attention.
+    texts: the training texts (for a vocabulary of one's own); n_coattn: blocks of co-attention; vocabulary: what a
+    vocabulary of one's own holds, `word` or `character`.
     """
 
     label_set: LabelSet
@@ -33,6 +34,7 @@ class Building(NamedTuple):
     visual_width: int
     texts: list[str]
     n_coattn: int = 1
+    vocabulary: str = "word"
 
 
 class Built(NamedTuple):

@@ -20,7 +20,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import CoAttention, FusedEncoder, ProbeHead, ZeroLinear, fused_features, labelling_loss
+from labeler.layers import CoAttention, FusedEncoder, ProbeHead, ZeroLinear, fused_features
+from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 
@@ -58,8 +59,8 @@ class Model(PreTrainedModel):
             )
             for _ in range(config.n_coattn)
         )
-        width = 2 * config.hidden_size + config.visual_embedding_dim
-        self.head = ProbeHead(width, cast(int, config.num_labels), config.head_dropout)
+        widths = config.hidden_size, config.hidden_size + config.visual_embedding_dim
+        self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
 
     @property
