@@ -29,7 +29,7 @@ from labeler.training_options import options_for
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-MODELS = ("resnet-gru", "visualbert", "visualbert-coattn")
+MODELS = ("resnet-gru", "late-fusion", "visualbert", "visualbert-coattn")
 SEEDS = (0, 1, 2)
 
 
@@ -103,8 +103,10 @@ def summary(name: str, runs: list[Path]) -> dict[str, Any]:
 
 
 def pairs(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the comparisons that matter: each model with logistic regression, and co-attention with VisualBERT."""
+    """Yield the comparisons that matter: each with logistic regression, and what fusion and co-attention add."""
     yield from (("logistic-regression", name) for name in names if name in MODELS)
+    if {"late-fusion", "visualbert"} <= set(names):
+        yield "late-fusion", "visualbert"
     if "visualbert-coattn" in names:
         yield "visualbert", "visualbert-coattn"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ class AveragedWeights:
     @property
     def model(self) -> PreTrainedModel:
         """Return the model with the averaged weights."""
-        return self.module.module
+        return cast(PreTrainedModel, self.module.module)
 
     @torch.no_grad()
     def update(self, model: PreTrainedModel) -> None:

@@ -196,7 +196,7 @@ class LabelTrainer(Trainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.fit.averaged:
-            self.fit.averaged.load(Path(cast(str, self.state.best_model_checkpoint)))
+            self.fit.averaged.load(Path(str(self.state.best_model_checkpoint)))
             self.fit.model.load_state_dict(self.fit.averaged.model.state_dict())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

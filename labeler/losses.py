@@ -53,18 +53,18 @@ class TrainingLoss:
         log w - tau log(prior): with weights w the best p(y) is in proportion to w p(y), and the adjustment is taken off
         again. Focal loss and smoothing have no such constant.
         """
-        return self.weights.clamp(min=1e-6).log() - self.adjustment
+        return self.weights.log() - self.adjustment
 
 
 def balanced_weights(task: Task, truth: np.ndarray) -> np.ndarray:
     """Return a weight for each label of truth [N, L]: every label counts alike (single), or its two sides do (multi).
 
     Single: N / (K n) for a label with n rows, where K labels have any (scikit-learn's `balanced`); multi: rows without the
-    label to rows with it, torch's `pos_weight`. A label that no row carries has weight 1.
+    label to rows with it, torch's `pos_weight`. A label that no row carries, or of many labels every row, has weight 1.
     """
     counts, rows = truth.sum(axis=0), len(truth)
     above = rows - counts if task == "multi" else np.full(len(counts), rows / max((counts > 0).sum(), 1))
-    return np.where(counts > 0, np.maximum(above, 1e-3) / np.maximum(counts, 1), 1.0)
+    return np.where((counts > 0) & (above > 0), above / np.maximum(counts, 1), 1.0)
 
 
 def log_prior(task: Task, truth: np.ndarray) -> np.ndarray:
