@@ -30,10 +30,11 @@ from labeler.training_options import options_for
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-MODELS = ("resnet-gru", "visualbert", "visualbert-coattn")
+MODELS = ("resnet-gru", "late-fusion", "visualbert", "visualbert-coattn")
 SEEDS = (0, 1, 2)
-# the differences that matter: each model from logistic regression, and co-attention from VisualBERT
-COMPARED = [("logistic-regression", model) for model in MODELS] + [("visualbert", "visualbert-coattn")]
+# the differences that matter: each model from logistic regression, and what fusion and co-attention add
+COMPARED = [("logistic-regression", model) for model in MODELS]
+COMPARED += [("late-fusion", "visualbert"), ("visualbert", "visualbert-coattn")]
 
 
 class DataSet(NamedTuple):

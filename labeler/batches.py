@@ -1,7 +1,7 @@
 """Batches: what a model gets. Every tensor's shape and every mask is defined here.
 
 input_ids      [B, T]      int64    token ids, padded at the end
-text_mask      [B, T]      bool     True = a real token
+text_mask      [B, T]      bool     True = a real token; all False where there is no text
 visual_tokens  [B, V, D]   float32  what the frozen image tower gives; zeros where there is no picture
 visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture
 labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it)
@@ -22,7 +22,7 @@ from labeler.store import Store
 
 
 class Pair(NamedTuple):
-    """One pair before batching: token ids, visual tokens [V, D] float16, whether there is a picture, the label."""
+    """One pair before batching: token ids (none without a text), visual tokens [V, D] float16, has it a picture, the label."""
 
     input_ids: list[int]
     visual_tokens: np.ndarray
@@ -31,21 +31,21 @@ class Pair(NamedTuple):
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_tokens: int) -> list[list[int]]:
-    """Return each text's token ids, special tokens included, at most `max_tokens`; a missing text counts as empty."""
+    """Return each text's token ids, special tokens included, at most `max_tokens`; none for a text that is missing or empty."""
     if not texts:
         return []
-    encoded = tokenizer([text or "" for text in texts], truncation=True, max_length=max_tokens)
-    # a vocabulary without special tokens gives nothing for an empty text, and a model needs one token to read
-    return [ids or [tokenizer.unk_token_id] for ids in encoded["input_ids"]]
+    encoded = tokenizer([text or "" for text in texts], truncation=True, max_length=max_tokens)["input_ids"]
+    # a text in which a vocabulary finds no word is still a text
+    return [(ids or [tokenizer.unk_token_id]) if text else [] for text, ids in zip(texts, encoded, strict=True)]
 
 
 def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
     """Return the batch of `pairs` (this module's docstring), padded to its longest text and no further."""
-    longest = max(len(pair.input_ids) for pair in pairs)
+    longest = max(1, *(len(pair.input_ids) for pair in pairs))
     input_ids = torch.full((len(pairs), longest), pad_token_id, dtype=torch.long)
     text_mask = torch.zeros(len(pairs), longest, dtype=torch.bool)
     for row, pair in enumerate(pairs):
-        input_ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids)
+        input_ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids, dtype=torch.long)
         text_mask[row, : len(pair.input_ids)] = True
     visual_tokens = torch.from_numpy(np.stack([pair.visual_tokens for pair in pairs])).float()
     has_image = torch.tensor([pair.has_image for pair in pairs])
@@ -57,6 +57,15 @@ def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
     }
     labels = [pair.label for pair in pairs if pair.label is not None]
     return batch | ({"labels": torch.from_numpy(np.stack(labels))} if labels else {})
+
+
+def without(batch: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
+    """Return the batch with every pair's `text` or `image` missing; one masked token is left to keep the shapes."""
+    prefixes = ("input_ids", "text_") if modality == "text" else ("visual_",)
+    hidden = {name: value[:, :1] for name, value in batch.items() if name.startswith(prefixes)}
+    return batch | {
+        name: torch.zeros_like(value) if name.endswith("_mask") else value for name, value in hidden.items()
+    }
 
 
 class StorePairs(Dataset[Pair]):
@@ -88,6 +97,46 @@ class StorePairs(Dataset[Pair]):
             Pair(self.input_ids[index], tokens[row], bool(real[row]), self.labels[index])
             for row, index in enumerate(indices)
         ]
+
+
+class DroppedModalities(Dataset[Pair]):
+    """Pairs of which some go without their picture or their text, never without both, and others each epoch.
+
+    With `probability` / 2 each, a pair that has both loses the one or the other. Seed and epoch alone decide which, so
+    that a resumed epoch goes on as it began. Neverova et al. 2016, "ModDrop".
+    """
+
+    def __init__(self, pairs: StorePairs, probability: float, seed: int):
+        """Drop from `pairs`."""
+        self.pairs, self.probability, self.seed = pairs, probability, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw which pairs go without what in `epoch`."""
+        self.draws = np.random.default_rng([self.seed, epoch]).random(len(self.pairs))
+
+    def __len__(self) -> int:
+        """Return how many pairs there are."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return one pair."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Pair]:
+        """Return many pairs with one read of the store."""
+        return [
+            self.dropped(pair, draw)
+            for pair, draw in zip(self.pairs.__getitems__(indices), self.draws[indices], strict=True)
+        ]
+
+    def dropped(self, pair: Pair, draw: float) -> Pair:
+        """Return the pair as a number drawn from 0 to 1 decides."""
+        if draw >= self.probability or not (pair.input_ids and pair.has_image):
+            return pair
+        if draw < self.probability / 2:
+            return pair._replace(input_ids=[])
+        return pair._replace(visual_tokens=np.zeros_like(pair.visual_tokens), has_image=False)
 
 
 def label_targets(truth: np.ndarray, task: Task) -> Any:

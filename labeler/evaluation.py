@@ -54,6 +54,12 @@ def decide(task: str, scores: np.ndarray, thresholds: list[float] | None = None)
     return np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
 
 
+def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
+    """Return the predictions for `rows`, given by their numbers."""
+    ids, groups = ([names[row] for row in rows] for names in predictions[:2])
+    return Predictions(ids, groups, *(values[rows] for values in predictions[2:]))
+
+
 def write_predictions(path: Path, names: list[str], predictions: Predictions) -> None:
     """Write one JSON line a row: id, group, truth and predicted as label names, scores by label."""
     rows = zip(

@@ -31,10 +31,11 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import BadInputError, LabelerError, write_json
+from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
-from labeler.batches import StorePairs, collate, label_targets
+from labeler.batches import DroppedModalities, StorePairs, collate, label_targets
 from labeler.evaluation import Predictions, decide, fit_thresholds, statistics
-from labeler.layers import labelling_loss
+from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
 from labeler.prediction import choose_device, logits, model_outputs, scores_of
 from labeler.store import Store
@@ -54,6 +55,7 @@ class Fit:
         self.task = self.store.label_set.task
         self.options, self.seed, self.interrupted, self.step = options, seed, False, 0
         self.losses: list[float] = []  # of the epoch's steps so far
+        self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
         train_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
         texts = [self.store.rows["text"][row] or "" for row in train_rows]
@@ -62,7 +64,8 @@ class Fit:
         towers = self.store.towers
         self.model, self.tokenizer = module.build(
             Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
-                     n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place)
+                     n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place,
+                     vocabulary=options.vocabulary)
         )  # fmt: skip
         self.model.to(self.device)
         names = self.store.label_set.names
@@ -71,6 +74,7 @@ class Fit:
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
         self.train_pairs = StorePairs(self.store, train_rows, self.tokenizer, self.max_tokens)
         self.validation_pairs = StorePairs(self.store, validation_rows, self.tokenizer, self.max_tokens)
+        self.loss = TrainingLoss(options, self.task, self.store.truth(train_rows))
         full = sum(length == self.max_tokens for length in self.train_pairs.lengths)
         if full:
             log.info("%d of %d texts reach %d tokens; what lies beyond is cut (--max-text-tokens)",
@@ -93,6 +97,8 @@ class Fit:
         started = time.perf_counter()
         if not checkpoint:
             self.start_head()
+        if self.options.ema:
+            self.averaged = AveragedWeights(self.model, self.options.ema, checkpoint)
         give_back_freed_memory()
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -110,9 +116,13 @@ class Fit:
             return
         parts, padding = (self.train_pairs, self.validation_pairs), self.tokenizer.pad_token_id
         features = [model_outputs(self.model, part, padding, self.model.features, "fitting the head") for part in parts]
-        truths = [self.store.truth(part.rows) for part in parts]
+        truths, head = [self.store.truth(part.rows) for part in parts], self.model.head
+        with torch.no_grad():
+            head.start_absence(torch.from_numpy(features[0]).to(self.device))
+            features = [head.filled(torch.from_numpy(part).to(self.device)).cpu().numpy() for part in features]
         probe = linear_probe(self.task, features[0], truths[0], features[1], truths[1])
-        self.model.head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe))
+        probe = probe._replace(bias=probe.bias + self.loss.shift().numpy())
+        head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe))
         log.info("head fitted on the untrained model: validation %s %.4f", METRICS[self.task], self.validate()[1])
 
     def history(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,7 +142,8 @@ class Fit:
 
     def validate(self) -> tuple[float, float, np.ndarray]:
         """Return loss, metric and scores [N, L] on the validation split."""
-        values = logits(self.model, self.validation_pairs, self.tokenizer.pad_token_id)
+        model = self.averaged.model if self.averaged else self.model
+        values = logits(model, self.validation_pairs, self.tokenizer.pad_token_id)
         truth = self.store.truth(self.validation_pairs.rows)
         loss = labelling_loss(torch.from_numpy(values), torch.from_numpy(label_targets(truth, self.task))).item()
         scores = scores_of(self.task, values)
@@ -159,17 +170,35 @@ class LabelTrainer(Trainer):
     def __init__(self, fit: Fit, **options: Any):
         """Train what `fit` holds."""
         self.fit = fit
+        probability = fit.options.modality_dropout
+        self.dropped = DroppedModalities(fit.train_pairs, probability, fit.seed) if probability else None
         super().__init__(
             model=fit.model,
-            train_dataset=fit.train_pairs,
+            train_dataset=self.dropped or fit.train_pairs,
             eval_dataset=fit.validation_pairs,
             data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
+            compute_loss_func=None if fit.options.plain_loss else self.chosen_loss,
             **options,
         )
 
+    def chosen_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        """Return the loss that the options ask for, in place of the model's own."""
+        return self.fit.loss(outputs.logits, labels)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
-        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed)
+        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.dropped)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.fit.averaged:  # before the rest, so that a checkpoint that is whole has them
+            self.fit.averaged.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.fit.averaged:
+            self.fit.averaged.load(Path(str(self.state.best_model_checkpoint)))
+            self.fit.model.load_state_dict(self.fit.averaged.model.state_dict())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with the higher rate for the model's new weights, and no decay for biases and norms."""
@@ -204,14 +233,16 @@ class LabelTrainer(Trainer):
 class Shuffle(Sampler[int]):
     """Pairs of like length together, in an order that seed and epoch decide: a resumed epoch goes on in its own order."""
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        """Order pairs of `lengths`."""
-        self.generator, self.seed, self.epoch = torch.Generator(), seed, 0
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, dropped: DroppedModalities | None = None):
+        """Order pairs of `lengths`; `dropped` is told the epoch too."""
+        self.generator, self.seed, self.epoch, self.dropped = torch.Generator(), seed, 0, dropped
         self.order = LengthGroupedSampler(batch_size, lengths=lengths, generator=self.generator)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of `epoch`; the Trainer calls this before each."""
         self.epoch = epoch
+        if self.dropped:
+            self.dropped.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Return how many pairs there are."""
@@ -252,6 +283,8 @@ class Watch(TrainerCallback):
         """Move the bar; after Ctrl-C, save a checkpoint and stop."""
         self.bar.update()
         self.fit.step = state.global_step
+        if self.fit.averaged:
+            self.fit.averaged.update(self.fit.model)
         if self.fit.interrupted:
             control.should_save = control.should_training_stop = True
 
@@ -359,8 +392,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
         try:
-            with safe_open(path / "model.safetensors", "pt") as weights:
-                weights.keys()
+            for file in {path / "model.safetensors", *path.glob("*.safetensors")}:
+                with safe_open(file, "pt") as weights:
+                    weights.keys()
             torch.load(path / "optimizer.pt", weights_only=True, mmap=True)
             (path / "trainer_state.json").read_text(encoding="utf-8")
             return path

@@ -18,13 +18,6 @@ class Streams(NamedTuple):
     visual: Tensor
 
 
-def labelling_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean loss of logits [B, L]: softmax for labels [B] int64, sigmoid for labels [B, L] float."""
-    if labels.dim() == 1:
-        return functional.cross_entropy(logits.float(), labels)
-    return functional.binary_cross_entropy_with_logits(logits.float(), labels)
-
-
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """Return the mean [B, D] of hidden [B, N, D] where mask [B, N] is True; zeros where nothing is."""
     weights = mask.unsqueeze(-1).to(hidden.dtype)  # [B, N, 1]
@@ -138,18 +131,30 @@ class ProbeHead(nn.Module):
 
     Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution": from a
     random head, the first steps spoil what the towers know; a head that is fitted first leaves it in place.
+
+    The features are parts side by side, one of the text and one of the picture. A part that is all zeros is missing, and a
+    learned vector stands in its place. It starts as the mean of what is there, which says nothing for any label.
     """
 
     center: Tensor
     scale: Tensor
 
-    def __init__(self, width: int, labels: int, dropout: float):
-        """Make a head for features of `width` and `labels` labels."""
+    def __init__(self, widths: tuple[int, ...], labels: int, dropout: float):
+        """Make a head for features that are parts of `widths` side by side, and `labels` labels."""
         super().__init__()
-        self.register_buffer("center", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        self.widths = widths
+        self.absence = nn.Parameter(torch.zeros(sum(widths)))
+        self.register_buffer("center", torch.zeros(sum(widths)))
+        self.register_buffer("scale", torch.ones(sum(widths)))
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, labels)
+        self.classifier = nn.Linear(sum(widths), labels)
+
+    @torch.no_grad()
+    def start_absence(self, features: Tensor) -> None:
+        """Start what stands for a missing part as the mean of that part in features [N, D], where it is there."""
+        parts = features.split(self.widths, dim=1)
+        means = [part.sum(0) / part.any(dim=1).sum().clamp(min=1) for part in parts]
+        self.absence.copy_(torch.cat(means))
 
     @torch.no_grad()
     def start_from(self, center: Tensor, scale: Tensor, weights: Tensor, bias: Tensor) -> None:
@@ -159,15 +164,24 @@ class ProbeHead(nn.Module):
         self.classifier.weight.copy_(weights.T)
         self.classifier.bias.copy_(bias)
 
+    def filled(self, features: Tensor) -> Tensor:
+        """Return features [B, D] with what is learned in the place of missing parts."""
+        parts = zip(features.split(self.widths, dim=1), self.absence.split(self.widths), strict=True)
+        return torch.cat([torch.where(part.any(dim=1, keepdim=True), part, absent) for part, absent in parts], dim=1)
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Return features [B, D] filled and in the probe's units."""
+        return (self.filled(features) - self.center) / self.scale
+
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, L] for features [B, D]."""
-        return self.classifier(self.dropout((features - self.center) / self.scale))
+        return self.classifier(self.dropout(self.standardised(features)))
 
 
 def fused_features(streams: Streams, text_mask: Tensor, visual_mask: Tensor, visual_tokens: Tensor) -> Tensor:
     """Return [B, 2 D + D_image]: the means of both streams and of what the image tower gave, each at length 1.
 
-    The mean over words is how MiniLM was trained to be read (Reimers and Gurevych 2019). A missing part gives zeros.
+    The mean over words is how MiniLM was trained to be read (Reimers and Gurevych 2019). What is missing gives zeros.
     """
     parts = [
         masked_mean(streams.text, text_mask),

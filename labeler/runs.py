@@ -33,7 +33,8 @@ class Run(NamedTuple):
 def load_run(folder: Path, device: Any = "cpu") -> Run:
     """Return the run in `folder`, every file compared with its sha256 first.
 
-    Raises BadInputError when it is no run, damaged, or holds a pickle (which could run code when opened).
+    Raises BadInputError when it is no run, damaged, lacks weights of today's model, or holds a pickle (which could run code
+    when opened).
     """
     manifest = verify(folder, "train")
     pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
@@ -44,7 +45,12 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
     from transformers import AutoTokenizer
 
     name = manifest["arguments"]["model"]
-    model = model_module(name).Model.from_pretrained(folder, local_files_only=True)
+    model, loading = model_module(name).Model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):
+        raise BadInputError(
+            f"{folder}: weights that {name} has now are not in it ({', '.join(missing[:3])}), an older labeler made it; train it "
+            "again with `labeler train --force`"
+        )
     thresholds = folder / "thresholds.json"
     return Run(
         folder=folder,

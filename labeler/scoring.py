@@ -27,8 +27,7 @@ from labeler.records import SPLITS, Split
 from labeler.training_options import TrainOptions
 
 log = logging.getLogger("labeler")
-TRAINING_SETTINGS = ("epochs", "batch_size", "learning_rate", "new_learning_rate", "n_coattn", "coattention",
-                     "coattn_place")  # fmt: skip
+MODALITIES = ("both", "text", "image")
 
 
 class Evaluated(NamedTuple):
@@ -45,7 +44,8 @@ def evaluate(
     """Score the run on one split of the store `data`; write `predictions-SPLIT.jsonl` and `metrics-SPLIT.json` into the run.
 
     The majority class and a logistic regression on the frozen features are measured on the same rows; their
-    figures stand under `baselines`, their predictions in files of their own beside the run's.
+    figures stand under `baselines`, their predictions in files of their own beside the run's. Under `modalities` stand the
+    run's figures on the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone.
 
     Raises BadInputError when run or store are damaged, or the store's labels or image tower are not the run's.
     """
@@ -69,6 +69,7 @@ def evaluate(
             shutil.copyfile(path, folder / path.name)
         metrics = describe(opened, store, split, trained) | measured(store, predictions)
         metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
+        metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size)
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
     return Evaluated(run, False, metrics)
@@ -101,6 +102,36 @@ def score_split(run: Any, store: Any, split: Split, batch_size: int) -> tuple[An
     values = logits(run.model, pairs, run.tokenizer.pad_token_id, batch_size=batch_size, progress=f"scoring {split}")
     seconds = time.perf_counter() - started
     return predictions_of(store, rows, scores_of(store.label_set.task, values), run.thresholds), seconds
+
+
+def score_modalities(
+    run: Any, store: Any, predictions: Any, split: Split, batch_size: int
+) -> dict[str, dict[str, Any]]:
+    """Return {modality: figures} on the split's rows that have a text and a picture, so that nothing else differs."""
+    import torch
+
+    from labeler.batches import StorePairs, without
+    from labeler.evaluation import rows_of
+    from labeler.prediction import model_outputs, scores_of
+
+    def alone(**batch: torch.Tensor) -> torch.Tensor:  # [B, 2, L]
+        return torch.stack([run.model(**without(batch, missing)).logits for missing in ("image", "text")], dim=1)
+
+    rows = store.rows_of(split)
+    complete = np.flatnonzero(store.complete(rows))
+    found = dict.fromkeys(MODALITIES, rows_of(predictions, complete))
+    if len(complete):
+        pairs = StorePairs(store, rows[complete], run.tokenizer, run.preprocessor["max_text_tokens"])
+        progress = f"scoring {split}, text alone and image alone"
+        values = model_outputs(run.model, pairs, run.tokenizer.pad_token_id, alone, progress, batch_size)
+        for column, modality in enumerate(MODALITIES[1:]):
+            scores = scores_of(store.label_set.task, values[:, column])
+            found[modality] = predictions_of(store, rows[complete], scores, run.thresholds)
+    figures = {modality: measured(store, found[modality]) for modality in MODALITIES}
+    return {
+        modality: {key: value for key, value in values.items() if key not in ("per_class", "confusion")}
+        for modality, values in figures.items()
+    }
 
 
 def predictions_of(store: Any, rows: np.ndarray, scores: np.ndarray, thresholds: list[float] | None) -> Any:
@@ -139,7 +170,8 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
         "train_seconds": run.history["train_seconds"],
         "pairs_per_second": run.history["pairs_per_second"],
         "best_epoch": run.history["best_epoch"],
-        "settings": {key: arguments[key] for key in TRAINING_SETTINGS} | {"precision": run.history["precision"]},
+        "settings": {key: value for key, value in arguments.items() if key != "model"}
+        | {"precision": run.history["precision"]},
     }  # fmt: skip
 
 
@@ -147,7 +179,7 @@ def asked(split: Split) -> dict[str, Any]:
     """Return what a manifest records of how a split is measured."""
     from labeler.evaluation import HEADLINE
 
-    return {"split": split, "baselines_chosen_by": HEADLINE}
+    return {"split": split, "modalities": list(MODALITIES), "baselines_chosen_by": HEADLINE}
 
 
 def make_baselines(store: Any, split: Split) -> Path:

@@ -72,6 +72,11 @@ class Store:
             truth[position, self.rows["labels"][row]] = True
         return truth
 
+    def complete(self, rows: np.ndarray) -> np.ndarray:
+        """Return [N] bool: which of `rows` have a text and a picture."""
+        has_image = self.dataset.to_table(columns={"has_image": "image IS NOT NULL"}).column(0).to_numpy()
+        return np.array([bool(self.rows["text"][row]) and has_image[row] for row in rows], dtype=bool)
+
     def visual_tokens(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the frozen image tower's tokens [N, V, D] float16, and [N] bool: which rows have a picture."""
         shape = self.towers["image"]

@@ -7,13 +7,15 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from labeler.artifacts import (
+    MANIFEST,
     BadInputError,
     InterruptedRun,
     Recipe,
@@ -82,6 +84,29 @@ def train(
         (folder / "recipe.json").unlink()
         write_text(folder / "README.md", model_card(model, data, recipe, history))
     return Trained(out, False, history)
+
+
+def train_seeds(
+    model: str, data: Path, out: Path, options: TrainOptions | None, seeds: Sequence[int], **how: Any
+) -> list[Trained]:
+    """Train `model` once for each of `seeds`; return the runs `out`/seed-0 and so on, each a whole run with its own manifest.
+
+    Those already made are found. `how`: see `train`, which raises what it raises.
+
+    Raises BadInputError when `out` is a run itself.
+    """
+    if (out / MANIFEST).exists():
+        raise BadInputError(f"{out}: a run itself; choose another --out for the runs of several seeds")
+    return [train(model, data, out / f"seed-{seed}", options, seed=seed, **how) for seed in seeds]
+
+
+def over_seeds(results: Sequence[Trained]) -> dict[str, Any]:
+    """Return mean and standard deviation of the runs' best validation metric (None for one run), and each run's value."""
+    best = [result.history["epochs"][result.history["best_epoch"] - 1]["validation_metric"] for result in results]
+    runs = [{"out": result.out, "already": result.already, "validation_metric": value}
+            for result, value in zip(results, best, strict=True)]  # fmt: skip
+    sd = stdev(best) if len(best) > 1 else None
+    return {"metric": results[0].history["metric"], "mean": mean(best), "sd": sd, "runs": runs}
 
 
 def recipe_key(recipe: Recipe) -> dict[str, str]:

@@ -10,6 +10,12 @@ from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, model_name
 
 COATTENTION_OPTIONS = ("n_coattn", "coattention", "coattn_place")  # of models whose own defaults name them
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
+CHOICES = {
+    "loss": ("cross-entropy", "focal"),
+    "class_weights": ("none", "balanced"),
+    "vocabulary": ("word", "character"),
+    "precision": ("auto", "bf16", "fp32"),
+}
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,10 @@ class TrainOptions:
 
     learning_rate: of pretrained weights; new_learning_rate: of weights that start at random; patience: epochs
     without a better validation metric before training stops; n_coattn, coattention, coattn_place: number, kind and
-    place of co-attention blocks, for models that have them; precision: `bf16`, `fp32`, or `auto` (bf16 where the processor
-    has instructions for it).
+    place of co-attention blocks, for models that have them; precision: `bf16`, `fp32`, or `auto` (bf16 where the
+    processor has instructions for it); vocabulary: of a model that makes its own; loss, class_weights,
+    logit_adjustment, label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go
+    without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none.
     """
 
     epochs: int = 3
@@ -34,6 +42,20 @@ class TrainOptions:
     coattention: str = "vilbert"
     coattn_place: str = "before"
     precision: str = "auto"
+    vocabulary: str = "word"
+    loss: str = "cross-entropy"
+    class_weights: str = "none"
+    logit_adjustment: float = 0.0
+    label_smoothing: float = 0.0
+    focal_gamma: float = 2.0
+    modality_dropout: float = 0.0
+    ema: float = 0.0
+
+    @property
+    def plain_loss(self) -> bool:
+        """Return whether the loss is the models' own, with nothing added."""
+        return (self.loss, self.class_weights, self.logit_adjustment, self.label_smoothing) == (
+            "cross-entropy", "none", 0.0, 0.0)  # fmt: skip
 
 
 def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions:
@@ -56,4 +78,13 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
         if name in chosen and name not in own:
             models = ", ".join(other for other in model_names() if name in training_defaults(other))
             raise UsageError(f"{model} has no co-attention; leave out --{name.replace('_', '-')}, or train {models}")
+    for name in ("label_smoothing", "modality_dropout", "ema"):
+        if not 0 <= getattr(options, name) < 1:
+            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
+    for name in ("logit_adjustment", "focal_gamma"):
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
+    for name, choices in CHOICES.items():
+        if getattr(options, name) not in choices:
+            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected {' or '.join(choices)}")
     return options

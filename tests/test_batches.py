@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from labeler.batches import Pair, StorePairs, collate, label_targets, tokenize
-from labeler.models.resnet_gru import PAD, UNKNOWN, word_tokenizer
+from labeler.batches import DroppedModalities, Pair, StorePairs, collate, label_targets, tokenize, without
+from labeler.models.resnet_gru import PAD, UNKNOWN, own_tokenizer
 from labeler.store import Store
 
 PICTURE = np.arange(8, dtype=np.float16).reshape(4, 2)
@@ -58,23 +58,23 @@ def test_collate_changes_no_pair():
     assert np.array_equal(pair.visual_tokens, PICTURE)
 
 
-def test_tokenize_cuts_and_takes_a_missing_text_as_empty(tokenizer):
+def test_tokenize_cuts_and_gives_nothing_for_a_missing_text(tokenizer):
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     whole, cut, missing, empty = tokenize(tokenizer, ["a red circle", "a red circle " * 20, None, ""], 6)
     assert tokenizer.decode(whole) == "[CLS] a red circle [SEP]"
     assert (len(cut), cut[0], cut[-1]) == (6, first, last)
-    assert missing == empty == [first, last]
+    assert missing == empty == []
     assert tokenize(tokenizer, [], 6) == []
 
 
-def test_a_vocabulary_without_special_tokens_gives_one_token_for_an_empty_text():
-    words = word_tokenizer(["a red circle", "a red square"])
-    assert tokenize(words, ["", None, "red blue"], 8) == [[1], [1], [words.convert_tokens_to_ids("red"), 1]]
+def test_a_text_without_a_known_word_is_still_a_text():
+    words = own_tokenizer(["a red circle", "a red square"])
+    assert tokenize(words, ["\u0301", None, "red blue"], 8) == [[1], [], [words.convert_tokens_to_ids("red"), 1]]
     assert (words.pad_token, words.unk_token, words.pad_token_id) == (PAD, UNKNOWN, 0)
 
 
 def test_the_vocabulary_holds_what_occurs_twice_most_frequent_first():
-    words = word_tokenizer(["Red red RED café", "blue, blue 红 红", "once"])
+    words = own_tokenizer(["Red red RED café", "blue, blue 红 红", "once"])
     assert words.convert_ids_to_tokens(range(len(words))) == [PAD, UNKNOWN, "red", "blue", "红"]
 
 
@@ -119,3 +119,69 @@ def test_a_batch_of_the_store_is_what_a_model_takes(store, tokenizer, build):
     assert batch["visual_tokens"].shape == (3, 4, 96)
     assert batch["visual_mask"].any(dim=1).tolist() == [True, True, False]
     assert build("visualbert").model(**batch).logits.shape == (3, 3)
+
+
+CHINESE = ["今天天气很好", "今天下棋，天气好"]
+
+
+def test_chinese_in_a_vocabulary_of_words_is_read_by_characters():
+    words = own_tokenizer([*CHINESE, "ประเทศไทย", "きょうはいいひ", "good chess good Chess"])
+    assert {"今", "天", "气", "好", "ท", "い", "good", "chess"} <= set(words.get_vocab())
+    assert words.tokenize("今天很GOOD") == ["今", "天", "<unk>", "good"]
+    assert words.convert_tokens_to_ids(words.tokenize("今天下棋"))[:2] == words.convert_tokens_to_ids(["今", "天"])
+
+
+def test_a_vocabulary_of_characters_has_every_character_and_no_blank():
+    characters = own_tokenizer([*CHINESE, "Good, goód!  de\u0301ja\u0300 vu, déjà"], "character")
+    assert set(characters.get_vocab()) == {PAD, UNKNOWN, *"今天气好god,éjàd"}
+    assert characters.tokenize("今天 dog") == ["今", "天", "d", "o", "g"]
+    assert tokenize(characters, ["今天天气很好"], 4) == [characters.convert_tokens_to_ids(list("今天天气"))]
+
+
+def test_collate_of_no_text_at_all_keeps_a_masked_token():
+    batch = collate([Pair([], PICTURE, True), Pair([], PICTURE, True)], 9)
+    assert batch["input_ids"].tolist() == [[9], [9]]
+    assert not batch["text_mask"].any()
+
+
+def test_without_hides_one_modality_and_leaves_the_other():
+    batch = collate([Pair([2, 5, 3], PICTURE, True, np.int64(1)), Pair([2], PICTURE * 0, False, np.int64(0))], 0)
+    for modality, masks, kept in (("text", ("text_mask", "visual_mask"), "visual_tokens"),
+                                  ("image", ("visual_mask", "text_mask"), "input_ids")):  # fmt: skip
+        hidden = without(batch, modality)
+        assert not hidden[masks[0]].any()
+        assert hidden[masks[0]].shape == (2, 1)
+        assert torch.equal(hidden[masks[1]], batch[masks[1]])
+        assert torch.equal(hidden[kept], batch[kept])
+        assert torch.equal(hidden["labels"], batch["labels"])
+    assert batch["text_mask"].any()
+    assert batch["visual_mask"].any()
+
+
+def test_modalities_are_dropped_in_their_share_never_both_and_others_each_epoch():
+    pairs = [Pair([2, 5], PICTURE, True), Pair([], PICTURE, True), Pair([2], PICTURE * 0, False)]
+
+    class Many:
+        def __len__(self):
+            return 3000
+
+        def __getitems__(self, indices):
+            return [pairs[index % 3] for index in indices]
+
+    dropped, again = DroppedModalities(Many(), 0.4, seed=3), DroppedModalities(Many(), 0.4, seed=3)
+    seen = dropped.__getitems__(list(range(3000)))
+    assert all(pair.input_ids or pair.has_image for pair in seen)
+    whole = seen[::3]
+    for share in (np.mean([not pair.has_image for pair in whole]), np.mean([not pair.input_ids for pair in whole])):
+        assert share == pytest.approx(0.2, abs=0.05)
+    assert not any(pair.visual_tokens.any() for pair in seen if not pair.has_image)
+
+    def kept(data: DroppedModalities, order: list[int]) -> list[tuple[bool, bool]]:
+        return [(bool(data[index].input_ids), data[index].has_image) for index in order]
+
+    order = list(range(0, 300, 3))
+    first = kept(dropped, order)
+    dropped.set_epoch(1)
+    assert kept(dropped, order) != first
+    again.set_epoch(1)
+    assert kept(again, order[::-1])[::-1] == kept(dropped, order)

@@ -26,7 +26,7 @@ profile  image_quality  label_errors
 ingestion  store  export
 inspection
 preprocessing  batches
-layers  encoders.image  encoders.text
+layers  losses  averaging  encoders.image  encoders.text
 coattention
 encoders.visualbert
 models

@@ -14,7 +14,6 @@ from labeler.layers import (
     Streams,
     ZeroLinear,
     fused_features,
-    labelling_loss,
     masked_mean,
     unit,
     use_fast_dropout,
@@ -88,7 +87,7 @@ def test_the_pictures_tokens_weigh_as_much_as_one_word(fused):
 
 
 def test_probe_head_takes_over_a_probe():
-    head = ProbeHead(4, 3, 0.5).eval()
+    head = ProbeHead((1, 3), 3, 0.5).eval()
     center, scale, weights, bias = torch.randn(4), torch.rand(4) + 0.5, torch.randn(4, 3), torch.randn(3)
     head.start_from(center, scale, weights, bias)
     features = torch.randn(5, 4)
@@ -96,13 +95,23 @@ def test_probe_head_takes_over_a_probe():
     assert {"center", "scale"} <= head.state_dict().keys()
 
 
-def test_labelling_loss():
-    logits = torch.randn(4, 3)
-    numbers, marks = torch.tensor([0, 2, 1, 1]), torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
-    single = -logits.log_softmax(1)[range(4), numbers].mean()
-    multi = -(marks * logits.sigmoid().log() + (1 - marks) * (-logits).sigmoid().log()).mean()
-    torch.testing.assert_close(labelling_loss(logits, numbers), single)
-    torch.testing.assert_close(labelling_loss(logits, marks), multi)
+def test_a_missing_part_counts_as_the_mean_until_it_has_learned():
+    head = ProbeHead((2, 3), 4, 0.0)
+    features = torch.randn(6, 5)
+    features[:2, :2] = features[4, 2:] = 0
+    head.start_absence(features)
+    means = features[2:, :2].mean(0), features[[0, 1, 2, 3, 5], 2:].mean(0)
+    torch.testing.assert_close(head.absence.data, torch.cat(means))
+    filled = head.filled(features)
+    torch.testing.assert_close(filled[:2, :2], means[0].expand(2, 2))
+    torch.testing.assert_close(filled[4, 2:], means[1])
+    assert torch.equal(filled[5], features[5])
+    head.start_from(filled.mean(0).detach(), torch.ones(5), torch.randn(5, 4), torch.zeros(4))
+    torch.testing.assert_close(head.standardised(features)[:2, :2], torch.zeros(2, 2))
+    only_pictures = features.clone()
+    only_pictures[:, :2] = 0
+    head.start_absence(only_pictures)
+    assert torch.isfinite(head(features)).all()
 
 
 def test_fast_dropout_drops_its_share_and_keeps_the_mean():

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from labeler.artifacts import UsageError
-from labeler.batches import Pair, collate
+from labeler.batches import Pair, collate, without
 from labeler.encoders.text import load_text_encoder
-from labeler.layers import ZeroLinear
+from labeler.layers import ZeroLinear, unit
 from labeler.models import COATTENTIONS, COATTN_PLACES, Building, model_module, model_names
 from labeler.prediction import PairList, logits
 from labeler.runs import load_run
@@ -43,7 +43,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def test_there_are_the_models_that_the_documentation_names():
-    assert {"resnet-gru", *VISUALBERTS} <= set(model_names())
+    assert {"resnet-gru", "late-fusion", *VISUALBERTS} <= set(model_names())
 
 
 @pytest.mark.parametrize(("typed", "closest"), [("visual-bert", "visualbert"), ("resnetgru", "resnet-gru"),
@@ -119,6 +119,36 @@ def test_a_missing_image_is_finite_and_leaves_visual_tokens_unread(name, build, 
         after = built.model(**dict(batch, visual_tokens=torch.randn(5, 4, 96) * 100)).logits
     assert torch.isfinite(before).all()
     close(after, before)
+
+
+@every_variant
+def test_a_missing_text_is_finite_and_leaves_words_unread(name, build, pairs):
+    built = build(name)
+    batch = collate(pairs(3), built.tokenizer.pad_token_id)
+    batch["text_mask"][:] = False
+    with torch.inference_mode():
+        before = built.model(**batch).logits
+        after = built.model(**dict(batch, input_ids=(batch["input_ids"] + 3) % 11)).logits
+        alone = built.model(**without(batch, "text")).logits
+    assert torch.isfinite(before).all()
+    assert before.std(dim=0).min() > 1e-4, "the pictures are read"
+    close(after, before)
+    close(alone, before)
+
+
+@every_variant
+def test_what_is_missing_is_learned(name, build, pairs):
+    built = build(name, stir=False)
+    made = [pair._replace(label=np.int64(2)) for pair in pairs(10) if not (pair.input_ids and pair.has_image)]
+    batch = collate([*made, *pairs(3)], built.tokenizer.pad_token_id)
+    before = {key: value.clone() for key, value in built.model.named_parameters() if "absen" in key}
+    fit(built.model, batch, steps=2)
+    after = dict(built.model.named_parameters())
+    assert before
+    for key, value in before.items():
+        parts = value.split(built.model.head.widths) if hasattr(built.model, "head") else [value]
+        moved = after[key].split(built.model.head.widths) if hasattr(built.model, "head") else [after[key]]
+        assert all(not torch.equal(one, other) for one, other in zip(parts, moved, strict=True))
 
 
 @every_variant
@@ -308,7 +338,30 @@ def assert_text_only(name: str, tower_name: str, label_set, texts: list[str]) ->
     torch.testing.assert_close(own[mask], theirs[mask], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", VISUALBERTS)
+@pytest.mark.parametrize("tower_name", ["text_tower", "roberta_tower", "embedded"])
+def test_late_fusion_reads_the_text_as_its_tower_and_nothing_else(tower_name, label_set, request):
+    folder = tower_name if tower_name == "embedded" else str(request.getfixturevalue(tower_name))
+    tower, texts = load_text_encoder(folder), ["a red circle", "two very green squares on paper by hand", "blue"]
+    built = model_module("late-fusion").build(Building(label_set, folder, 96, texts))
+    pictures = torch.randn(3, 4, 96)
+    encoded = tower.tokenizer(texts, padding=True, return_tensors="pt")
+    batch = {"input_ids": encoded["input_ids"], "text_mask": encoded["attention_mask"].bool(),
+             "visual_tokens": pictures, "visual_mask": torch.ones(3, 4, dtype=torch.bool)}  # fmt: skip
+    with torch.inference_mode():
+        features = built.model.eval().features(**batch)
+    expected = torch.cat([unit(tower.features(texts)), unit(pictures.mean(1))], dim=1)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+
+
+def test_late_fusion_starts_as_its_probe(build, pairs):
+    built = build("late-fusion", stir=False)
+    batch = collate(pairs(6), built.tokenizer.pad_token_id)
+    batch.pop("labels")
+    with torch.inference_mode():
+        assert torch.equal(built.model(**batch).logits, built.model.head(built.model.features(**batch)))
+
+
+@pytest.mark.parametrize("name", [*VISUALBERTS, "late-fusion"])
 @pytest.mark.parametrize(("tower", "reach"), [("text_tower", 40), ("roberta_tower", 40)])
 def test_a_model_knows_how_many_tokens_it_can_read(name, tower, reach, label_set, request):
     folder = str(request.getfixturevalue(tower))

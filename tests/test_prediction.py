@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -107,6 +108,33 @@ def test_evaluate_writes_figures_predictions_and_baselines(run, store):
     assert not evaluate(run, store, device="cpu", force=True, batch_size=2).already
     forced = read_predictions(run / "predictions-test.jsonl", ["square", "circle", "cross"])
     np.testing.assert_allclose(forced.scores, predictions.scores, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_text_alone_and_image_alone_are_what_predict_gives_without_the_other(trained, store, source, tmp_path, name):
+    run = Path(shutil.copytree(trained(name), tmp_path / "run"))
+    metrics = evaluate(run, store, device="cpu").metrics["modalities"]
+    assert list(metrics) == ["both", "text", "image"]
+    rows = [row for row in lines_of(source / "pairs.jsonl") if row["split"] == "test" and row["image"] and row["text"]]
+    assert len(rows) == 5
+    for modality, missing in (("both", {}), ("text", {"image": None}), ("image", {"text": None})):
+        whole = [row | {"image": str(source / row["image"])} | missing for row in rows]
+        pairs = write_pairs(tmp_path / "pairs.jsonl", whole)
+        assert predict([pairs], run, tmp_path / "out.jsonl", device="cpu", allow_outside=True) == Predicted(5, 0)
+        right = [
+            line["labels"] == [row["labels"]] for line, row in zip(lines_of(tmp_path / "out.jsonl"), rows, strict=True)
+        ]
+        assert metrics[modality]["accuracy"] == pytest.approx(np.mean(right)), modality
+        assert metrics[modality]["n"] == 5
+        assert {"accuracy_ci95", "macro_f1", "macro_f1_ci95"} <= set(metrics[modality])
+
+
+def test_a_store_of_texts_alone_has_no_row_with_both(words_only, options, tmp_path):
+    words = words_only()
+    run = train("late-fusion", words, tmp_path / "run", dataclasses.replace(options, epochs=1), device="cpu").out
+    metrics = evaluate(run, words, device="cpu").metrics
+    assert metrics["n"] > 0
+    assert {(figures["n"], figures["accuracy"]) for figures in metrics["modalities"].values()} == {(0, None)}
 
 
 @pytest.fixture(scope="module")

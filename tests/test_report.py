@@ -46,7 +46,7 @@ def simulate(task: str, names: list[str], rows: int, skill: float, seed: int, da
 def write_run(
     folder: Path, name: str = "visualbert", *, task: str = "single", skill: float = 3.0, seed: int = 0,
     names: list[str] | None = None, rows: int = 80, sha256: str = "ab" * 32, split: str = "test",
-    baselines: bool = True, preset: str = "embedded", store: str = "data/clipart/store",
+    baselines: bool = True, preset: str = "embedded", store: str = "data/clipart/store", modalities: bool = True,
 ) -> Path:  # fmt: skip
     """Write a run folder as `labeler train` and `labeler evaluate` leave it; return it."""
     names = names or NAMES
@@ -70,6 +70,9 @@ def write_run(
         "settings": {"learning_rate": 5e-5, "epochs": 6, "batch_size": 32, "seed": seed},
     }  # fmt: skip
     measured = measure(task, names, found, draws=DRAWS)
+    alone = {modality: measure(task, names, simulate(task, names, rows, skill / worse, seed), draws=DRAWS)
+             for modality, worse in (("text", 2), ("image", 4))}  # fmt: skip
+    head["modalities"] = {"both": measured, **alone} if modalities else None
     both = (("majority", 0.0), ("logistic-regression", 2.4)) if baselines else ()
     others = [_baseline(folder, task, names, rows, split, *one) for one in both]
     write_json(folder / f"metrics-{split}.json", head | measured | {"baselines": others})
@@ -164,6 +167,22 @@ def test_the_comparison_names_the_best_model_and_tests_it_against_the_baseline(t
     assert json.loads((tmp_path / "report/comparison.json").read_text()) == comparison
 
 
+def test_text_alone_and_picture_alone_stand_in_a_table_of_their_own(tmp_path):
+    runs = [write_run(tmp_path / "new"), write_run(tmp_path / "old", "flava", modalities=False)]
+    comparison = report(runs, tmp_path / "report")
+    new, old = (model["modalities"] for model in comparison["models"][2:])
+    assert new == json.loads((tmp_path / "new/metrics-test.json").read_text())["modalities"]
+    assert old is None
+    text = page(tmp_path / "report").text.split("Text or picture alone")[2].split("Learning curves")[0]
+    for modality in ("text", "image", "both"):
+        assert f"{100 * new[modality]['accuracy']:.1f}\u00a0%" in text
+    assert "visualbert" in text
+    assert "flava" not in text
+    assert "| visualbert | 80 |" in (tmp_path / "report/comparison.md").read_text(encoding="utf-8")
+    report(runs[1:], tmp_path / "report")
+    assert "Text or picture alone" not in page(tmp_path / "report").text
+
+
 def test_a_model_that_is_level_with_the_baseline_is_not_called_better(tmp_path):
     comparison = report([write_run(tmp_path / "run", skill=2.5)], tmp_path / "report")
     assert comparison["against_baseline"][0]["verdict"] == "cannot tell"
@@ -187,7 +206,7 @@ def test_the_page_is_one_file_with_every_section(tmp_path, examples):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "comparison.json", "comparison.md", "index.html", "data.html", "manifest.json"}  # fmt: skip
     ids = {attributes["id"] for tag, attributes in found.tags if tag == "section"}
-    assert ids == {"table", "pairs", "curves", "confusion", "labels", "pictures", "how"}
+    assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "pictures", "how"}
     pictures = [attributes for tag, attributes in found.tags if tag == "img"]
     assert len([picture["alt"] for picture in pictures]) > 10
     assert "text of row" in found.text
@@ -208,7 +227,7 @@ def test_labels_texts_ids_and_names_are_inert(tmp_path, examples):
     markdown = (tmp_path / "report/comparison.md").read_text(encoding="utf-8")
     assert "<script" not in markdown
     widths = {line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}
-    assert widths == {14, 7}
+    assert widths == {14, 7, 6}
 
 
 def test_a_picture_of_another_type_or_over_the_budget_is_left_out(tmp_path, examples, monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+import torchvision
+from safetensors.torch import load_file, save_file
 
 from labeler.artifacts import (
     BadInputError,
@@ -20,16 +21,20 @@ from labeler.artifacts import (
     LabelerError,
     UsageError,
     read_manifest,
+    sha256_file,
     verify,
     work_folder,
 )
+from labeler.averaging import AveragedWeights
+from labeler.cli import cli
 from labeler.evaluation import read_predictions
 from labeler.fitting import Fit, LabelTrainer, Watch, training_arguments
 from labeler.models import model_names
+from labeler.preprocessing import preprocess
 from labeler.runs import PICKLED, load_run
 from labeler.scoring import describe, evaluate
 from labeler.store import Store
-from labeler.training import train
+from labeler.training import over_seeds, train, train_seeds
 from labeler.training_options import METRICS, TrainOptions, options_for
 
 FILES = {"README.md", "config.json", "history.json", "labels.json", "manifest.json", "model.safetensors",
@@ -122,7 +127,7 @@ def interrupt_at(monkeypatch, step: int) -> None:
 def resumed(store, options, tmp_path, monkeypatch):
     """Return a function that trains until Ctrl-C at that step, goes on with --resume, and returns the run."""
 
-    def make(name: str, step: int) -> Path:
+    def make(name: str, step: int, options=options) -> Path:
         out, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
         with monkeypatch.context() as patch:
             interrupt_at(patch, step)
@@ -164,6 +169,113 @@ def test_an_interrupt_changes_no_weight(trained, resumed, name, step):
         del epoch["train_loss"]  # the mean since the last logged step or the start
     assert ours["epochs"] == theirs["epochs"]
     assert equal(run, trained(name))
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_an_interrupt_changes_no_average_and_no_dropped_modality(resumed, store, options, tmp_path, step):
+    special = dataclasses.replace(options, ema=0.8, modality_dropout=0.5, loss="focal", class_weights="balanced")
+    run = resumed("late-fusion", step, special)
+    whole = train("late-fusion", store, tmp_path / "whole", special, device="cpu").out
+    assert equal(run, whole)
+    without_dropping = dataclasses.replace(special, modality_dropout=0.0)
+    assert not equal(train("late-fusion", store, tmp_path / "other", without_dropping, device="cpu").out, whole)
+
+
+def test_the_weights_kept_are_the_average_of_those_after_each_step(store, options, tmp_path, monkeypatch):
+    steps, before = [], AveragedWeights.update
+
+    def note(self, model):
+        before(self, model)
+        steps.append({key: value.clone() for key, value in model.state_dict().items()})
+
+    monkeypatch.setattr(AveragedWeights, "update", note)
+    one = dataclasses.replace(options, epochs=1, ema=0.7)
+    run = train("resnet-gru", store, tmp_path / "run", one, device="cpu").out
+    assert len(steps) == 4
+    expected = steps[0]
+    for weights_after in steps[1:]:
+        expected = {key: 0.7 * value + 0.3 * weights_after[key] for key, value in expected.items()}
+    kept = weights(run)
+    for key, value in expected.items():
+        torch.testing.assert_close(kept[key], value)
+    assert not torch.equal(kept["classifier.weight"], steps[-1]["classifier.weight"])
+    assert_validation_is_scoring(run, store, options, "resnet-gru")
+
+
+def test_the_chosen_loss_is_the_one_that_is_trained_by(trained, store, options, tmp_path):
+    plain = json.loads((trained("late-fusion") / "history.json").read_text(encoding="utf-8"))
+    smoothed = dataclasses.replace(options, label_smoothing=0.5)
+    history = train("late-fusion", store, tmp_path / "run", smoothed, device="cpu").history
+    assert history["epochs"][0]["train_loss"] > plain["epochs"][0]["train_loss"] + 0.1
+    assert read_manifest(tmp_path / "run")["arguments"]["label_smoothing"] == 0.5
+
+
+def test_the_head_starts_where_the_chosen_loss_wants_it(store, options):
+    plain = Fit("late-fusion", store, options, 0, "cpu")
+    adjusted = Fit("late-fusion", store, dataclasses.replace(options, logit_adjustment=1.0), 0, "cpu")
+    for fit in (plain, adjusted):
+        fit.start_head()
+    priors = plain.store.truth(plain.train_pairs.rows).mean(axis=0)
+    moved = plain.model.head.classifier.bias - adjusted.model.head.classifier.bias
+    np.testing.assert_allclose(moved.detach().numpy(), np.log(priors), atol=1e-5)
+
+
+def test_several_seeds_are_runs_of_their_own_and_found_again(store, options, tmp_path):
+    one = dataclasses.replace(options, epochs=1)
+    results = train_seeds("resnet-gru", store, tmp_path / "runs", one, range(3, 5), device="cpu")
+    assert [result.out for result in results] == [tmp_path / "runs" / "seed-3", tmp_path / "runs" / "seed-4"]
+    assert [verify(result.out, "train")["seed"] for result in results] == [3, 4]
+    summary = over_seeds(results)
+    values = [result.history["epochs"][0]["validation_metric"] for result in results]
+    assert (summary["metric"], summary["mean"]) == ("macro_f1", pytest.approx(np.mean(values)))
+    assert summary["sd"] == pytest.approx(np.std(values, ddof=1))
+    more = train_seeds("resnet-gru", store, tmp_path / "runs", one, range(3, 6), device="cpu")
+    assert [result.already for result in more] == [True, True, False]
+    assert over_seeds(more[:1])["sd"] is None
+    with pytest.raises(BadInputError, match="seed-3: a run itself; choose another --out"):
+        train_seeds("resnet-gru", store, tmp_path / "runs" / "seed-3", one, range(1), device="cpu")
+
+
+def test_the_command_trains_several_seeds(store, tmp_path, capsys):
+    arguments = ["train", "resnet-gru", str(store), "--out", str(tmp_path / "runs"), "--epochs", "1", "--seeds", "2"]
+    cli.main([*arguments, "--json"], standalone_mode=False)
+    answer = json.loads(capsys.readouterr().out)
+    assert [Path(run["out"]).name for run in answer["runs"]] == ["seed-0", "seed-1"]
+    cli.main(arguments, standalone_mode=False)
+    said = capsys.readouterr().err
+    assert f"2 seeds, validation macro_f1 {answer['mean']:.4f} ± {answer['sd']:.4f} (standard deviation)" in said
+    assert said.count("already made") == 2
+
+
+def test_the_help_of_train_names_every_model(capsys):
+    cli.main(["train", "--help"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert [name for name in model_names() if name not in shown] == []
+
+
+def test_a_run_that_lacks_weights_of_todays_model_is_refused(copied):
+    kept = {key: value for key, value in weights(copied).items() if key != "head.absence"}
+    save_file(kept, copied / "model.safetensors", metadata={"format": "pt"})
+    manifest = read_manifest(copied)
+    manifest["files"]["model.safetensors"] = sha256_file(copied / "model.safetensors")
+    (copied / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"not in it \(head.absence\), an older labeler made it; train it again"):
+        load_run(copied)
+
+
+def test_a_picture_tower_of_another_width_and_a_vocabulary_of_characters(store, text_tower, options, tmp_path):
+    tower = tmp_path / "resnet18"
+    tower.mkdir()
+    torch.manual_seed(0)
+    save_file(torchvision.models.resnet18(num_classes=3).state_dict(), tower / "model.safetensors")
+    config = {"library": "torchvision", "architecture": "resnet18", "num_classes": 3, "input_size": [3, 64, 64]}
+    (tower / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    preprocess(store.parent / "records", tmp_path / "store", text_encoder=str(text_tower), image_encoder=str(tower))
+    chosen = dataclasses.replace(options, vocabulary="character", epochs=1)
+    run = load_run(train("resnet-gru", tmp_path / "store", tmp_path / "run", chosen, device="cpu").out)
+    assert run.model.config.visual_width == 512
+    assert run.tokenizer.tokenize("red one") == list("redone")
+    assert evaluate(tmp_path / "run", tmp_path / "store", device="cpu").metrics["n"] == 7
 
 
 def test_resuming_with_other_settings_is_refused(store, options, tmp_path, monkeypatch):
@@ -308,6 +420,9 @@ def test_everything_in_the_baseline_is_new(store, options, tmp_path):
     ("given", "match"),
     [({"epochs": 0}, "epochs is 0, expected more than 0"), ({"learning_rate": -1.0}, "learning-rate is -1.0"),
      ({"new_learning_rate": math.nan}, "new-learning-rate is nan"), ({"n_coattn": -1}, "n-coattn must be 0 or more"),
+     ({"label_smoothing": 1.0}, "label-smoothing is 1.0, expected from 0 up to 1"), ({"ema": -0.1}, "ema is -0.1"),
+     ({"modality_dropout": math.nan}, "modality-dropout is nan"), ({"logit_adjustment": math.inf}, "logit-adjustment is inf"),
+     ({"focal_gamma": -1.0}, "focal-gamma is -1.0, expected 0 or more"), ({"loss": "hinge"}, "expected cross-entropy or focal"),
      ({"warmup": 1.0}, "warmup a share"), ({"batch_size": 0}, "batch-size is 0")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(given, match):

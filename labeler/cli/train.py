@@ -25,29 +25,62 @@ from labeler.cli import options
 @click.option("--n-coattn", type=int, help="Co-attention blocks of visualbert-coattn [default: 1].")
 @click.option("--coattention", metavar="KIND", help="Their kind: vilbert, seed or hieco [default: vilbert].")
 @click.option("--coattn-place", metavar="PLACE", help="before the encoder, or between its layers [default: before].")
+@click.option("--vocabulary", type=click.Choice(["word", "character"]),
+              help="Of resnet-gru; character for Chinese and what else is written without blanks [default: word].")  # fmt: skip
+@click.option("--loss", type=click.Choice(["cross-entropy", "focal"]), help="[default: cross-entropy]")
+@click.option("--focal-gamma", type=float, help="How much the focal loss plays down what is easy [default: 2].")
+@click.option("--class-weights", type=click.Choice(["none", "balanced"]),
+              help="balanced: rare labels weigh as much as frequent ones [default: none].")  # fmt: skip
+@click.option("--logit-adjustment", type=float, metavar="TAU",
+              help="TAU log(label's share) on its logit in training; rare labels are named more often [default: 0].")  # fmt: skip
+@click.option(
+    "--label-smoothing", type=float, metavar="E", help="Share of each target that goes to all labels [default: 0]."
+)
+@click.option("--modality-dropout", type=float, metavar="P",
+              help="Share of the pairs that go without picture or text, others each epoch [default: 0].")  # fmt: skip
+@click.option("--ema", type=float, metavar="DECAY",
+              help="Keep the weights' moving average over about 1 / (1 - DECAY) steps [default: 0, none].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), help="auto: bf16 where the processor has it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
 @options.seed
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N",
+              help="Train N runs, OUT/seed-0 and so on from --seed; those already made are found.")  # fmt: skip
 @options.device
 @options.force
 @options.as_json
 def command(
-    model: str, store: Path, out: Path, resume: bool, seed: int, device: str, force: bool, as_json: bool, **given: Any
-) -> None:
+    model: str, store: Path, out: Path, resume: bool, seed: int, seeds: int | None, device: str, force: bool,
+    as_json: bool, **given: Any,
+) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
-    MODEL is resnet-gru, visualbert or visualbert-coattn. The test split is not read. Ctrl-C saves a checkpoint;
-    --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
+    MODEL is resnet-gru, late-fusion, visualbert or visualbert-coattn. The test split is not read. Ctrl-C saves a
+    checkpoint; --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
     """
-    from labeler.training import train
+    from labeler.training import over_seeds, train, train_seeds
     from labeler.training_options import options_for
 
-    result = train(model, store, out, options_for(model, given), seed=seed, resume=resume, force=force, device=device)
+    chosen = options_for(model, given)
+    if seeds is None:
+        result = train(model, store, out, chosen, seed=seed, resume=resume, force=force, device=device)
+        options.say("\n".join(said(result)), {"out": out, "already": result.already, **result.history}, as_json)
+        return
+    results = train_seeds(
+        model, store, out, chosen, range(seed, seed + seeds), resume=resume, force=force, device=device
+    )
+    summary = over_seeds(results)
+    lines = [line for result in results for line in said(result)]
+    spread = "" if summary["sd"] is None else f" ± {summary['sd']:.4f} (standard deviation)"
+    lines.append(f"{out}: {seeds} seeds, validation {summary['metric']} {summary['mean']:.4f}{spread}")
+    options.say("\n".join(lines), {"out": out, **summary}, as_json)
+
+
+def said(result: Any) -> list[str]:
+    """Return what is said of a run."""
     history = result.history
     best = history["epochs"][history["best_epoch"] - 1]
-    lines = [
-        *([options.already(out)] if result.already else []),
-        f"{out}: best epoch {history['best_epoch']} of {len(history['epochs'])}, validation {history['metric']} "
+    return [
+        *([options.already(result.out)] if result.already else []),
+        f"{result.out}: best epoch {history['best_epoch']} of {len(history['epochs'])}, validation {history['metric']} "
         f"{best['validation_metric']:.4f}; {history['train_seconds']:.0f} s, {history['pairs_per_second']} pairs/s",
     ]
-    options.say("\n".join(lines), {"out": out, "already": result.already, **history}, as_json)

@@ -31,7 +31,8 @@ class Building(NamedTuple):
 
     label_set: the labels; text_encoder: the text tower's name; visual_width: D_image of the visual tokens;
     texts: the training texts (for a vocabulary of one's own); n_coattn: blocks of co-attention; coattention: their
-    kind, of COATTENTIONS; coattn_place: where they stand, of COATTN_PLACES.
+    kind, of COATTENTIONS; coattn_place: where they stand, of COATTN_PLACES; vocabulary: what a vocabulary of one's own
+    holds, `word` or `character`.
     """
 
     label_set: LabelSet
@@ -41,6 +42,7 @@ class Building(NamedTuple):
     n_coattn: int = 1
     coattention: str = "vilbert"
     coattn_place: str = "before"
+    vocabulary: str = "word"
 
 
 class Built(NamedTuple):

@@ -6,7 +6,7 @@
 
 The course's baseline has a ResNet-18 here; with the `embedded` towers the CNN is EfficientNet-Lite0, whose grid
 the store holds, and any torchvision ResNet by `--image-encoder`. The vocabulary is made from the training texts
-alone: words as BERT splits them, Chinese by characters, most frequent first.
+alone, most frequent first: words as BERT splits them, or every character (`--vocabulary character`, as in the course).
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, cast
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from labeler.layers import labelling_loss, masked_mean
+from labeler.layers import masked_mean
+from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 TRAINING = {"epochs": 30, "new_learning_rate": 1e-3, "patience": 5}  # nothing in it is pretrained
 PAD, UNKNOWN = "<pad>", "<unk>"
 MIN_COUNT = 2
 MAX_WORDS = 30_000
+WITHOUT_BLANKS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 
 
 class Config(PreTrainedConfig):
@@ -56,6 +59,8 @@ class Model(PreTrainedModel):
         self.gru = nn.GRU(config.embedding_size, config.hidden_size, num_layers=config.gru_layers, batch_first=True,
                           bidirectional=True, dropout=config.dropout)  # fmt: skip
         self.image_projection = nn.Linear(config.visual_width, 2 * config.hidden_size)
+        # what stands for a text or a picture that is missing
+        self.absent_text, self.absent_image = (nn.Parameter(torch.zeros(2 * config.hidden_size)) for _ in range(2))
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(2 * config.hidden_size, cast(int, config.num_labels))
         self.post_init()
@@ -69,14 +74,20 @@ class Model(PreTrainedModel):
         labels: Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Return logits [B, L], and the loss where labels are given."""
-        has_image = visual_mask.any(dim=1, keepdim=True)  # [B, 1]
-        image = self.image_projection(masked_mean(visual_tokens, visual_mask)) * has_image  # [B, 2H]
-        logits = self.classifier(self.dropout(image + self.read(input_ids, text_mask)))
+        has_text, has_image = (mask.any(dim=1, keepdim=True) for mask in (text_mask, visual_mask))  # [B, 1] each
+        image = self.image_projection(masked_mean(visual_tokens, visual_mask))  # [B, 2H]
+        image = torch.where(has_image, image, self.absent_image.to(image.dtype))
+        text = self.read(input_ids, text_mask)  # [B, 2H]
+        text = torch.where(has_text, text, self.absent_text.to(text.dtype))
+        logits = self.classifier(self.dropout(image + text))
         return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
 
     def read(self, input_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Return [B, 2H]: the forward state after the last real token beside the backward state after the first."""
-        lengths = text_mask.sum(dim=1).cpu()
+        """Return [B, 2H]: the forward state after the last real token beside the backward state after the first.
+
+        Of a row without a text, padding is read in its place.
+        """
+        lengths = text_mask.sum(dim=1).clamp(min=1).cpu()
         # packed, so that neither direction ever reads a padded position
         packed = pack_padded_sequence(self.embedding(input_ids), lengths, batch_first=True, enforce_sorted=False)
         _, states = self.gru(packed)  # [layers * 2, B, H]; the last two are the top layer's two directions
@@ -84,8 +95,8 @@ class Model(PreTrainedModel):
 
 
 def build(task: Building) -> Built:
-    """Return the untrained baseline and a tokenizer over the words of the training texts."""
-    tokenizer = word_tokenizer(task.texts)
+    """Return the untrained baseline and a tokenizer over the words or characters of the training texts."""
+    tokenizer = own_tokenizer(task.texts, task.vocabulary)
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "visual_width": task.visual_width,
@@ -95,10 +106,14 @@ def build(task: Building) -> Built:
     return Built(Model(config), tokenizer)
 
 
-def word_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with the words that occur twice or more in `texts`: by frequency, ties by the word itself."""
-    normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
-    splitter = pre_tokenizers.BertPreTokenizer()
+def own_tokenizer(texts: list[str], vocabulary: str = "word") -> PreTrainedTokenizerFast:
+    """Return a tokenizer with what occurs twice or more in `texts`: by frequency, ties by the word itself.
+
+    A `word` stands between blanks or punctuation, without its accents. Scripts that write none between words give a token
+    a character there too, since a sentence as one token would be unknown. A `character` is what a reader takes for one
+    (Unicode's grapheme clusters), punctuation and accents included, blanks not.
+    """
+    normalizer, splitter = splitting(vocabulary)
     counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     frequent = sorted(
         (word for word, count in counts.items() if count >= MIN_COUNT), key=lambda word: (-counts[word], word)
@@ -107,3 +122,17 @@ def word_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN)
+
+
+def splitting(vocabulary: str) -> tuple[normalizers.Normalizer, pre_tokenizers.PreTokenizer]:
+    """Return how texts are normalised and split into the tokens of a `word` or `character` vocabulary."""
+    if vocabulary == "character":
+        each = pre_tokenizers.Split(Regex(r"\X"), "isolated")
+        blanks = pre_tokenizers.WhitespaceSplit()
+        return (
+            normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()]),
+            pre_tokenizers.Sequence([blanks, each]),
+        )
+    each = pre_tokenizers.Split(Regex(WITHOUT_BLANKS), "isolated")
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), each])
+    return normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True), splitter

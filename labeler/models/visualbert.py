@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, fused_features, labelling_loss
+from labeler.layers import FusedEncoder, ProbeHead, fused_features
+from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 
@@ -45,8 +46,8 @@ class Model(PreTrainedModel):
         super().__init__(config)
         visual_bert = visual_bert or VisualBertModel(config, add_pooling_layer=False)
         self.fused = FusedEncoder(visual_bert, config.position_offset)
-        width = 2 * config.hidden_size + config.visual_embedding_dim
-        self.head = ProbeHead(width, cast(int, config.num_labels), config.head_dropout)
+        widths = config.hidden_size, config.hidden_size + config.visual_embedding_dim
+        self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
 
     @property

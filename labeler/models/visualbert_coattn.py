@@ -28,7 +28,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from labeler.artifacts import UsageError
 from labeler.coattention import AffinityAttention, CoAttention, SwappedAttention
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, ZeroLinear, fused_features, labelling_loss
+from labeler.layers import FusedEncoder, ProbeHead, ZeroLinear, fused_features
+from labeler.losses import labelling_loss
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 
 TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before"}
@@ -65,8 +66,8 @@ class Model(PreTrainedModel):
         visual_bert = visual_bert or VisualBertModel(config, add_pooling_layer=False)
         self.fused = FusedEncoder(visual_bert, config.position_offset)
         self.coattention = nn.ModuleList(block(config) for _ in range(config.n_coattn))
-        width = 2 * config.hidden_size + config.visual_embedding_dim
-        self.head = ProbeHead(width, cast(int, config.num_labels), config.head_dropout)
+        widths = config.hidden_size, config.hidden_size + config.visual_embedding_dim
+        self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
 
     @property

@@ -105,7 +105,8 @@ def _row(task: str, model: Model) -> dict[str, Any]:
     }
     for metric in METRICS[task]:
         row |= {metric: metrics.get(metric), f"{metric}_ci95": metrics.get(f"{metric}_ci95")}
-    return row | {key: metrics.get(key) for key in COSTS} | {"best_epoch": metrics.get("best_epoch")}
+    row |= {key: metrics.get(key) for key in COSTS}
+    return row | {"best_epoch": metrics.get("best_epoch"), "modalities": metrics.get("modalities")}
 
 
 def _seeds(task: str, models: list[Model]) -> list[dict[str, Any]]:

@@ -149,6 +149,7 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "metrics": METRICS[comparison["task"]],
         "titles": TITLES,
         "axis": axis_of(intervals),
+        "modalities": [row for row in rows if row["modalities"]],
     }
 
 
@@ -211,12 +212,13 @@ def _per_class(best: Model, models: list[Model], names: list[str]) -> dict[str, 
 def _how(model: Model) -> dict[str, Any]:
     """Return how a model came to be: {name, baseline, folder, values: [(what, value)]}."""
     values: dict[str, Any] = {"run": str(model.run.folder), "preset": model.run.metrics.get("preset")}
+    said: dict[str, Any] = {}
     if not model.baseline:
-        manifest = model.run.manifest
+        manifest, said = model.run.manifest, model.run.manifest["arguments"]
         values |= {"seed": model.metrics["seed"], "trained on": [item["path"] for item in manifest["inputs"]]}
         values |= {"artifact sha256": manifest["content_sha256"], "versions": manifest["versions"]}
-        values |= {f"argument {key}": value for key, value in manifest["arguments"].items()}
-    values |= model.metrics["settings"]
+        values |= {f"argument {key}": value for key, value in said.items()}
+    values |= {key: value for key, value in model.metrics["settings"].items() if said.get(key) != value}
     return {"name": model.name, "baseline": model.baseline, "values": [(key, _plain(v)) for key, v in values.items()]}
 
 

@@ -1,0 +1,119 @@
+"""`late-fusion`: text tower and image tower each on its own, their pooled outputs side by side, a small MLP.
+
+    input_ids      [B, T]          -> text tower -> mean of words [B, D] --+
+                                                                           [text; image] -> linear + MLP -> logits
+    visual_tokens  [B, V, D_image] -> mean ---------------> [B, D_image] --+
+
+The honest rival of VisualBERT (ConcatBERT in Kiela et al. 2020, "The Hateful Memes Challenge"): the same text tower, fine-tuned
+at the same rate, and the same frozen picture, but no word ever sees the picture. So what VisualBERT gains over it, it gains by
+fusion, and what this gains over the baselines' logistic regression, which reads the same features, by fine-tuning and the MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from labeler.encoders.text import load_text_encoder, position_offset
+from labeler.layers import ProbeHead, ZeroLinear, masked_mean, unit, use_fast_dropout
+from labeler.losses import labelling_loss
+from labeler.models import Building, Built
+
+LEFT_OUT = ("architectures", "transformers_version", "_name_or_path")
+
+
+class Config(PreTrainedConfig):
+    """The text tower's own config, the width of the visual tokens, and the head's sizes."""
+
+    model_type = "labeler-late-fusion"
+
+    tower: dict[str, Any] | None = None
+    visual_width: int = 1280
+    mlp_width: int = 256
+    head_dropout: float = 0.5
+
+
+class Model(PreTrainedModel):
+    """Two towers and an MLP: a batch (see `labeler.batches`) in, logits [B, L] out."""
+
+    config_class = Config
+    main_input_name = "input_ids"
+    new_weights = ("head.", "mlp.")  # trained at the higher rate
+
+    def __init__(self, config: Config, text: PreTrainedModel | None = None):
+        """Take the text tower `text`, or make an untrained one from `config`."""
+        super().__init__(config)
+        self.text = text or text_tower(config)
+        use_fast_dropout(self.text)
+        widths, labels = (self.text.config.hidden_size, config.visual_width), cast(int, config.num_labels)
+        self.head = ProbeHead(widths, labels, config.head_dropout)
+        self.mlp = nn.Sequential(
+            nn.Linear(sum(widths), config.mlp_width),
+            nn.GELU(),
+            nn.Dropout(config.head_dropout),
+            ZeroLinear(config.mlp_width, labels),
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ZeroLinear):  # transformers starts every linear layer at random
+            init.zeros_(module.weight)
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Return how many text tokens the position embeddings reach."""
+        return self.text.config.max_position_embeddings - position_offset(self.text.config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        visual_tokens: Tensor,
+        visual_mask: Tensor,
+        labels: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Return logits [B, L], and the loss where labels are given."""
+        features = self.features(input_ids, text_mask, visual_tokens, visual_mask)
+        logits = self.head(features) + self.mlp(self.head.standardised(features))  # the second starts as zeros
+        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
+
+    def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
+        """Return what the head reads, [B, D + D_image]: each tower's mean at length 1, zeros where there is nothing."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)  # [1, T]
+        # softmax over no token at all would be NaN; a row without a text sees its padding here, which the mean leaves out
+        mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
+        hidden = self.text(
+            input_ids, attention_mask=mask.long(), position_ids=positions + position_offset(self.text.config)
+        ).last_hidden_state  # [B, T, D]
+        parts = masked_mean(hidden, text_mask), masked_mean(visual_tokens, visual_mask)
+        return torch.cat([unit(part.float()) for part in parts], dim=1)
+
+
+def text_tower(config: Config) -> PreTrainedModel:
+    """Return an untrained text tower in the size that `config` holds."""
+    tower = AutoConfig.for_model(**cast("dict[str, Any]", config.tower))
+    # eager attention: the faster one in training on a CPU, and VisualBERT's
+    return cast(PreTrainedModel, AutoModel.from_config(tower, add_pooling_layer=False, attn_implementation="eager"))
+
+
+def build(task: Building) -> Built:
+    """Return both towers on the text tower's weights, with its tokenizer."""
+    tower = load_text_encoder(task.text_encoder)
+    values = {key: value for key, value in tower.model.config.to_dict().items() if key not in LEFT_OUT}
+    values["attention_probs_dropout_prob"] = 0.0  # as in `visualbert`
+    sizes: dict[str, Any] = {
+        "tower": values,
+        "visual_width": task.visual_width,
+        "num_labels": len(task.label_set.labels),
+    }
+    config = Config(**sizes)
+    text = text_tower(config)
+    weights = {name: value for name, value in tower.model.state_dict().items() if not name.startswith("pooler.")}
+    text.load_state_dict(weights)
+    return Built(Model(config, text), tower.tokenizer)
