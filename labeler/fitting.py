@@ -191,7 +191,7 @@ class LabelTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.fit.averaged:  # before the rest, so that a checkpoint that is whole has them
-            self.fit.averaged.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            self.fit.averaged.save(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
     def _load_best_model(self) -> None:
