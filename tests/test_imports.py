@@ -25,9 +25,9 @@ selection
 profile  image_quality  label_errors
 ingestion  store  export
 inspection
-preprocessing  batches
-layers  encoders.image  encoders.text
-encoders.visualbert
+preprocessing  batches  encoders.pretrained
+layers  encoders.regions  encoders.text
+encoders.image  encoders.visualbert
 models
 models.*
 prediction  runs  training_options
