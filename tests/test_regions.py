@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from labeler.artifacts import BadInputError, LabelerError
 from labeler.batches import StorePairs, collate
 from labeler.encoders.image import load_image_encoder
-from labeler.encoders.regions import REGIONS, _build, _with_weights
+from labeler.encoders.regions import REGIONS, _build, _with_weights, see_regions
 from labeler.encoders.weights import tower_sha256
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
@@ -110,7 +110,8 @@ def test_a_picture_in_which_nothing_is_found_is_one_region(detector, picture, tm
     [({"architecture": "fasterrcnn_resnet19_fpn"}, "unknown detector 'fasterrcnn_resnet19_fpn'; there are fasterrcnn_resnet50"),
      ({"architecture": "fasterrcnn_resnet34_fpn"}, "not this detector's weights"), ({"num_classes": 5}, "not a detector with"),
      ({"input_size": [3, 70, 70]}, "input_size is 70, expected a multiple of 32"),
-     ({"library": "timm"}, "no detector: config.json does not name"), ({"model_args": {"colour": 1}}, "FasterRCNN has no colour")],
+     ({"library": "timm"}, "no detector: config.json does not name"),
+     ({"model_args": {"colour": 1}}, "FasterRCNN has no colour")],
 )  # fmt: skip
 def test_a_folder_that_is_no_detector_is_refused(changes, message, detector, tmp_path):
     with pytest.raises(LabelerError, match=message):
@@ -132,13 +133,31 @@ def test_a_detector_that_is_damaged_unknown_or_misplaced_is_refused(detector, tm
         load_image_encoder(str(detector))
 
 
-def test_norms_are_as_frozen_as_their_weights_were(detector):
-    def epsilons(state: dict[str, torch.Tensor]) -> set[float]:
-        model = _with_weights(_build(CONFIG["architecture"], SIDE, 4), state)
-        return {module.eps for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+@pytest.mark.parametrize("frozen", [True, False])
+def test_norms_are_as_torchvision_has_them(frozen):
+    torch.manual_seed(0)
+    norm = torchvision.ops.FrozenBatchNorm2d if frozen else torch.nn.BatchNorm2d
+    backbone = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=norm
+    )
+    theirs = torchvision.models.detection.FasterRCNN(backbone, 4).eval()
+    for module in theirs.modules():
+        if isinstance(module, norm):
+            module.running_var.fill_(1e-4)  # so small that epsilon matters
+            module.eps = 0.0 if frozen else 1e-5
+    ours = _with_weights(_build("fasterrcnn_resnet18_fpn", SIDE, 4), theirs.state_dict()).eval()
+    pixels = torch.randn(1, 3, SIDE, SIDE) * 1e-9
+    with torch.inference_mode():
+        expected = theirs.backbone.body(pixels)["3"]
+        assert expected.std() > 0
+        torch.testing.assert_close(ours.backbone.body(pixels)["3"], expected, rtol=1e-3, atol=0)
 
-    assert epsilons(load_file(detector / "model.safetensors")) == {0.0}  # as torchvision sets it for COCO_V1
-    assert epsilons(_build(CONFIG["architecture"], SIDE, 4).state_dict()) == {1e-5}
+
+def test_the_published_architecture_is_as_wide_as_visualbert_takes_it():
+    detector = _build("fasterrcnn_resnet50_fpn", SIDE).eval()
+    with torch.inference_mode():
+        tokens, boxes = see_regions(detector, torch.randn(1, 3, SIDE, SIDE))
+    assert (tokens.shape, boxes.shape) == ((1, REGIONS, 2048), (1, REGIONS, 4))
 
 
 def test_the_hash_of_a_detector_follows_its_files(detector, tmp_path):

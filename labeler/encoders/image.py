@@ -87,7 +87,8 @@ def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
     if Path(name).is_dir():
         return _from_folder(Path(name))
     library, _, architecture = name.rpartition(":")
-    architecture = architecture.removeprefix("timm/")
+    if architecture.startswith("timm/"):  # as timm's models are called on a hub
+        library, architecture = "timm", architecture.removeprefix("timm/")
     if architecture in torchvision.models.list_models(torchvision.models.detection):
         raise LabelerError(
             f"image encoder {name!r}: a detector; {REGIONS}{architecture} takes what it sees in its regions"

@@ -57,7 +57,8 @@ def load_detector(name: str) -> Detector:
 
     config.json holds {"library": "torchvision-detection", "architecture": "fasterrcnn_resnet50_fpn"}, and where they are
     others than its defaults "num_classes" (91, the ground counted), "input_size" ([3, 800, 800]), "model_args" (settings of
-    torchvision's FasterRCNN) and "norm_eps". The architecture may have another ResNet in its name.
+    torchvision's FasterRCNN) and "norm_eps" (of frozen batch norms: 0 for DETECTORS, as torchvision sets it for what it has
+    published; else 1e-5). The architecture may have another ResNet in its name.
 
     Raises LabelerError: unknown, weights damaged or not the architecture's, or not here and the hub out of reach.
     """
@@ -81,10 +82,10 @@ def _from_folder(folder: Path) -> Detector:
         side = config.get("input_size", (3, SIDE, SIDE))[-1]
         if side % STRIDE:
             raise LabelerError(f"input_size is {side}, expected a multiple of {STRIDE}")
-        module = _build(config["architecture"], side, config.get("num_classes", 91), config.get("model_args", {}))
-        return Detector(
-            _with_weights(module, load_file(folder / "model.safetensors"), config.get("norm_eps", 0.0)), side
-        )
+        architecture = config["architecture"]
+        module = _build(architecture, side, config.get("num_classes", 91), config.get("model_args", {}))
+        norm_eps = config.get("norm_eps", 0.0 if architecture in DETECTORS else 1e-5)
+        return Detector(_with_weights(module, load_file(folder / "model.safetensors"), norm_eps), side)
     except LabelerError as error:
         raise LabelerError(f"{folder}: {error}") from error
     except Exception as error:  # what stands in a config may fail in many ways
@@ -116,8 +117,7 @@ def _build(architecture: str, side: int, num_classes: int = 91, model_args: dict
 def _with_weights(model: FasterRCNN, state: dict[str, Tensor], norm_eps: float = 0.0) -> FasterRCNN:
     """Return the detector with its weights, every one in its place.
 
-    Frozen batch norms count no batches, which tells them; `norm_eps` is theirs, 0 as in the first weights that torchvision
-    has published.
+    Frozen batch norms count no batches, which tells them; `norm_eps` is theirs.
     """
     counter = ".num_batches_tracked"
     missing, left_over = model.load_state_dict(state, strict=False)
