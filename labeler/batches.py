@@ -3,7 +3,8 @@
 input_ids      [B, T]      int64    token ids, padded at the end
 text_mask      [B, T]      bool     True = a real token; all False where there is no text
 visual_tokens  [B, V, D]   float32  what the frozen image tower gives; zeros where there is no picture
-visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture
+visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture, and where a detector
+                                    found fewer than V regions the last ones
 labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it)
 """
 
@@ -22,12 +23,16 @@ from labeler.store import Store
 
 
 class Pair(NamedTuple):
-    """One pair before batching: token ids (none without a text), visual tokens [V, D] float16, has it a picture, the label."""
+    """One pair before batching: token ids (none without a text), visual tokens [V, D] float16, has it a picture, the label.
+
+    visual_mask: [V] bool, which visual tokens of a picture are real; None: all.
+    """
 
     input_ids: list[int]
     visual_tokens: np.ndarray
     has_image: bool
     label: np.ndarray | None = None
+    visual_mask: np.ndarray | None = None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_tokens: int) -> list[list[int]]:
@@ -48,12 +53,15 @@ def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
         input_ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids, dtype=torch.long)
         text_mask[row, : len(pair.input_ids)] = True
     visual_tokens = torch.from_numpy(np.stack([pair.visual_tokens for pair in pairs])).float()
-    has_image = torch.tensor([pair.has_image for pair in pairs])
+    visual_mask = torch.tensor([pair.has_image for pair in pairs]).unsqueeze(1).repeat(1, visual_tokens.shape[1])
+    for row, pair in enumerate(pairs):
+        if pair.visual_mask is not None:
+            visual_mask[row] &= torch.from_numpy(pair.visual_mask)
     batch = {
         "input_ids": input_ids,
         "text_mask": text_mask,
         "visual_tokens": visual_tokens,
-        "visual_mask": has_image.unsqueeze(1).expand(-1, visual_tokens.shape[1]).contiguous(),
+        "visual_mask": visual_mask,
     }
     labels = [pair.label for pair in pairs if pair.label is not None]
     return batch | ({"labels": torch.from_numpy(np.stack(labels))} if labels else {})
@@ -92,9 +100,9 @@ class StorePairs(Dataset[Pair]):
 
     def __getitems__(self, indices: list[int]) -> list[Pair]:
         """Return many pairs with one read of the store."""
-        tokens, real = self.store.visual_tokens(self.rows[np.asarray(indices)])
+        tokens, mask = self.store.visual_tokens(self.rows[np.asarray(indices)])
         return [
-            Pair(self.input_ids[index], tokens[row], bool(real[row]), self.labels[index])
+            Pair(self.input_ids[index], tokens[row], bool(mask[row].any()), self.labels[index], mask[row])
             for row, index in enumerate(indices)
         ]
 

@@ -105,7 +105,7 @@ def predict(
 def image_tower(run: Run) -> ImageEncoder:
     """Return the image tower that the run was trained with, on the run's device.
 
-    Raises LabelerError when its weights have changed since.
+    Raises LabelerError when its weights have changed since, or what is read of them has.
     """
     from labeler.encoders.image import load_image_encoder
     from labeler.encoders.weights import tower_sha256
@@ -116,6 +116,12 @@ def image_tower(run: Run) -> ImageEncoder:
             f"{wanted['name']}: not the image encoder that {run.folder} was trained with (sha256 differs)"
         )
     tower = load_image_encoder(wanted["name"])
+    shapes = [[tower.tokens, tower.width], [wanted["tokens"], wanted["width"]]]
+    if shapes[0] != shapes[1]:
+        raise LabelerError(
+            f"{wanted['name']}: gives {shapes[0]} a picture, and gave {shapes[1]} when {run.folder} was trained; make the store "
+            "and the run again, or use the labeler that made them"
+        )
     tower.module.to(run.model.device)
     return tower
 
@@ -191,17 +197,22 @@ def make_pairs(items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size:
     import numpy as np
 
     from labeler.batches import Pair, tokenize
+    from labeler.store import region_mask
 
     ids = tokenize(run.tokenizer, [item.record.text for item in items], run.preprocessor["max_text_tokens"])
     nothing = np.zeros((tower.tokens, tower.width), dtype=np.float16)
-    tokens = [nothing] * len(items)
+    tokens, masks = [nothing] * len(items), [np.ones(tower.tokens, dtype=bool)] * len(items)
     pictures = [row for row, item in enumerate(items) if item.pixels is not None]
     for start in range(0, len(pictures), batch_size):
         rows = pictures[start : start + batch_size]
-        seen = tower.visual_tokens([pixels for row in rows if (pixels := items[row].pixels) is not None]).numpy()
-        for row, value in zip(rows, seen, strict=True):
-            tokens[row] = value
-    return [Pair(ids[row], tokens[row], items[row].pixels is not None) for row in range(len(items))]
+        seen = tower.see([pixels for row in rows if (pixels := items[row].pixels) is not None])
+        for number, row in enumerate(rows):
+            tokens[row] = seen.tokens[number].numpy()
+            if seen.boxes is not None:
+                masks[row] = region_mask(seen.boxes[number].numpy())
+    return [
+        Pair(ids[row], tokens[row], items[row].pixels is not None, visual_mask=masks[row]) for row in range(len(items))
+    ]
 
 
 class LineWriter:

@@ -29,17 +29,15 @@ from labeler.decoding import prepare_images
 from labeler.encoders.weights import tower_sha256
 from labeler.images import ImageError, Prepared
 from labeler.records import LabelSet, Record, read_label_set, read_records
-from labeler.store import DATASET, THUMBNAIL_MIME
+from labeler.store import BOXES, DATASET, THUMBNAIL_MIME, TOKENS
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow
 
     from labeler.encoders.image import ImageEncoder
     from labeler.encoders.text import TextEncoder
 
 BATCH_SIZE = 32
-TOKENS = "visual_tokens"
 
 
 class Preprocessed(NamedTuple):
@@ -64,12 +62,13 @@ def preprocess(
 
     Columns: id, split, group, text, labels (numbers in labels.json), image (a JPEG of at most 320 px, to look
     at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
-    picture), text_features ([D] float32 of the frozen text tower). Memory stays flat. Where `out` is such a store and
+    picture), of a detector visual_boxes ([V * 4] float32, x1 y1 x2 y2 as shares of width and height; zeros for a region that
+    is none), text_features ([D] float32 of the frozen text tower). Memory stays flat. Where `out` is such a store and
     only the image tower is another, its tokens are added as a column, and no other is written again; the tokens that
     were there stay, and are found again when their tower is asked for.
 
-    Raises BadInputError when `records` is no such artifact, or a picture has changed since ingest; LabelerError
-    when a tower cannot be loaded.
+    Raises BadInputError when `records` is no such artifact, a picture has changed since ingest, or over a third of all the
+    texts' tokens are unknown to the text tower's vocabulary; LabelerError when a tower cannot be loaded.
     """
     manifest = verify(records, "ingest")
     hashes = {"text": tower_sha256(text_encoder), "image": tower_sha256(image_encoder)}
@@ -84,9 +83,10 @@ def preprocess(
     if not force and already_made(out, recipe):
         return Preprocessed(out, True, rows)
     from labeler.encoders.image import load_image_encoder
-    from labeler.encoders.text import load_text_encoder
+    from labeler.encoders.text import check_vocabulary, load_text_encoder
 
     image, text = load_image_encoder(image_encoder), load_text_encoder(text_encoder)
+    check_vocabulary(text, (record.text for record in read_records(records)))  # before hours are spent on pictures
     towers = {
         "image": {"name": image_encoder, "sha256": hashes["image"], "tokens": image.tokens, "width": image.width},
         "text": {"name": text_encoder, "sha256": hashes["text"], "width": text.model.config.hidden_size},
@@ -144,17 +144,20 @@ def set_tokens(path: Path, loaded: Iterable[list[Loaded]], image: ImageEncoder, 
     import pyarrow
 
     dataset: Any = lance.dataset(str(path))  # its types are wrong about alter_columns
-    dataset.alter_columns({"path": TOKENS, "name": tokens_of(old)})
-    if tokens_of(new) in dataset.schema.names:
-        dataset.alter_columns({"path": tokens_of(new), "name": TOKENS})
+    for name in (TOKENS, BOXES):
+        if name in dataset.schema.names:
+            dataset.alter_columns({"path": name, "name": kept_as(name, old)})
+    if kept_as(TOKENS, new) in dataset.schema.names:
+        for name in (TOKENS, BOXES):
+            if kept_as(name, new) in dataset.schema.names:
+                dataset.alter_columns({"path": kept_as(name, new), "name": name})
         return
-    schema = pyarrow.schema([token_field(image)])
-    stream(dataset.add_columns, schema, ({TOKENS: tokens(batch, image)} for batch in loaded))
+    stream(dataset.add_columns, pyarrow.schema(seen_fields(image)), (seen(batch, image) for batch in loaded))
 
 
-def tokens_of(sha256: str) -> str:
-    """Return the name of the column with the visual tokens of a tower that is not the store's."""
-    return f"{TOKENS}_{sha256[:16]}"
+def kept_as(column: str, sha256: str) -> str:
+    """Return the name of the column with the visual tokens, or boxes, of a tower that is not the store's."""
+    return f"{column}_{sha256[:16]}"
 
 
 def counted(batches: Iterable[list[Loaded]], bar: tqdm[Any]) -> Iterator[list[Loaded]]:
@@ -175,7 +178,7 @@ def write_dataset(
     schema = pyarrow.schema([
         ("id", pyarrow.string()), ("split", pyarrow.string()), ("group", pyarrow.string()),
         ("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.int32())), ("image", pyarrow.binary()),
-        token_field(image), ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
+        *seen_fields(image), ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
     ])  # fmt: skip
     columns = (columns_of(batch, label_set, image, text) for batch in loaded)
     stream(lambda reader: lance.write_dataset(reader, str(path), schema=schema), schema, columns)
@@ -241,24 +244,29 @@ def columns_of(
         "text": [record.text for record in records],
         "labels": [[numbers[name] for name in record.labels] for record in records],
         "image": [item.picture and item.picture.thumbnail for item in loaded],
-        TOKENS: tokens(loaded, image),
+        **seen(loaded, image),
         "text_features": list(text.features([record.text for record in records]).numpy()),
     }
 
 
-def token_field(image: ImageEncoder) -> pyarrow.Field:
-    """Return the field of the column with a tower's visual tokens."""
+def seen_fields(image: ImageEncoder) -> list[pyarrow.Field]:
+    """Return the fields of the columns with what an image tower sees."""
     import pyarrow
 
-    return pyarrow.field(TOKENS, pyarrow.list_(pyarrow.float16(), image.tokens * image.width))
+    fields = [pyarrow.field(TOKENS, pyarrow.list_(pyarrow.float16(), image.tokens * image.width))]
+    if image.regions:
+        fields.append(pyarrow.field(BOXES, pyarrow.list_(pyarrow.float32(), image.tokens * 4)))
+    return fields
 
 
-def tokens(loaded: list[Loaded], image: ImageEncoder) -> list[np.ndarray | None]:
-    """Return each picture's visual tokens [V * D] float16, None where a record has none."""
-    found: list[np.ndarray | None] = [None] * len(loaded)
+def seen(loaded: list[Loaded], image: ImageEncoder) -> dict[str, list[Any]]:
+    """Return {column: values}: each picture's visual tokens [V * D] float16 and boxes [V * 4], None where a record has none."""
+    columns: dict[str, list[Any]] = {field.name: [None] * len(loaded) for field in seen_fields(image)}
     pictures = {row: item.picture for row, item in enumerate(loaded) if item.picture is not None}
     if pictures:
-        seen = image.visual_tokens([picture.pixels for picture in pictures.values()])
-        for row, value in zip(pictures, seen.flatten(1).numpy(), strict=True):
-            found[row] = value
-    return found
+        values = image.see([picture.pixels for picture in pictures.values()])
+        given = [value for value in values if value is not None]  # a tower that is no detector gives no boxes
+        for name, value in zip(columns, given, strict=True):
+            for row, numbers in zip(pictures, value.flatten(1).numpy(), strict=True):
+                columns[name][row] = numbers
+    return columns

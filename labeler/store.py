@@ -14,6 +14,7 @@ from labeler.artifacts import BadInputError, read_manifest, verify
 from labeler.records import LabelSet, Split, read_label_set
 
 DATASET = "pairs.lance"
+TOKENS, BOXES = "visual_tokens", "visual_boxes"
 THUMBNAIL_MIME = "image/jpeg"
 
 
@@ -78,17 +79,42 @@ class Store:
         return np.array([bool(self.rows["text"][row]) and has_image[row] for row in rows], dtype=bool)
 
     def visual_tokens(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the frozen image tower's tokens [N, V, D] float16, and [N] bool: which rows have a picture."""
+        """Return the frozen image tower's tokens [N, V, D] float16, and [N, V] bool: which of them are real.
+
+        None is in a row without a picture; of a detector's regions the last ones may be none.
+        """
         shape = self.towers["image"]
-        column = self.dataset.take(list(rows), columns=["visual_tokens"]).column(0).combine_chunks()
-        real = ~np.asarray(column.is_null())
+        table = self.dataset.take(list(rows), columns=[name for name in (TOKENS, BOXES) if self._has(name)])
+        real = ~np.asarray(table.column(TOKENS).is_null())
         tokens = np.zeros((len(rows), shape["tokens"], shape["width"]), dtype=np.float16)
-        tokens[real] = column.drop_null().flatten().to_numpy().reshape(-1, shape["tokens"], shape["width"])
-        return tokens, real
+        tokens[real] = _numbers(table.column(TOKENS)).reshape(-1, shape["tokens"], shape["width"])
+        mask = np.repeat(real[:, None], shape["tokens"], axis=1)
+        if self._has(BOXES):
+            mask[real] = region_mask(_numbers(table.column(BOXES)).reshape(-1, shape["tokens"], 4))
+        return tokens, mask
+
+    def visual_boxes(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the boxes [N, V, 4] float32 of a detector's regions: x1 y1 x2 y2 as shares of width and height, zeros for none.
+
+        Raises BadInputError when the store's image tower is no detector.
+        """
+        if not self._has(BOXES):
+            name = self.towers["image"]["name"]
+            raise BadInputError(
+                f"{self.folder}: the image encoder {name!r} gives no boxes; preprocess with regions:NAME"
+            )
+        column = self.dataset.take(list(rows), columns=[BOXES]).column(0)
+        boxes = np.zeros((len(rows), self.towers["image"]["tokens"], 4), dtype=np.float32)
+        boxes[~np.asarray(column.is_null())] = _numbers(column).reshape(-1, *boxes.shape[1:])
+        return boxes
 
     def features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the frozen towers' pooled features: image [N, Di] (mean of the tokens) and text [N, Dt], float32."""
-        image = np.concatenate([tokens.mean(axis=1, dtype=np.float32) for tokens in self._token_pieces(rows)])
+        """Return the frozen towers' pooled features: image [N, Di] (mean of the real tokens) and text [N, Dt], float32."""
+        image = np.concatenate([
+            # those that are not real are zeros
+            tokens.sum(axis=1, dtype=np.float32) / np.maximum(mask.sum(axis=1, keepdims=True), 1).astype(np.float32)
+            for tokens, mask in self._token_pieces(rows)
+        ])  # fmt: skip
         column = self.dataset.take(list(rows), columns=["text_features"]).column(0).combine_chunks()
         return image, column.flatten().to_numpy().reshape(len(rows), -1).astype(np.float32)
 
@@ -98,9 +124,22 @@ class Store:
             rows = list(range(start, min(start + size, len(self.rows["id"]))))
             yield from self.dataset.take(rows, columns=["image"]).column(0).to_pylist()
 
-    def _token_pieces(self, rows: np.ndarray, size: int = 256) -> Iterator[np.ndarray]:
+    def _token_pieces(self, rows: np.ndarray, size: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(rows), size):
-            yield self.visual_tokens(rows[start : start + size])[0]
+            yield self.visual_tokens(rows[start : start + size])
+
+    def _has(self, column: str) -> bool:
+        return column in self.dataset.schema.names
+
+
+def region_mask(boxes: np.ndarray) -> np.ndarray:
+    """Return [..., V] bool for boxes [..., V, 4], x1 y1 x2 y2: which are regions, and not the zeros that stand for none."""
+    return boxes[..., 2] > boxes[..., 0]
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """Return the numbers of a column of lists, one list after another; rows without a list have none."""
+    return column.combine_chunks().drop_null().flatten().to_numpy()
 
 
 def read_examples(folder: Path, ids: Sequence[str]) -> dict[str, Example]:

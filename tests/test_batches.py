@@ -34,6 +34,19 @@ def test_collate_shapes_types_and_masks():
     assert all(value.is_contiguous() for value in batch.values())
 
 
+def test_collate_masks_visual_tokens_one_by_one():
+    found = np.array([True, True, False, False])
+    pairs = [
+        Pair([5], PICTURE, True, visual_mask=found),
+        Pair([5], PICTURE, False, visual_mask=found),
+        Pair([5], PICTURE, True),
+    ]
+    batch = collate(pairs, 0)
+    assert batch["visual_mask"].tolist() == [found.tolist(), [False] * 4, [True] * 4]
+    batch["visual_mask"].zero_()
+    assert found.any()
+
+
 def test_collate_pads_to_the_longest_and_no_further():
     assert collate([Pair([5], PICTURE, True)], 0)["input_ids"].shape == (1, 1)
     assert collate([Pair([5], PICTURE, True), Pair([5] * 7, PICTURE, True)], 0)["input_ids"].shape == (2, 7)
@@ -92,7 +105,7 @@ def test_store_pairs_are_the_rows_of_the_store(store, tokenizer, split):
     pairs = StorePairs(opened, rows, tokenizer, 8)
     assert len(pairs) == len(rows) == len(pairs.lengths)
     tokens, real = opened.visual_tokens(rows)
-    assert real.tolist() == ["words" not in opened.rows["id"][row] for row in rows]
+    assert real.tolist() == [["words" not in opened.rows["id"][row]] * 4 for row in rows]
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
     for index, pair in zip(order, pairs.__getitems__(order), strict=True):
         row = rows[index]
@@ -100,7 +113,7 @@ def test_store_pairs_are_the_rows_of_the_store(store, tokenizer, split):
         assert len(pair.input_ids) == pairs.lengths[index] <= 8
         assert np.array_equal(pair.visual_tokens, tokens[index])
         assert pair.visual_tokens.dtype == np.float16
-        assert pair.has_image == real[index]
+        assert pair.has_image == real[index].all() == pair.visual_mask.all()
         assert opened.label_set.names[pair.label] in opened.rows["id"][row] + " square"
     assert np.array_equal(pairs[3].visual_tokens, tokens[3])
 

@@ -25,9 +25,9 @@ selection
 profile  image_quality  label_errors
 ingestion  store  export
 inspection
-preprocessing  batches
-layers  losses  averaging  encoders.image  encoders.text
-coattention
+preprocessing  batches  encoders.pretrained
+layers  losses  averaging  encoders.regions  encoders.text
+coattention  encoders.image
 encoders.visualbert
 models
 models.*

@@ -16,10 +16,11 @@ from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
 from labeler.batches import Pair
 from labeler.evaluation import read_predictions
 from labeler.ingestion import IngestOptions, ingest
-from labeler.labelling import ITEMS_AT_A_TIME, Predicted, neutral, predict
+from labeler.labelling import ITEMS_AT_A_TIME, Predicted, image_tower, neutral, predict
 from labeler.models import model_names
 from labeler.prediction import PairList, choose_device, logits, scores_of
 from labeler.preprocessing import preprocess
+from labeler.runs import load_run
 from labeler.scoring import evaluate
 from labeler.training import train
 
@@ -302,6 +303,15 @@ def test_a_failure_leaves_the_old_file(run, source, tmp_path, monkeypatch):
     with pytest.raises(MemoryError, match="full"):
         predict([source / "pictures"], run, tmp_path / "out.jsonl", device="cpu")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]
+
+
+def test_an_image_tower_that_is_read_otherwise_than_in_training_is_refused(run):
+    opened = load_run(run)
+    image = opened.preprocessor["image"] | {"tokens": 9}
+    with pytest.raises(
+        LabelerError, match=r"gives \[4, 96\] a picture, and gave \[9, 96\] when .* make the store and the run"
+    ):
+        image_tower(opened._replace(preprocessor=opened.preprocessor | {"image": image}))
 
 
 def test_an_image_tower_that_has_changed_is_refused(store, options, tmp_path, source, text_tower, image_tower):

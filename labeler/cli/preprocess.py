@@ -14,8 +14,9 @@ from labeler.cli import options
 @options.out("The store to write.")
 @click.option("--preset", type=click.Choice(["embedded", "hub"]), default="embedded", show_default=True,
               help="embedded: towers that came with the installation; hub: what the papers used.")  # fmt: skip
-@click.option("--text-encoder", help="A BERT-like transformers folder or hub name, in the preset's place.")
-@click.option("--image-encoder", help="A folder, torchvision:NAME or timm:NAME, in the preset's place.")
+@click.option("--text-encoder", help="A transformers folder or a hub's name of BERT or its kin, in the preset's place.")
+@click.option("--image-encoder", help="A folder (transformers, timm, torchvision), torchvision:NAME, timm:NAME, a hub's "
+                                      "OWNER/NAME, or regions:DETECTOR, in the preset's place.")  # fmt: skip
 @options.force
 @options.as_json
 def command(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -11,12 +13,15 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor
 
 from labeler.artifacts import LabelerError
-from labeler.encoders.weights import EMBEDDED, LITE0, embedded_path, from_hub
+from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
+from labeler.encoders.regions import LIBRARY, Seen, load_detector, see_regions
+from labeler.encoders.regions import REGIONS as REGION_COUNT
+from labeler.encoders.weights import EMBEDDED, LITE0, REGIONS, embedded_path, first_line, from_hub
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -26,7 +31,8 @@ class ImageEncoder(NamedTuple):
 
     name: as asked for; size: side in pixels of what it takes; mean, std: of its pixels in [0, 1];
     tokens, width: it gives [B, tokens, width]; module: the whole network; backbone: its part before pooling;
-    classifier: pooled [B, width] -> ImageNet logits where the weights have it, else None.
+    classifier: pooled [B, width] -> ImageNet logits where the weights have it, else None; regions: of a detector, pixels
+    [B, 3, size, size] -> what is seen in its regions, which are then the tokens, else None.
     """
 
     name: str
@@ -38,6 +44,7 @@ class ImageEncoder(NamedTuple):
     tokens: int
     width: int
     classifier: nn.Module | None = None
+    regions: Callable[[Tensor], Seen] | None = None
 
     def normalised(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """Return RGB pictures, [size, size, 3] uint8 each (`labeler.images.stretch`), as [B, 3, size, size] float32."""
@@ -45,32 +52,53 @@ class ImageEncoder(NamedTuple):
         mean, std = torch.tensor(self.mean).view(1, 3, 1, 1), torch.tensor(self.std).view(1, 3, 1, 1)
         return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def visual_tokens(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """Return what the tower sees in RGB pictures, [size, size, 3] uint8 each: [B, tokens, width] float16, as stored."""
+        return self.see(pixels).tokens
+
+    @torch.inference_mode()
+    def see(self, pixels: Sequence[np.ndarray]) -> Seen:
+        """Return `visual_tokens`, and of a detector the boxes [B, tokens, 4] float32 that they belong to."""
         values = self.normalised(pixels).to(next(self.module.parameters()).device)
+        tokens, boxes = self.regions(values) if self.regions else Seen(self.backbone(values))
         # float16 ends at 65,504; a backbone without a last normalisation may go beyond
-        return self.backbone(values).clamp(-65504, 65504).half().cpu()
+        return Seen(tokens.clamp(-65504, 65504).half().cpu(), None if boxes is None else boxes.cpu())
 
 
 def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
     """Return the image tower `name`.
 
-    `embedded` is EfficientNet-Lite0; a folder holds `config.json` and `model.safetensors` as timm's
-    `save_for_hf` writes them (or {"library": "torchvision", "architecture": ...}); `timm:NAME` and
-    `torchvision:NAME` are pretrained models of those libraries; a bare name is looked for in torchvision first.
+    `embedded` is EfficientNet-Lite0; a folder holds `config.json` and `model.safetensors` as timm's `save_for_hf` writes
+    them (or {"library": "torchvision", "architecture": ...}), or what transformers' models and image processors write;
+    `timm:NAME` and `torchvision:NAME` are pretrained models of those libraries; `hf:NAME` and `OWNER/NAME` are transformers
+    models of a hub; `regions:` before a detector's name or folder takes its regions (`labeler.encoders.regions`); any
+    other name is looked for in torchvision first.
+
+    Of a transformer the tokens are its class token, if it has one, and those of the picture's patches. The class token
+    stays: in CLIP and in a ViT trained on labels it alone is what the last layer was trained to give. Registers go: they hold
+    neither a place nor the whole, but notes of the layers below (Darcet et al. 2023, "Vision Transformers Need Registers").
 
     Raises LabelerError: weights damaged, name unknown, or not here and the hub out of reach (within 10 s).
     """
     if name == EMBEDDED:
         return _embedded()
+    if name.startswith(REGIONS):
+        return _regions(name)
     if Path(name).is_dir():
         return _from_folder(Path(name))
     library, _, architecture = name.rpartition(":")
+    if architecture.startswith("timm/"):  # as timm's models are called on a hub
+        library, architecture = "timm", architecture.removeprefix("timm/")
+    if architecture in torchvision.models.list_models(torchvision.models.detection):
+        raise LabelerError(
+            f"image encoder {name!r}: a detector; {REGIONS}{architecture} takes what it sees in its regions"
+        )
+    if library == "hf" or (not library and re.fullmatch(r"\w[\w.-]*/[\w.-]+", architecture)):
+        return _transformers_pretrained(name, architecture)
     library = library or ("torchvision" if architecture in torchvision.models.list_models() else "timm")
     if library == "torchvision" and architecture in torchvision.models.list_models():
         return _torchvision_pretrained(name, architecture)
-    if library == "timm" and timm.is_model(architecture.removeprefix("timm/").split(".")[0]):
+    if library == "timm" and timm.is_model(architecture.split(".")[0]):
         return _timm_pretrained(name, architecture)
     raise LabelerError(f"image encoder {name!r}: no folder, and neither torchvision nor timm has a model of that name")
 
@@ -90,6 +118,12 @@ def _embedded() -> ImageEncoder:
 def _from_folder(folder: Path) -> ImageEncoder:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "model_type" in config:
+            return _transformers(str(folder), str(folder), local=True)
+        if config.get("library") == LIBRARY:
+            raise LabelerError(f"{folder}: a detector; {REGIONS}{folder} takes what it sees in its regions")
+        if "architecture" not in config:
+            raise ValueError("config.json names no architecture, as timm's do, and no model_type, as transformers' do")
         weights = load_file(folder / "model.safetensors")
         architecture, settings = config["architecture"], config.get("pretrained_cfg", config)
         model: nn.Module
@@ -100,30 +134,91 @@ def _from_folder(folder: Path) -> ImageEncoder:
                 architecture, num_classes=config.get("num_classes", 1000), **config.get("model_args", {})
             )
         model.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except LabelerError:
+        raise
+    except Exception as error:  # of a broken file, each library has its own
         raise LabelerError(
-            f"{folder}: not an image encoder with config.json and model.safetensors ({error})"
+            f"{folder}: not an image encoder with config.json and model.safetensors ({first_line(error)})"
         ) from error
     return _encoder(str(folder), model, settings.get("input_size", (3, 224, 224))[-1],
                     tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD)))  # fmt: skip
 
 
+def _transformers_pretrained(name: str, repository: str) -> ImageEncoder:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    found = from_hub(
+        name, "image",
+        lambda: _transformers(name, repository, local=True),
+        lambda: _transformers(name, repository, local=False),
+        endpoint,
+    )  # fmt: skip
+    return cast(ImageEncoder, found)
+
+
+def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
+    """Return a transformers model that takes pictures; of one that takes texts too, its half for pictures."""
+    config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    config = getattr(config, "vision_config", config)
+    model = load_transformers(name, source, config, local=local)
+    if model.main_input_name != "pixel_values":
+        raise LabelerError(f"{name}: a {config.model_type!r} model, which takes no pictures")
+    # without its file there is an error: what models of one architecture take as mean and std differs
+    with quiet():
+        processor = AutoImageProcessor.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    size, mean, std = _input_of(name, processor)
+
+    def grid(pixels: Tensor) -> Tensor:
+        return _without_registers(
+            model(pixel_values=pixels).last_hidden_state, getattr(config, "num_register_tokens", 0)
+        )
+
+    try:
+        return _encoder(name, model, size, mean, std, grid)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # a model of another kind
+        raise LabelerError(
+            f"{name}: a {config.model_type!r} model does not turn a picture of {size} x {size} pixels into a grid of features "
+            f"({first_line(error)}); choose one like ViT, CLIP, SigLIP, DINOv2, Swin, ConvNeXt or ResNet"
+        ) from error
+
+
+def _input_of(name: str, processor: Any) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Return side in pixels, mean and std as a transformers image processor has them: the size after its cropping."""
+    size = (getattr(processor, "do_center_crop", None) and processor.crop_size) or processor.size
+    side = size and (size.height or size.shortest_edge)
+    if not side or (size.width or side) != side:
+        raise LabelerError(f"{name}: preprocessor_config.json names no square size; choose another image encoder")
+    if getattr(processor, "do_flip_channel_order", False) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise LabelerError(f"{name}: takes pixels that are not RGB in [0, 1]; choose another image encoder")
+    if not processor.do_normalize:
+        return side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return side, tuple(processor.image_mean), tuple(processor.image_std)
+
+
+def _regions(name: str) -> ImageEncoder:
+    detector, size = load_detector(name.removeprefix(REGIONS))
+    body = detector.backbone.body
+
+    def backbone(pixels: Tensor) -> Tensor:
+        return list(body(pixels).values())[-1].flatten(2).transpose(1, 2)  # [B, D, H, W] -> [B, H * W, D]
+
+    detector.eval().requires_grad_(False)
+    with torch.inference_mode():
+        width = backbone(torch.zeros(1, 3, 64, 64)).shape[-1]
+    return ImageEncoder(name, detector, backbone, size, tuple(detector.transform.image_mean),
+                        tuple(detector.transform.image_std), REGION_COUNT, width,
+                        regions=lambda pixels: see_regions(detector, pixels))  # fmt: skip
+
+
 def _torchvision_pretrained(name: str, architecture: str) -> ImageEncoder:
     weights = torchvision.models.get_model_weights(architecture).DEFAULT
     transform = weights.transforms()
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
 
-    def build(state: Any) -> nn.Module:
+    def build(state: dict[str, Any]) -> nn.Module:
         model = torchvision.models.get_model(architecture)
         model.load_state_dict(state)
         return model
 
-    model = from_hub(
-        name, "image",
-        lambda: build(torch.load(cached, map_location="cpu", weights_only=True)),
-        lambda: torchvision.models.get_model(architecture, weights=weights),
-        weights.url,
-    )  # fmt: skip
+    model = load_torchvision(name, weights, build)
     return _encoder(name, model, transform.crop_size[0], tuple(transform.mean), tuple(transform.std))
 
 
@@ -145,11 +240,14 @@ def _timm_pretrained(name: str, architecture: str) -> ImageEncoder:
     return _encoder(name, model, data["input_size"][-1], data["mean"], data["std"])
 
 
-def _encoder(name: str, model: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageEncoder:
-    """Return `model` as a tower; its token count and width are found by running it once."""
+def _encoder(
+    name: str, model: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...],
+    grid: Callable[[Tensor], Tensor] | None = None,
+) -> ImageEncoder:  # fmt: skip
+    """Return `model` as a tower, `grid` its part before pooling; token count and width are found by running it once."""
     # channels last: a third faster on the CPU
     model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    grid = _grid(model)
+    grid = grid or _grid(model)
 
     def backbone(pixels: Tensor) -> Tensor:
         features = grid(pixels)  # [B, C, H, W], or [B, N, C] from a transformer
@@ -164,8 +262,10 @@ def _encoder(name: str, model: nn.Module, size: int, mean: tuple[float, ...], st
 
 def _grid(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the part of `model` before its pooling, which gives [B, C, H, W] or [B, N, C]."""
-    if hasattr(model, "forward_features"):  # timm
-        return cast(Callable[[Tensor], Tensor], model.forward_features)
+    if hasattr(model, "forward_features"):
+        return _timm_grid(model)
+    if isinstance(model, torchvision.models.SwinTransformer):
+        return nn.Sequential(model.features, model.norm, model.permute)
     if isinstance(getattr(model, "features", None), nn.Module):  # torchvision: VGG, MobileNet, EfficientNet, ConvNeXt
         return cast(nn.Module, model.features)
     if hasattr(model, "layer4"):  # torchvision: ResNet and its kin end in [average pool, linear layer]
@@ -173,3 +273,22 @@ def _grid(model: nn.Module) -> Callable[[Tensor], Tensor]:
     raise LabelerError(
         f"{type(model).__name__} gives no grid of features; use a ResNet, EfficientNet or ConvNeXt, or a timm model"
     )
+
+
+def _timm_grid(model: Any) -> Callable[[Tensor], Tensor]:
+    registers = model.reg_token.shape[1] if getattr(model, "reg_token", None) is not None else 0
+
+    def grid(pixels: Tensor) -> Tensor:
+        features = model.forward_features(pixels)
+        if (
+            features.dim() == 4 and features.shape[-1] == model.num_features != features.shape[1]
+        ):  # [B, H, W, C], as Swin's
+            return features.permute(0, 3, 1, 2)
+        return _without_registers(features, registers, getattr(model, "num_prefix_tokens", 0) - registers)
+
+    return grid
+
+
+def _without_registers(features: Tensor, count: int, first: int = 1) -> Tensor:
+    """Return features [B, N, C] without the `count` tokens from number `first` on, which are registers."""
+    return torch.cat([features[:, :first], features[:, first + count :]], dim=1) if count else features

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from labeler.artifacts import LabelerError
-from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedded_path, from_hub
+from labeler.artifacts import BadInputError, LabelerError
+from labeler.encoders.pretrained import load_transformers
+from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedded_path, first_line, from_hub
 
-# Architectures whose weights carry BERT's names, so that VisualBERT can take them over one by one.
-BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "visual_bert")
+# Architectures that are BERT's but for names, so that VisualBERT has a place for every weight. Others have what it has
+# not: MPNet and DeBERTa attend by distance, ALBERT's layers share their weights.
+BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "visual_bert")
+BERT_WORDS = 30522  # of bert-base-uncased, whose vocabulary MiniLM and VisualBERT have too
 TOGETHER = 8  # texts a pass: tweets go through 1.6 times as fast as 32 at a time
+UNKNOWN_SHARE = 1 / 3
 
 
 class TextEncoder(NamedTuple):
@@ -57,9 +62,10 @@ def position_offset(config: Any) -> int:
 
 
 def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:
-    """Return the text tower `name`: `embedded`, a transformers folder, or a name on a hub.
+    """Return the text tower `name`: `embedded`, a transformers folder, or a name on a hub, with `hf:` before it or not.
 
-    Raises LabelerError: weights damaged, not BERT-like, or not here and the hub out of reach (within 10 s).
+    Raises LabelerError: weights damaged, left over or missing, not of BERT_LIKE, no tokenizer, or not here and the hub out of
+    reach (within 10 s).
     """
     if name == EMBEDDED:
         folder = embedded_path(MINILM).parent
@@ -68,24 +74,67 @@ def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:
     if Path(name).is_dir():
         try:
             return _load(name, name, local=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise LabelerError(f"{name}: not a transformers folder with model and tokenizer ({error})") from error
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        except LabelerError:
+            raise
+        except Exception as error:  # of a broken file, each library has its own
+            raise LabelerError(
+                f"{name}: not a transformers folder with model and tokenizer ({first_line(error)})"
+            ) from error
+    endpoint, source = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), name.removeprefix("hf:")
     loaded = from_hub(
-        name, "text", lambda: _load(name, name, local=True), lambda: _load(name, name, local=False), endpoint
+        name, "text", lambda: _load(name, source, local=True), lambda: _load(name, source, local=False), endpoint
     )
     return cast(TextEncoder, loaded)
 
 
 def _load(name: str, source: str, *, local: bool) -> TextEncoder:
-    # eager attention: VisualBERT's, so that equal weights give equal numbers
-    options = {"local_files_only": local}
-    config = AutoConfig.from_pretrained(source, **options)
+    config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     if config.model_type not in BERT_LIKE:
         raise LabelerError(f"{name}: a {config.model_type!r} model; expected one of {', '.join(BERT_LIKE)}")
-    tokenizer_source = source
-    if config.model_type == "visual_bert" and not Path(source, "tokenizer_config.json").is_file():
-        tokenizer_source = "bert-base-uncased"  # VisualBERT's authors publish no tokenizer of their own
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **options)
-    model = AutoModel.from_pretrained(source, use_safetensors=None, dtype=torch.float32, **options)
-    return TextEncoder(name, tokenizer, model.eval())
+    if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:  # a small ELECTRA
+        raise LabelerError(
+            f"{name}: its words are {config.embedding_size} wide and its layers {config.hidden_size}, and VisualBERT has no "
+            "place for the weights between them; choose one with a single width"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    if no_words(tokenizer) and config.model_type == "visual_bert" and config.vocab_size == BERT_WORDS:
+        # VisualBERT's authors publish no tokenizer of their own
+        tokenizer = AutoTokenizer.from_pretrained(embedded_path(MINILM_TOKENIZER).parent, local_files_only=True)
+    if no_words(tokenizer):
+        raise LabelerError(
+            f"{name}: no tokenizer beside the model; copy tokenizer.json and tokenizer_config.json there"
+        )
+    if tokenizer.pad_token_id is None or len(tokenizer) > config.vocab_size:
+        raise LabelerError(
+            f"{name}: the tokenizer does not belong to the model ({len(tokenizer)} tokens, {config.vocab_size} embeddings, "
+            f"padding {tokenizer.pad_token!r})"
+        )
+    return TextEncoder(name, tokenizer, load_transformers(name, source, config, local=local))
+
+
+def no_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer knows special tokens alone, as transformers makes one where no file of it is found."""
+    return len(tokenizer) <= len(tokenizer.all_special_ids)
+
+
+def check_vocabulary(tower: TextEncoder, texts: Iterable[str | None]) -> None:
+    """Read all `texts`, a thousand in memory at a time, as far as the tower reads each.
+
+    Raises BadInputError when over a third of their tokens are unknown to the tower's vocabulary: all of them would look
+    alike to it, whatever they say.
+    """
+    tokenizer, remaining = tower.tokenizer, iter(texts)
+    unknown, total, example = 0, 0, None
+    while batch := [text or "" for text in islice(remaining, 1000)]:
+        encoded = tokenizer(batch, add_special_tokens=False, truncation=True, max_length=tower.max_tokens)
+        for text, ids in zip(batch, encoded["input_ids"], strict=True):
+            count = ids.count(tokenizer.unk_token_id)
+            unknown, total = unknown + count, total + len(ids)
+            if example is None and count > UNKNOWN_SHARE * len(ids):
+                example = text
+    if unknown > UNKNOWN_SHARE * total:
+        raise BadInputError(
+            f"the tokenizer of the text encoder {tower.name!r} turns {unknown / total:.0%} of the texts' tokens into "
+            f"{tokenizer.unk_token}, as in {str(example)[:60]!r}; choose one that knows their script by --text-encoder, such as "
+            "bert-base-multilingual-cased or, for Chinese, bert-base-chinese (a hub's name, or a folder with a copy)"
+        )

@@ -12,7 +12,21 @@ from labeler.encoders.text import TextEncoder, load_text_encoder, position_offse
 from labeler.encoders.weights import EMBEDDED
 
 TAKEN_OVER = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-              "hidden_dropout_prob", "max_position_embeddings", "layer_norm_eps", "pad_token_id")  # fmt: skip
+              "hidden_dropout_prob", "max_position_embeddings", "layer_norm_eps")  # fmt: skip
+# DistilBERT is BERT with other names and no token types.
+DISTILBERT_CONFIG = {"intermediate_size": "hidden_dim", "hidden_act": "activation", "hidden_dropout_prob": "dropout"}
+DISTILBERT_EPS = 1e-12
+DISTILBERT_WEIGHTS = {
+    "transformer.layer.": "encoder.layer.",
+    ".q_lin.": ".self.query.",
+    ".k_lin.": ".self.key.",
+    ".v_lin.": ".self.value.",
+    ".out_lin.": ".output.dense.",
+    ".sa_layer_norm.": ".attention.output.LayerNorm.",
+    ".ffn.lin1.": ".intermediate.dense.",
+    ".ffn.lin2.": ".output.dense.",
+    ".output_layer_norm.": ".output.LayerNorm.",
+}
 NEW = (
     "embeddings.visual_token_type_embeddings",
     "embeddings.visual_position_embeddings",
@@ -58,10 +72,18 @@ def visual_config(tower: TextEncoder, visual_width: int) -> VisualBertConfig:
             f"{tower.name} takes visual tokens of width {source.visual_embedding_dim}, the image encoder gives {visual_width}; "
             "choose an image encoder of that width (torchvision:resnet50 gives 2048)"
         )
-    values = {name: getattr(source, name) for name in TAKEN_OVER}
+    values = {name: config_value(source, name) for name in TAKEN_OVER} | {"pad_token_id": tower.tokenizer.pad_token_id}
     # Dropout on attention weights, [B, heads, N, N] random numbers a layer, costs time and buys nothing here (docs/LOG.md).
     values["attention_probs_dropout_prob"] = 0.0
-    return VisualBertConfig(**values, visual_embedding_dim=visual_width, type_vocab_size=max(2, source.type_vocab_size))
+    types = max(2, getattr(source, "type_vocab_size", 0))
+    return VisualBertConfig(**values, visual_embedding_dim=visual_width, type_vocab_size=types)
+
+
+def config_value(config: Any, name: str) -> Any:
+    """Return what BERT's config calls `name` from the config of a BERT-like tower."""
+    if config.model_type != "distilbert":
+        return getattr(config, name)
+    return DISTILBERT_EPS if name == "layer_norm_eps" else getattr(config, DISTILBERT_CONFIG.get(name, name))
 
 
 @torch.no_grad()
@@ -69,6 +91,9 @@ def take_over(visual_bert: VisualBertModel, tower: TextEncoder) -> None:
     """Copy the tower's weights into `visual_bert`; raises LabelerError unless every one finds its place."""
     weights = {name: value for name, value in tower.model.state_dict().items() if not name.startswith("pooler.")}
     types = "embeddings.token_type_embeddings.weight"
+    if tower.model.config.model_type == "distilbert":
+        weights = {in_berts_words(name): value for name, value in weights.items()}
+        weights[types] = torch.zeros(2, tower.model.config.hidden_size)
     if weights[types].shape[0] == 1:  # RoBERTa has one token type
         weights[types] = weights[types].repeat(2, 1)
     missing, unexpected = visual_bert.load_state_dict(weights, strict=False)
@@ -81,3 +106,10 @@ def take_over(visual_bert: VisualBertModel, tower: TextEncoder) -> None:
         embeddings = visual_bert.embeddings
         embeddings.visual_token_type_embeddings.weight.copy_(embeddings.token_type_embeddings.weight)
         embeddings.visual_position_embeddings.weight.copy_(embeddings.position_embeddings.weight)
+
+
+def in_berts_words(name: str) -> str:
+    """Return BERT's name of DistilBERT's weight `name`."""
+    for theirs, berts in DISTILBERT_WEIGHTS.items():
+        name = name.replace(theirs, berts)
+    return name

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 from labeler.artifacts import LabelerError, sha256_file, sha256_json
 
 EMBEDDED = "embedded"
+REGIONS = "regions:"  # what the name of an image tower begins with that is a detector
 HUB_SECONDS = 8.0
 
 
@@ -64,7 +65,7 @@ def tower_sha256(name: str) -> str:
     """Return a hash that stands for a tower's weights: of its files where it is local, else of its name."""
     if name == EMBEDDED:
         return sha256_json([MINILM.sha256, LITE0.sha256])
-    folder = Path(name)
+    folder = Path(name.removeprefix(REGIONS))
     if folder.is_dir():
         return sha256_json({path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()})
     return sha256_json(name)
@@ -96,10 +97,17 @@ def from_hub(name: str, kind: str, load_cached: Callable[[], Any], load: Callabl
         )
     try:
         return load()
+    except LabelerError:
+        raise
     except Exception as error:  # the hub's libraries raise many types
         raise LabelerError(
-            f"the {kind} encoder {name!r} could not be loaded ({str(error).splitlines()[0]}); {advice}"
+            f"the {kind} encoder {name!r} could not be loaded ({first_line(error)}); {advice}"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's type and the first line of what it says, which for some is but a key."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def unreachable(url: str) -> str | None:

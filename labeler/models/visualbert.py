@@ -6,8 +6,8 @@
 
 Li et al. 2019, "VisualBERT: A Simple and Performant Baseline for Vision and Language". The encoder starts from a
 BERT-like text tower, every weight of it; only the projection of the visual tokens and the head are new.
-Differences from the paper: visual tokens are a grid instead of detected regions, and the head reads the mean of
-each stream instead of [CLS], which MiniLM was never trained to be read by.
+Differences from the paper: visual tokens are a grid unless the image encoder is a detector (`regions:`), and the
+head reads the mean of each stream instead of [CLS], which MiniLM was never trained to be read by.
 """
 
 from __future__ import annotations
