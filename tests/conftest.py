@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import string
 import tempfile
 
 # Shells start what runs in the background with Ctrl-C ignored, and so would be the processes that tests interrupt.
@@ -38,6 +39,8 @@ COLOURS = ("red", "green", "blue", "yellow")
 NUMBERS = ("one", "two", "three")
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SHAPES, *COLOURS, *NUMBERS, "a", "on", "paper", "drawn", "by", "hand", "with", "very", "much", "care", "##s"]
+# so that other words are spelt, and no text in this script is unknown
+WORDS += [sign + mark for sign in ("", "##") for mark in string.printable[:94] if sign + mark not in WORDS]
 
 
 @pytest.fixture(scope="session")

@@ -227,11 +227,7 @@ def test_an_unknown_tower_is_refused_before_anything_is_written(store, tmp_path)
 
 def test_a_split_without_rows_is_named(towers, store, tmp_path):
     rows = [json.loads(line) for line in (store.parent / "source/pairs.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [
-        json.dumps(row | {"image": None, "text": row["id"].replace("-", " ")})
-        for row in rows
-        if row["split"] != "validation"
-    ]
+    lines = [json.dumps(row | {"image": None, "text": row["id"]}) for row in rows if row["split"] != "validation"]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     ingest([tmp_path / "pairs.jsonl"], tmp_path / "records", IngestOptions())
     preprocess(tmp_path / "records", tmp_path / "store", **towers)

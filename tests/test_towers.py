@@ -64,7 +64,13 @@ transformers.logging.set_verbosity_error()  # of sizes as small as these it says
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
        "patch_size": 8}  # fmt: skip
-WORDS = {"vocab_size": 30, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+WORDS = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 SQUARE = {"height": 32, "width": 32}
 
 # name: the model, its part that sees, its image processor, tokens, width
@@ -210,7 +216,7 @@ def test_a_resnet50s_grid_is_as_wide_as_visualbert_takes_it():
 TEXT = {
     "bert": (lambda: BertForMaskedLM(BertConfig(**WORDS, pad_token_id=0)), "text_tower"),
     "electra": (lambda: ElectraForPreTraining(ElectraConfig(**WORDS, embedding_size=32)), "text_tower"),
-    "distilbert": (lambda: DistilBertModel(DistilBertConfig(vocab_size=30, dim=32, n_layers=2, n_heads=4, hidden_dim=64)),
+    "distilbert": (lambda: DistilBertModel(DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=64)),
                    "text_tower"),
     "xlm-roberta": (lambda: XLMRobertaModel(XLMRobertaConfig(**WORDS, type_vocab_size=1, pad_token_id=1)), "roberta_tower"),
 }  # fmt: skip

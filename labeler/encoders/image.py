@@ -280,9 +280,8 @@ def _timm_grid(model: Any) -> Callable[[Tensor], Tensor]:
 
     def grid(pixels: Tensor) -> Tensor:
         features = model.forward_features(pixels)
-        if (
-            features.dim() == 4 and features.shape[-1] == model.num_features != features.shape[1]
-        ):  # [B, H, W, C], as Swin's
+        # Swin's are [B, H, W, C]
+        if features.dim() == 4 and features.shape[-1] == model.num_features != features.shape[1]:
             return features.permute(0, 3, 1, 2)
         return _without_registers(features, registers, getattr(model, "num_prefix_tokens", 0) - registers)
 
