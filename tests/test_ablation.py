@@ -38,7 +38,7 @@ def test_the_table_tells_each_variant_from_visualbert_and_nothing_is_trained_twi
     assert rows["seed-between-1-epochs-1"]["settings"]["coattention"] == "seed"
     [difference] = result["comparisons"]
     expected = rows["seed-between-1-epochs-1"]["accuracy"] - rows["visualbert-epochs-1"]["accuracy"]
-    assert difference["accuracy"]["delta"] == pytest.approx(expected, abs=1e-4)
+    assert difference["accuracy"]["delta"] == pytest.approx(expected, abs=2e-4)  # each figure is rounded
     assert "| seed-between-1-epochs-1 - visualbert-epochs-1 | " in table(result)
     weights = tmp_path / "seed-between-1-epochs-1-0" / "model.safetensors"
     before = weights.stat().st_mtime_ns
