@@ -56,8 +56,10 @@ from labeler.encoders.image import _encoder, _grid, load_image_encoder
 from labeler.encoders.text import BERT_WORDS, check_vocabulary, load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
 from labeler.ingestion import IngestOptions, ingest
-from labeler.layers import FusedEncoder
+from labeler.layers import FusedEncoder, masked_mean, unit
+from labeler.models import Building, late_fusion
 from labeler.preprocessing import preprocess
+from labeler.records import Label, LabelSet
 from labeler.store import Store
 
 transformers.logging.set_verbosity_error()  # of sizes as small as these it says that they are unusual
@@ -248,6 +250,28 @@ def test_what_is_berts_kin_becomes_visualberts_text_side(kind, tmp_path, request
         own = fused(streams, mask, torch.zeros(2, 4, dtype=torch.bool)).text
     assert not mask.all()
     torch.testing.assert_close(own[mask], theirs[mask], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_what_is_berts_kin_is_late_fusions_text_side(kind, tmp_path, request):
+    build, tokenizer = TEXT[kind]
+    save_text(build(), request.getfixturevalue(tokenizer), tmp_path)
+    tower, labels = (
+        load_text_encoder(str(tmp_path)),
+        LabelSet(task="single", labels=(Label(name="a", count=1), Label(name="b", count=1))),
+    )
+    model = late_fusion.build(Building(labels, str(tmp_path), 96, [])).model.eval()
+    encoded = tower.tokenizer(["a red circle", "two very green squares by hand"], padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()
+    with torch.inference_mode():
+        hidden = tower.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        nothing = torch.zeros(2, 4, dtype=torch.bool)
+        features = model.features(ids, mask, torch.randn(2, 4, 96), nothing)
+    torch.testing.assert_close(features[:, : hidden.shape[2]], unit(masked_mean(hidden, mask)), atol=1e-5, rtol=0)
+    assert not features[:, hidden.shape[2] :].any()
+    model.save_pretrained(tmp_path / "saved")
+    loaded = late_fusion.Model.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
 OTHERS = {

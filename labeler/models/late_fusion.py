@@ -24,6 +24,7 @@ from labeler.layers import ProbeHead, ZeroLinear, masked_mean, unit, use_fast_dr
 from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
+ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}  # BERT's name for it, and DistilBERT's
 LEFT_OUT = ("architectures", "transformers_version", "_name_or_path")
 
 
@@ -99,14 +100,17 @@ def text_tower(config: Config) -> PreTrainedModel:
     """Return an untrained text tower in the size that `config` holds."""
     tower = AutoConfig.for_model(**cast("dict[str, Any]", config.tower))
     # eager attention: the faster one in training on a CPU, and VisualBERT's
-    return cast(PreTrainedModel, AutoModel.from_config(tower, add_pooling_layer=False, attn_implementation="eager"))
+    model: Any = AutoModel.from_config(tower, attn_implementation="eager")
+    if hasattr(model, "pooler"):
+        model.pooler = None  # its output is not read
+    return cast(PreTrainedModel, model)
 
 
 def build(task: Building) -> Built:
     """Return both towers on the text tower's weights, with its tokenizer."""
     tower = load_text_encoder(task.text_encoder)
     values = {key: value for key, value in tower.model.config.to_dict().items() if key not in LEFT_OUT}
-    values["attention_probs_dropout_prob"] = 0.0  # as in `visualbert`
+    values |= dict.fromkeys(values.keys() & ATTENTION_DROPOUT, 0.0)  # as in `visualbert`
     sizes: dict[str, Any] = {
         "tower": values,
         "visual_width": task.visual_width,
