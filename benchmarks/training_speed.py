@@ -42,7 +42,8 @@ def measure(store: Path, steps: int, way: str) -> dict[str, Any]:
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     from labeler.batches import collate
-    from labeler.fitting import Fit, keep_freed_memory, parameter_groups
+    from labeler.fitting import Fit
+    from labeler.trainer import keep_freed_memory, parameter_groups
     from labeler.training_options import options_for
 
     bf16, padded = WAYS[way]

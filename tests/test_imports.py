@@ -32,6 +32,7 @@ encoders.visualbert
 models
 models.*
 prediction  runs  training_options
+trainer
 fitting
 training
 scoring  labelling  report

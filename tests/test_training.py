@@ -28,12 +28,13 @@ from labeler.artifacts import (
 from labeler.averaging import AveragedWeights
 from labeler.cli import cli
 from labeler.evaluation import read_predictions
-from labeler.fitting import Fit, LabelTrainer, Watch, training_arguments
+from labeler.fitting import Fit
 from labeler.models import model_names
 from labeler.preprocessing import preprocess
 from labeler.runs import PICKLED, load_run
 from labeler.scoring import describe, evaluate
 from labeler.store import Store
+from labeler.trainer import LabelTrainer, Watch, training_arguments
 from labeler.training import over_seeds, train, train_seeds
 from labeler.training_options import METRICS, TrainOptions, options_for
 
