@@ -11,6 +11,8 @@ from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, model_name
 COATTENTION_OPTIONS = ("n_coattn", "coattention", "coattn_place")  # of models whose own defaults name them
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
 CHOICES = {
+    "coattention": COATTENTIONS,
+    "coattn_place": COATTN_PLACES,
     "loss": ("cross-entropy", "focal"),
     "class_weights": ("none", "balanced"),
     "vocabulary": ("word", "character"),
@@ -61,8 +63,8 @@ class TrainOptions:
 def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions:
     """Return the model's own defaults with what was `given` in their place; a value of None counts as not given.
 
-    Raises LabelerError naming the option and what it takes when a value is out of range; UsageError for a kind or place of
-    co-attention that there is not, or co-attention asked of a model that has none.
+    Raises LabelerError naming the option and what it takes when a value is out of range; UsageError, naming the closest, for
+    a word that is not among the CHOICES, and for co-attention asked of a model that has none.
     """
     chosen = {key: value for key, value in (given or {}).items() if value is not None}
     own = training_defaults(model)
@@ -72,8 +74,8 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
     if options.n_coattn < 0 or not 0 <= options.warmup < 1:
         raise LabelerError("n-coattn must be 0 or more, warmup a share of the steps from 0 up to 1")
-    check_choice("co-attention", options.coattention, COATTENTIONS)
-    check_choice("place of co-attention", options.coattn_place, COATTN_PLACES)
+    for name, choices in CHOICES.items():
+        check_choice(f"--{name.replace('_', '-')}", getattr(options, name), choices)
     for name in COATTENTION_OPTIONS:
         if name in chosen and name not in own:
             models = ", ".join(other for other in model_names() if name in training_defaults(other))
@@ -84,7 +86,4 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     for name in ("logit_adjustment", "focal_gamma"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
-    for name, choices in CHOICES.items():
-        if getattr(options, name) not in choices:
-            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected {' or '.join(choices)}")
     return options
