@@ -423,7 +423,8 @@ def test_everything_in_the_baseline_is_new(store, options, tmp_path):
      ({"new_learning_rate": math.nan}, "new-learning-rate is nan"), ({"n_coattn": -1}, "n-coattn must be 0 or more"),
      ({"label_smoothing": 1.0}, "label-smoothing is 1.0, expected from 0 up to 1"), ({"ema": -0.1}, "ema is -0.1"),
      ({"modality_dropout": math.nan}, "modality-dropout is nan"), ({"logit_adjustment": math.inf}, "logit-adjustment is inf"),
-     ({"focal_gamma": -1.0}, "focal-gamma is -1.0, expected 0 or more"), ({"loss": "focl"}, "unknown --loss 'focl'; did you mean 'focal'"),
+     ({"focal_gamma": -1.0}, "focal-gamma is -1.0, expected 0 or more"),
+     ({"loss": "focl"}, "unknown --loss 'focl'; did you mean 'focal'"),
      ({"warmup": 1.0}, "warmup a share"), ({"batch_size": 0}, "batch-size is 0")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(given, match):
