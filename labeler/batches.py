@@ -52,11 +52,12 @@ def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
     for row, pair in enumerate(pairs):
         input_ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids, dtype=torch.long)
         text_mask[row, : len(pair.input_ids)] = True
-    visual_tokens = torch.from_numpy(np.stack([pair.visual_tokens for pair in pairs])).float()
+    kept = None if any(pair.has_image for pair in pairs) else 1  # where nobody has a picture, one token keeps the shape
+    visual_tokens = torch.from_numpy(np.stack([pair.visual_tokens[:kept] for pair in pairs])).float()
     visual_mask = torch.tensor([pair.has_image for pair in pairs]).unsqueeze(1).repeat(1, visual_tokens.shape[1])
     for row, pair in enumerate(pairs):
         if pair.visual_mask is not None:
-            visual_mask[row] &= torch.from_numpy(pair.visual_mask)
+            visual_mask[row] &= torch.from_numpy(pair.visual_mask[:kept])
     batch = {
         "input_ids": input_ids,
         "text_mask": text_mask,

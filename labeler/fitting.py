@@ -25,6 +25,7 @@ from labeler.evaluation import Predictions, decide, fit_thresholds, statistics
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
 from labeler.prediction import choose_device, logits, model_outputs, scores_of
+from labeler.pretraining import check_can_pretrain, pretrain, told
 from labeler.store import Store
 from labeler.trainer import (
     LabelTrainer,
@@ -48,7 +49,7 @@ class Fit:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         self.store = Store(data, check=False)  # `train` has just verified it
         self.task = self.store.label_set.task
-        self.options, self.seed, self.interrupted, self.step = options, seed, False, 0
+        self.name, self.options, self.seed, self.interrupted, self.step = model, options, seed, False, 0
         self.losses: list[float] = []  # of the epoch's steps so far
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
@@ -70,6 +71,8 @@ class Fit:
         self.train_pairs = StorePairs(self.store, train_rows, self.tokenizer, self.max_tokens)
         self.validation_pairs = StorePairs(self.store, validation_rows, self.tokenizer, self.max_tokens)
         self.loss = TrainingLoss(options, self.task, self.store.truth(train_rows))
+        if options.pretrain:
+            check_can_pretrain(self)
         full = sum(length == self.max_tokens for length in self.train_pairs.lengths)
         if full:
             log.info("%d of %d texts reach %d tokens; what lies beyond is cut (--max-text-tokens)",
@@ -90,6 +93,11 @@ class Fit:
         if checkpoint:
             log.info("going on from %s", checkpoint.name)
         started = time.perf_counter()
+        pretraining = folder / "trainer" / "pretraining"
+        if self.options.pretrain and not checkpoint:
+            pretrain(self, pretraining, resume=resume)
+            if self.interrupted:
+                return {}
         if not checkpoint:
             self.start_head()
         if self.options.ema:
@@ -98,12 +106,17 @@ class Fit:
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - started
-        return self.history(trainer.state.log_history) | {
-            "train_seconds": round(seconds, 2),
-            "pairs_per_second": round(watch.pairs / watch.seconds, 2) if watch.seconds else None,
-            "precision": "bf16" if trainer.args.bf16 else "fp32",
-            "device": str(self.device),
-        }
+        pretrained = {"pretraining": told(pretraining)} if self.options.pretrain else {}
+        return (
+            self.history(trainer.state.log_history)
+            | pretrained
+            | {
+                "train_seconds": round(seconds, 2),
+                "pairs_per_second": round(watch.pairs / watch.seconds, 2) if watch.seconds else None,
+                "precision": "bf16" if trainer.args.bf16 else "fp32",
+                "device": str(self.device),
+            }
+        )
 
     def start_head(self) -> None:
         """Fit the head as a linear probe on what the untrained model gives; one without `features` keeps its own."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import BadInputError, LabelerError
@@ -30,47 +30,35 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 
-class LabelTrainer(Trainer):
-    """transformers' Trainer with our sampler, our two rates, our validation, and a stop at the first loss that is no number."""
+class PairTrainer(Trainer):
+    """transformers' Trainer with our sampler, our two rates, and a stop at the first loss that is no number."""
 
-    def __init__(self, fit: Fit, **options: Any):
-        """Train what `fit` holds."""
+    def __init__(self, fit: Fit, model: nn.Module, **options: Any):
+        """Train `model`, which is that of `fit` or holds it, on the training pairs."""
         self.fit = fit
         probability = fit.options.modality_dropout
         self.dropped = DroppedModalities(fit.train_pairs, probability, fit.seed) if probability else None
         super().__init__(
-            model=fit.model,
+            model=model,
             train_dataset=self.dropped or fit.train_pairs,
-            eval_dataset=fit.validation_pairs,
             data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
-            compute_loss_func=None if fit.options.plain_loss else self.chosen_loss,
             **options,
         )
 
-    def chosen_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """Return the loss that the options ask for, in place of the model's own."""
-        return self.fit.loss(outputs.logits, labels)
+    def new_weights(self) -> tuple[str, ...]:
+        """Return how the names of the weights that start at random begin."""
+        return cast("tuple[str, ...]", self.fit.model.new_weights)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
         return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.dropped)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.fit.averaged:  # before the rest, so that a checkpoint that is whole has them
-            self.fit.averaged.save(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.fit.averaged:
-            self.fit.averaged.load(Path(str(self.state.best_model_checkpoint)))
-            self.fit.model.load_state_dict(self.fit.averaged.model.state_dict())
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with the higher rate for the model's new weights, and no decay for biases and norms."""
         if self.optimizer is None:
+            trained = cast(nn.Module, self.model)
             groups = parameter_groups(
-                self.fit.model, self.fit.options, set(self.get_decay_parameter_names(self.fit.model))
+                trained, self.new_weights(), self.fit.options, set(self.get_decay_parameter_names(trained))
             )
             self.optimizer = torch.optim.AdamW(groups, lr=self.fit.options.learning_rate, fused=True)
         return self.optimizer
@@ -83,6 +71,35 @@ class LabelTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
                 "kept: try a lower --learning-rate and --new-learning-rate, or --precision fp32"
             )
+        return loss
+
+
+class LabelTrainer(PairTrainer):
+    """Trains a model for its labels, with our validation."""
+
+    def __init__(self, fit: Fit, **options: Any):
+        """Train what `fit` holds."""
+        loss = None if fit.options.plain_loss else self.chosen_loss
+        super().__init__(fit, fit.model, eval_dataset=fit.validation_pairs, compute_loss_func=loss, **options)
+
+    def chosen_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        """Return the loss that the options ask for, in place of the model's own."""
+        return self.fit.loss(outputs.logits, labels)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.fit.averaged:  # before the rest, so that a checkpoint that is whole has them
+            self.fit.averaged.save(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.fit.averaged:
+            self.fit.averaged.load(Path(str(self.state.best_model_checkpoint)))
+            self.fit.model.load_state_dict(self.fit.averaged.model.state_dict())
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """Return the step's loss, and note it."""
+        loss = super().training_step(*arguments, **options)
         self.fit.losses.append(loss.item())
         return loss
 
@@ -123,6 +140,8 @@ class Shuffle(Sampler[int]):
 class Watch(TrainerCallback):
     """Draws the progress bar, says a line an epoch, measures training apart from validation, passes Ctrl-C on."""
 
+    name = "training"
+
     def __init__(self, fit: Fit):
         """Watch `fit`."""
         self.fit, self.pairs, self.seconds = fit, 0, 0.0
@@ -130,7 +149,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", disable=None)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -138,12 +157,16 @@ class Watch(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock, validation and saving are not training; leave out the validation of an epoch cut short."""
-        if self.fit.interrupted and state.global_step % (state.max_steps // args.num_train_epochs):
+        if self.cut_short(args, state):
             control.should_evaluate = control.should_save = False
         self.seconds += time.perf_counter() - self.started
         give_back_freed_memory()  # or validation and saving would come on top of what the largest batch took
         steps = state.global_step - self.first
         self.pairs += min(steps * args.train_batch_size, len(self.fit.train_pairs))
+
+    def cut_short(self, args: Any, state: Any) -> bool:
+        """Return whether Ctrl-C has ended the epoch before its last step."""
+        return self.fit.interrupted and bool(state.global_step % (state.max_steps // args.num_train_epochs))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar; after Ctrl-C, save a checkpoint and stop."""
@@ -173,14 +196,14 @@ class Watch(TrainerCallback):
         self.bar.close()
 
 
-def parameter_groups(model: PreTrainedModel, options: TrainOptions, decayed: set[str]) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: pretrained and new weights, each with and without weight decay."""
+def parameter_groups(
+    model: nn.Module, new_weights: tuple[str, ...], options: TrainOptions, decayed: set[str]
+) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: pretrained and new weights (by how their names begin), each with and without decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(
-                (name.startswith(cast("tuple[str, ...]", model.new_weights)), name in decayed), []
-            ).append(parameter)
+            groups.setdefault((name.startswith(new_weights), name in decayed), []).append(parameter)
     return [
         {
             "params": parameters,
@@ -191,33 +214,36 @@ def parameter_groups(model: PreTrainedModel, options: TrainOptions, decayed: set
     ]
 
 
-def training_arguments(folder: Path, options: TrainOptions, seed: int, device: torch.device) -> TrainingArguments:
-    """Return the Trainer's settings."""
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        warmup_steps=options.warmup,
-        lr_scheduler_type="linear",
-        max_grad_norm=1.0,
-        bf16=use_bf16(options.precision, device),
-        use_cpu=device.type == "cpu",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=2,  # with 1, the Trainer ends by removing all but the best, what Ctrl-C has just saved too
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_metric",
-        greater_is_better=True,
-        logging_steps=5,
-        logging_nan_inf_filter=False,  # on by default, and then a NaN loss is logged as 0
-        report_to=["tensorboard"],
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.type != "cpu",
-        disable_tqdm=True,
-        seed=seed,
-    )
+def training_arguments(
+    folder: Path, options: TrainOptions, seed: int, device: torch.device, **others: Any
+) -> TrainingArguments:
+    """Return the Trainer's settings, with `others` in the place of ours."""
+    ours: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": options.epochs,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "weight_decay": options.weight_decay,
+        "warmup_steps": options.warmup,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        "bf16": use_bf16(options.precision, device),
+        "use_cpu": device.type == "cpu",
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 2,  # with 1, the Trainer ends by removing all but the best, what Ctrl-C has just saved too
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_metric",
+        "greater_is_better": True,
+        "logging_steps": 5,
+        "logging_nan_inf_filter": False,  # on by default, and then a NaN loss is logged as 0
+        "report_to": ["tensorboard"],
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": device.type != "cpu",
+        "disable_tqdm": True,
+        "seed": seed,
+    }
+    return TrainingArguments(**(ours | others))
 
 
 def give_back_freed_memory() -> None:

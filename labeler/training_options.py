@@ -29,7 +29,8 @@ class TrainOptions:
     place of co-attention blocks, for models that have them; precision: `bf16`, `fp32`, or `auto` (bf16 where the
     processor has instructions for it); vocabulary: of a model that makes its own; loss, class_weights,
     logit_adjustment, label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go
-    without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none.
+    without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none; pretrain:
+    epochs without labels before the first with them, see `labeler.pretraining`.
     """
 
     epochs: int = 3
@@ -52,6 +53,7 @@ class TrainOptions:
     focal_gamma: float = 2.0
     modality_dropout: float = 0.0
     ema: float = 0.0
+    pretrain: int = 0
 
     @property
     def plain_loss(self) -> bool:
@@ -72,6 +74,8 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "patience", "max_text_tokens"):
         if not getattr(options, name) > 0:
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
+    if options.pretrain < 0:
+        raise LabelerError(f"pretrain is {options.pretrain}, expected 0 epochs or more")
     if options.n_coattn < 0 or not 0 <= options.warmup < 1:
         raise LabelerError("n-coattn must be 0 or more, warmup a share of the steps from 0 up to 1")
     for name, choices in CHOICES.items():

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, fused_features
+from labeler.layers import FusedEncoder, ProbeHead, Streams, fused_features
 from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
@@ -69,9 +69,12 @@ class Model(PreTrainedModel):
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, 2 D + D_image]."""
-        streams = self.fused.embed(input_ids, visual_tokens)
-        streams = self.fused(streams, text_mask, visual_mask)
+        streams = self.streams(input_ids, text_mask, visual_tokens, visual_mask)
         return fused_features(streams, text_mask, visual_mask, visual_tokens)
+
+    def streams(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Streams:
+        """Return both streams after the encoder: text [B, T, D], visual [B, V, D]."""
+        return self.fused(self.fused.embed(input_ids, visual_tokens), text_mask, visual_mask)
 
 
 def build(task: Building) -> Built:

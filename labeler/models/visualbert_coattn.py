@@ -28,7 +28,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from labeler.artifacts import UsageError
 from labeler.coattention import AffinityAttention, CoAttention, SwappedAttention
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, ZeroLinear, fused_features
+from labeler.layers import FusedEncoder, ProbeHead, Streams, ZeroLinear, fused_features
 from labeler.losses import labelling_loss
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 
@@ -94,12 +94,15 @@ class Model(PreTrainedModel):
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, 2 D + D_image]."""
+        streams = self.streams(input_ids, text_mask, visual_tokens, visual_mask)
+        return fused_features(streams, text_mask, visual_mask, visual_tokens)
+
+    def streams(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Streams:
+        """Return both streams after the encoder: text [B, T, D], visual [B, V, D]."""
         blocks: dict[int, list[nn.Module]] = {}
         for depth, block in zip(self.depths, self.coattention, strict=True):
             blocks.setdefault(depth, []).append(block)
-        streams = self.fused.embed(input_ids, visual_tokens)
-        streams = self.fused(streams, text_mask, visual_mask, blocks)
-        return fused_features(streams, text_mask, visual_mask, visual_tokens)
+        return self.fused(self.fused.embed(input_ids, visual_tokens), text_mask, visual_mask, blocks)
 
 
 BLOCKS: dict[str, Callable[[Config], nn.Module]] = {
