@@ -63,10 +63,10 @@ def predict(
 ) -> Predicted:
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
 
-    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}; a label brings its parent;
-    where pairs have one label, and labels have parents, "label" is that one. An item that cannot be read has an error and no
-    labels; the rest goes on. `out` None is standard output; a file appears
-    whole or not at all. `format` is jsonl or csv, by default what `out` ends in.
+    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
+    labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
+    error and no labels; the rest goes on. `out` None is standard output; a file appears whole or not at all. `format` is
+    jsonl or csv, by default what `out` ends in.
 
     Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format.
     """

@@ -103,10 +103,12 @@ def taxonomy_counts(label_set: LabelSet, selected: Selected) -> dict[str, Any]:
 
 def taxonomy_line(profile: dict[str, Any]) -> str:
     """Return the taxonomy's figures in words."""
-    children = profile["taxonomy"]
-    changed = "were given a parent" if profile["task"] == "multi" else "had a label and its parent, which went"
-    count = sum(map(len, children.values()))
-    return f"{count} labels under {', '.join(children) or 'no parent'}; {profile['taxonomy_rows']:,} rows {changed}"
+    children, rows = profile["taxonomy"], profile["taxonomy_rows"]
+    changed = (
+        "were given a parent" if profile["task"] == "multi" else "with a label and its parent keep the label alone"
+    )
+    line = f"{sum(map(len, children.values()))} labels under {', '.join(children) or 'no parent'}"
+    return f"{line}; {rows:,} rows {changed}" if rows else line
 
 
 def labels_together(labels: RowLabels, names: Sequence[str]) -> list[tuple[str, str, int]]:

@@ -124,7 +124,9 @@ class LabelSet(BaseModel):
     def check_tree(self) -> LabelSet:
         """Raise ValueError unless the parents are names of this set, and have none themselves."""
         refuse_deep({label.name: label.parent for label in self.labels if label.parent is not None})
-        known = {*self.names, *(self.parents if self.task == "single" else ())}
+        if self.task == "multi" and self.parents:
+            raise ValueError(f"for task multi a parent is a label too; move {self.parents[0]!r} to the labels")
+        known = {*self.names, *self.parents}
         for label in self.labels:
             if label.parent is not None and label.parent not in known:
                 raise ValueError(

@@ -198,14 +198,15 @@ def test_a_missing_file_is_refused_before_any_work(moods, tmp_path):
         moods(["joy", "anger"], MOODS, top_answers=3)
 
 
-@pytest.mark.parametrize(("labels", "match"), [
-    ([("a", "b"), ("b", "a")], r"a cycle, each the parent of the one before: a, b, a"),
-    ([("a", "c"), ("b", None)], r"the parent 'c' of 'a' is no label; add it, or correct its name"),
-    ([("a", "b"), ("b", "c"), ("c", None)], r"more than two levels"),
+@pytest.mark.parametrize(("labels", "parents", "match"), [
+    ([("a", "b"), ("b", "a")], [], r"a cycle, each the parent of the one before: a, b, a"),
+    ([("a", "c"), ("b", None)], [], r"the parent 'c' of 'a' is no label; add it, or correct its name"),
+    ([("a", "b"), ("b", "c"), ("c", None)], [], r"more than two levels"),
+    ([("a", "c"), ("b", None)], ["c"], r"for task multi a parent is a label too; move 'c' to the labels"),
 ])  # fmt: skip
-def test_a_label_set_that_is_no_such_tree_is_refused(tmp_path, labels, match):
-    found = {"task": "multi", "labels": [{"name": name, "count": 1, "parent": parent} for name, parent in labels]}
-    write(tmp_path / "labels.json", found)
+def test_a_label_set_that_is_no_such_tree_is_refused(tmp_path, labels, parents, match):
+    found = [{"name": name, "count": 1, "parent": parent} for name, parent in labels]
+    write(tmp_path / "labels.json", {"task": "multi", "labels": found, "parents": parents})
     with pytest.raises(BadInputError, match=rf"labels\.json: not a label set \(.*{match}"):
         read_label_set(tmp_path)
 
@@ -392,13 +393,11 @@ def test_exported_tasks_hold_what_a_person_would_choose(stages, tmp_path):
 
 
 def test_a_run_of_another_taxonomy_is_refused(stages, text_tower, image_tower, tmp_path):
-    if read_label_set(stages / "run").task == "multi":
-        return
-    ingest([stages / "source" / "pairs.jsonl"], tmp_path / "records", IngestOptions(task="single"))
+    task = read_label_set(stages / "run").task
+    ingest([stages / "source" / "pairs.jsonl"], tmp_path / "records", IngestOptions(task=task))
     preprocess(tmp_path / "records", tmp_path / "store", text_encoder=str(text_tower), image_encoder=str(image_tower))
-    with pytest.raises(
-        BadInputError, match=r"trained with another taxonomy of the labels than .*store has; evaluate it on"
-    ):
+    other = {"single": "with another taxonomy of the labels", "multi": r"for other labels .*'angular'"}[task]
+    with pytest.raises(BadInputError, match=rf"was trained {other}.*evaluate it on the store it was trained on"):
         evaluate(stages / "run", tmp_path / "store", device="cpu")
 
 
