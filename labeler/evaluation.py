@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from labeler.artifacts import BadInputError, write_text
+from labeler.taxonomy import Taxonomy
 
 HEADLINE = {"single": "accuracy", "multi": "mean_average_precision"}
 SECOND = {"single": "weighted_f1", "multi": "micro_f1"}
@@ -52,6 +53,39 @@ def decide(task: str, scores: np.ndarray, thresholds: list[float] | None = None)
     if task == "multi":
         return scores >= (0.5 if thresholds is None else np.asarray(thresholds))
     return np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
+
+
+def settle(
+    taxonomy: Taxonomy, scores: np.ndarray, thresholds: list[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rounded scores [N, L] and the labels [N, L] bool that a model's `scores` stand for.
+
+    Task multi: a parent's score is the highest of its own and its children's, and a label that is chosen brings its
+    parent, whatever the parent's threshold is.
+    """
+    rounded = round_scores(scores)
+    if taxonomy.task == "single":
+        return rounded, decide("single", rounded)
+    consistent = taxonomy.scores(rounded)
+    return consistent, taxonomy.flags(decide("multi", consistent, thresholds))
+
+
+def with_parents(taxonomy: Taxonomy, predictions: Predictions) -> Predictions:
+    """Return predictions for L labels as predictions for all M names of the taxonomy, in its order."""
+    truth, predicted = taxonomy.flags(predictions.truth), taxonomy.flags(predictions.predicted)
+    return predictions._replace(truth=truth, scores=taxonomy.scores(predictions.scores), predicted=predicted)
+
+
+def without_parents(taxonomy: Taxonomy, predictions: Predictions) -> Predictions:
+    """Return the predictions for L labels that `with_parents` was called with."""
+    truth, predicted = taxonomy.own_flags(predictions.truth), taxonomy.own_flags(predictions.predicted)
+    return predictions._replace(truth=truth, scores=taxonomy.own_scores(predictions.scores), predicted=predicted)
+
+
+def of_parents(taxonomy: Taxonomy, predictions: Predictions) -> tuple[list[str], Predictions]:
+    """Return the names at the top of the taxonomy, and predictions for L labels as predictions for these."""
+    whole, tops = with_parents(taxonomy, predictions), taxonomy.tops
+    return [taxonomy.names[top] for top in tops], Predictions(*whole[:2], *(part[:, tops] for part in whole[2:]))
 
 
 def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:

@@ -35,6 +35,12 @@ class Prediction(BaseModel):
     scores: dict[str, Score]
     model: str
     error: str | None
+    label: str | None = None  # where `labels` has its parent too
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Return the labels that a person would choose."""
+        return self.labels if self.label is None else (self.label,)
 
 
 class Exported(NamedTuple):
@@ -143,6 +149,8 @@ def has_one_label(item: Prediction | Record) -> bool:
     """Return whether an item looks like one with a single label."""
     if isinstance(item, Record) or not item.scores:
         return len(item.labels) == 1
+    if item.label is not None:
+        return True
     return len(item.labels) == 1 and math.isclose(sum(item.scores.values()), 1, abs_tol=1e-3)
 
 
@@ -152,8 +160,9 @@ def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str
     if item.image:
         path = f"{image_folder.strip('/')}/{item.image}".lstrip("/")
         data["image"] = f"/data/local-files/?d={quote(path)}"
+    chosen = item.labels if isinstance(item, Record) else item.chosen
     choices = {"from_name": CONTROL, "to_name": to_name(objects), "type": "choices",
-               "value": {"choices": list(item.labels)}}  # fmt: skip
+               "value": {"choices": list(chosen)}}  # fmt: skip
     result = [choices] if item.labels else []
     if isinstance(item, Record):
         return {"data": data} | ({"annotations": [{"result": result}]} if item.labels else {})

@@ -21,12 +21,13 @@ from labeler.artifacts import write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
-from labeler.evaluation import Predictions, decide, fit_thresholds, statistics
+from labeler.evaluation import Predictions, fit_thresholds, settle, statistics
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
 from labeler.prediction import choose_device, logits, model_outputs, scores_of
 from labeler.pretraining import check_can_pretrain, pretrain, told
 from labeler.store import Store
+from labeler.taxonomy import taxonomy_of
 from labeler.trainer import (
     LabelTrainer,
     Watch,
@@ -154,9 +155,9 @@ class Fit:
         values = logits(model, self.validation_pairs, self.tokenizer.pad_token_id)
         truth = self.store.truth(self.validation_pairs.rows)
         loss = labelling_loss(torch.from_numpy(values), torch.from_numpy(label_targets(truth, self.task))).item()
-        scores = scores_of(self.task, values)
+        scores, predicted = settle(taxonomy_of(self.store.label_set), scores_of(self.task, values))
         nobody = [""] * len(truth)
-        predictions = Predictions(nobody, nobody, truth, scores, decide(self.task, scores))
+        predictions = Predictions(nobody, nobody, truth, scores, predicted)
         return loss, float(statistics(self.task, predictions, np.ones((len(truth), 1)))[METRICS[self.task]][0]), scores
 
     def save(self, folder: Path, history: dict[str, Any]) -> None:

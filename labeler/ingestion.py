@@ -50,12 +50,13 @@ from labeler.chunks import (
 from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.pictures import Pictures
-from labeler.profile import counted, label_counts, profile_of
+from labeler.profile import counted, label_counts, profile_of, taxonomy_counts
 from labeler.records import Reject, Row, RowError, clean_text, label_set
-from labeler.selection import Collected, Records, parse_split_option, rejected, select, write_selected
+from labeler.selection import Collected, Records, chosen_task, parse_split_option, rejected, select, write_selected
 from labeler.sources import Reading, common_root, find_format, read_source
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
 from labeler.splits import RowLabels
+from labeler.taxonomy import read_taxonomy, refuse_strangers
 
 ROWS = 4096  # in a chunk of a source that is not read in pieces
 SPOOL = ".lines"
@@ -83,6 +84,7 @@ class IngestOptions:
     labels: Path | None = None
     answers: Path | None = None
     top_answers: int | None = None
+    taxonomy: Path | None = None
 
     def reading(self) -> Reading:
         """Return how the sources are read."""
@@ -147,8 +149,8 @@ def ingest(
     written to `pictures/`, named by their sha256. Memory is some hundred bytes a row.
 
     Raises UsageError for shares that are none, or several vocabularies; BadInputError when nothing usable is left,
-    when fewer than two labels occur, when a fixed split is asked for that the data do not have, or in strict mode
-    at the first row that cannot be used.
+    when the taxonomy is no tree of two levels or has a name that is no label, when fewer than two labels occur, when a
+    fixed split is asked for that the data do not have, or in strict mode at the first row that cannot be used.
     """
     options = options or IngestOptions()
     if options.split not in ("auto", "keep"):
@@ -157,6 +159,9 @@ def ingest(
         raise UsageError(f"--frames {options.frames}: expected 1 or more")
     if sum(bool(given) for given in (options.labels, options.answers, options.top_answers)) > 1:
         raise UsageError("--labels, --answers and --top-answers: expected one of them")
+    if options.taxonomy and options.top_answers:
+        raise UsageError("--taxonomy and --top-answers: expected one of them; --labels names the labels that stay")
+    read_taxonomy(options.taxonomy)  # its own faults before any work
     root = common_root(sources, out)
     if not force and (out / MANIFEST).is_file():
         digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)
@@ -190,16 +195,21 @@ def write_all(
 ) -> dict[str, Any]:
     """Write records, labels and rejects of what was collected; return the profile."""
     records = Records(collected)
-    selected = select(records, options.task, options.split, options.drop_leaks, options.top_answers, seed)
+    task, parents = chosen_task(records, options.task), read_taxonomy(options.taxonomy)
+    if options.taxonomy:
+        file = options.labels or options.answers
+        refuse_strangers(options.taxonomy, parents, task, records.names, read_vocabulary(file), file)
+    selected = select(records, task, options.split, options.drop_leaks, options.top_answers, seed, parents)
     for reject in rejected(records, selected):
         rejects.add(reject)
-    labels = label_set(label_counts(selected.labels, selected.names, selected.kept), selected.task)
+    labels = label_set(label_counts(selected.labels, selected.names, selected.kept), task, parents)
     write_json(folder / "labels.json", labels.model_dump())
     with ThreadPoolExecutor(1) as beside:
         profile = beside.submit(profile_of, records, selected)
         write_selected(folder / "records.jsonl", records, selected)
     pictures.keep_only(records.image(row) or "" for row in np.flatnonzero(selected.kept).tolist())
-    return counted(collected.counts, rejects.codes) | profile.result()
+    found = counted(collected.counts, rejects.codes) | profile.result()
+    return found | taxonomy_counts(labels, selected) if options.taxonomy else found
 
 
 def read_vocabulary(path: Path | None) -> frozenset[str] | None:
@@ -221,7 +231,7 @@ def read_vocabulary(path: Path | None) -> frozenset[str] | None:
 
 def recipe_of(sources: Sequence[Path], options: IngestOptions, digest: str, seed: int) -> Recipe:
     """Return the recipe: the sources' sha256, and that of all that was read from them."""
-    paths = [*sources, *(path for path in (options.labels, options.answers) if path)]
+    paths = [*sources, *(path for path in (options.labels, options.answers, options.taxonomy) if path)]
     files = [Input(str(path), sha256_file(path)) for path in paths if path.is_file()]
     return Recipe("ingest", (*files, Input("records and pictures", digest)), options.arguments(), seed)
 

@@ -29,6 +29,7 @@ from labeler.artifacts import (
 )
 from labeler.image_quality import THRESHOLDS, quality_scores, suspicious
 from labeler.images import decode_image
+from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:
     from labeler.label_errors import Judged
@@ -138,7 +139,8 @@ def error_rows(store: Store, seed: int) -> tuple[list[dict[str, Any]], dict[str,
         return [], {"checked": 0, "count": 0, "not_checked": reason, "changes": [], "labels_not_judged": []}
     log.info("looking for label errors: logistic regression on the frozen features, %d folds", FOLDS)
     features = Features(*store.features(rows), store.truth(rows))
-    judged = find_label_errors(store.label_set.task, features, groups.tolist(), seed)
+    taxonomy = taxonomy_of(store.label_set)
+    judged = find_label_errors(taxonomy.task, features, groups.tolist(), seed, taxonomy)
     errors = [
         {
             "id": store.rows["id"][error.row],

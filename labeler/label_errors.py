@@ -9,6 +9,7 @@ import numpy as np
 
 from labeler.baselines import CrossValidated, Features, cross_validated
 from labeler.splits import RowLabels, split_groups
+from labeler.taxonomy import Taxonomy
 
 FOLDS = 5
 # Which of cleanlab's filters found most of the planted errors at the same precision (docs/LOG.md): as many rows as are
@@ -33,12 +34,16 @@ class Judged(NamedTuple):
     probe: CrossValidated
 
 
-def find_label_errors(task: str, rows: Features, groups: Sequence[int], seed: int = 0) -> Judged:
+def find_label_errors(
+    task: str, rows: Features, groups: Sequence[int], seed: int = 0, taxonomy: Taxonomy | None = None
+) -> Judged:
     """Return the rows with likely label errors, by confident learning on cross-validated scores.
 
     The least likely labels come first; for task multi, given labels that look wrong and missing ones take turns.
     Rows of one group (copies of a picture or a text) lie in one fold, so that none vouches for another. A label that
     fewer than FOLDS groups carry is not judged: its rows would look wrong because the regression hardly knows it.
+
+    With a `taxonomy` no suggestion has a label without its parent.
 
     `groups` holds a number for each row; at least FOLDS differ. `seed` decides the folds.
 
@@ -57,6 +62,9 @@ def find_label_errors(task: str, rows: Features, groups: Sequence[int], seed: in
         doubted &= ~suggested
     else:
         suggested = rows.truth ^ doubted
+        if taxonomy:
+            suggested = taxonomy.flags(suggested)
+            doubted = suggested != rows.truth
     likelihood = np.where(rows.truth, probe.scores, 1 - probe.scores)
     order = _order(likelihood, [doubted & rows.truth, doubted & ~rows.truth])
     scores = np.where(doubted, likelihood, np.inf).min(axis=1)

@@ -19,6 +19,7 @@ from labeler.decoding import prepare_images
 from labeler.images import ImageError, check_size, resolve_image
 from labeler.records import Record, Reject, Row, RowError, record_from
 from labeler.sources import Reading, brings_pictures, image_root, read_source
+from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +63,10 @@ def predict(
 ) -> Predicted:
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
 
-    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. An item that cannot be
-    read has an error and no labels; the rest goes on. `out` None is standard output; a file appears whole or not
-    at all. `format` is jsonl or csv, by default what `out` ends in.
+    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
+    labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
+    error and no labels; the rest goes on. `out` None is standard output; a file appears whole or not at all. `format` is
+    jsonl or csv, by default what `out` ends in.
 
     Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format.
     """
@@ -91,7 +93,7 @@ def predict(
         closing(read_items(rows, mapping or {}, allow_outside, tower.size)) as items,
         tqdm(total=total, desc="labelling", unit="item", disable=None) as bar,
     ):
-        write = LineWriter(file, form, run.label_set.names)
+        write = LineWriter(file, form, taxonomy_of(run.label_set).names)
         while chunk := list(islice(items, ITEMS_AT_A_TIME)):
             for line in label_items(chunk, run, tower, batch_size, str(model)):
                 write(line)
@@ -168,11 +170,14 @@ def label_items(
     items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int, model: str
 ) -> Iterator[dict[str, Any]]:
     """Yield the output line of every item, in order."""
-    from labeler.evaluation import decide
+    from labeler.evaluation import settle
     from labeler.prediction import PairList, logits, scores_of
 
     usable = [item for item in items if item.error is None]
-    names, scores, decided = run.label_set.names, iter(()), iter(())
+    taxonomy = taxonomy_of(run.label_set)
+    scores: Iterator[list[float]] = iter(())
+    decided: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+    apart = taxonomy.task == "single" and bool(taxonomy.pairs)
     if usable:
         values = logits(
             run.model,
@@ -180,15 +185,18 @@ def label_items(
             run.tokenizer.pad_token_id,
             batch_size=batch_size,
         )
-        rounded = scores_of(run.label_set.task, values)
-        scores, decided = iter(rounded.tolist()), iter(decide(run.label_set.task, rounded, run.thresholds))
+        settled, chosen = settle(taxonomy, scores_of(taxonomy.task, values), run.thresholds)
+        scores, decided = iter(taxonomy.scores(settled).tolist()), zip(chosen, taxonomy.flags(chosen), strict=True)
     for item in items:
         record = item.record
         line: dict[str, Any] = {"id": record.id, "image": record.image, "text": record.text, "labels": [], "scores": {}}
-        line |= {"model": model, "error": item.error}
+        line |= {"model": model, "error": item.error} | ({"label": None} if apart else {})
         if item.error is None:
-            line["scores"] = dict(zip(names, next(scores), strict=True))
-            line["labels"] = [name for name, chosen in zip(names, next(decided), strict=True) if chosen]
+            line["scores"] = dict(zip(taxonomy.names, next(scores), strict=True))
+            own, held = next(decided)
+            line["labels"] = [name for name, one in zip(taxonomy.names, held, strict=True) if one]
+            if apart:
+                line["label"] = run.label_set.names[own.argmax()]
         yield line
 
 

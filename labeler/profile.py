@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from labeler.chunks import FIXED, Columns
-from labeler.records import SPLITS
+from labeler.records import SPLITS, LabelSet
 from labeler.selection import Records, Selected
 from labeler.sources.captions import LEFT_OUT
 from labeler.sources.jsonl import LITERAL
@@ -92,6 +92,25 @@ def label_counts(labels: RowLabels, names: Sequence[str], rows: np.ndarray) -> d
     return {name: count for name, count in ordered if count}
 
 
+def taxonomy_counts(label_set: LabelSet, selected: Selected) -> dict[str, Any]:
+    """Return the profile's figures on a taxonomy: {parent: [children]}, and how many rows' labels it has changed."""
+    children: dict[str, list[str]] = {}
+    for label in label_set.labels:
+        if label.parent is not None:
+            children.setdefault(label.parent, []).append(label.name)
+    return {"taxonomy": children, "taxonomy_rows": int(selected.relabelled[selected.kept].sum())}
+
+
+def taxonomy_line(profile: dict[str, Any]) -> str:
+    """Return the taxonomy's figures in words."""
+    children, rows = profile["taxonomy"], profile["taxonomy_rows"]
+    changed = (
+        "were given a parent" if profile["task"] == "multi" else "with a label and its parent keep the label alone"
+    )
+    line = f"{sum(map(len, children.values()))} labels under {', '.join(children) or 'no parent'}"
+    return f"{line}; {rows:,} rows {changed}" if rows else line
+
+
 def labels_together(labels: RowLabels, names: Sequence[str]) -> list[tuple[str, str, int]]:
     """Return all pairs of labels that stand on one row, most frequent first: (label, label, rows)."""
     if not (labels.counts > 1).any():
@@ -137,6 +156,8 @@ def described(profile: dict[str, Any]) -> list[str]:
     guessed |= {f"read as {name}": count for name, count in profile["encodings"].items()}
     lines += [f"  {what:<24} {count:>9,}" for what, count in guessed.items() if count]
     lines += [f"splits      {profile['split']}", *label_table(profile)]
+    if "taxonomy" in profile:
+        lines += [f"taxonomy    {taxonomy_line(profile)}"]
     if profile["labels_together"]:
         lines += ["labels that most often stand together"]
         lines += [f"  {count:>9,}  {a} + {b}" for a, b, count in profile["labels_together"][:5]]

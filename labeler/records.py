@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from labeler.artifacts import BadInputError
 
@@ -32,6 +39,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 MAX_TEXT_CHARACTERS = 20_000
 MAX_SHOWN = 200  # characters of an id that is refused
+MAX_NAMED = 12  # labels of a chain that an error names
 MAX_DEPTH = 64  # of what is in a field that we do not know; pydantic reads no more than about 200
 
 
@@ -99,13 +107,38 @@ class Label(BaseModel):
 
 
 class LabelSet(BaseModel):
-    """What a dataset can be labelled with. Task `single`: one label a pair; `multi`: any number."""
+    """What a dataset can be labelled with. Task `single`: one label a pair; `multi`: any number.
+
+    `parents` are names that no record carries, only labels under them do; none for `multi`, where a record carries its
+    labels' parents too. A label whose parent is none of these names, or a tree of three levels, is an error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     task: Task
     labels: tuple[Label, ...]
+    parents: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def check_tree(self) -> LabelSet:
+        """Raise ValueError unless the parents are names of this set, and have none themselves."""
+        refuse_deep({label.name: label.parent for label in self.labels if label.parent is not None})
+        if self.task == "multi" and self.parents:
+            raise ValueError(f"for task multi a parent is a label too; move {self.parents[0]!r} to the labels")
+        known = {*self.names, *self.parents}
+        for label in self.labels:
+            if label.parent is not None and label.parent not in known:
+                raise ValueError(
+                    f"the parent {label.parent!r} of {label.name!r} is no label; add it, or correct its name"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `parents` out where there are none, so that a set without a taxonomy is written as it always was."""
+        fields = handler(self)
+        return fields if self.parents else {name: value for name, value in fields.items() if name != "parents"}
 
     @property
     def names(self) -> list[str]:
@@ -289,18 +322,42 @@ def is_deep(value: Any) -> bool:
     return any(isinstance(item, (dict, list)) for item in level)
 
 
-def label_set(counts: Mapping[str, int], task: Task) -> LabelSet:
-    """Return the labels of {name: number of records}, most frequent first, ties by name.
+def refuse_deep(parents: Mapping[str, str]) -> None:
+    """Raise ValueError, naming the labels, where {child: parent} has a cycle or more than two levels."""
+    for child, parent in parents.items():
+        if child == parent:
+            raise ValueError(f"{child!r} is its own parent; leave it out, or name another")
+        path = [child, parent]
+        while path[-1] in parents and path[-1] not in path[:-1] and len(path) < MAX_NAMED:
+            path.append(parents[path[-1]])
+        if path[-1] in path[:-1]:
+            path = path[path.index(path[-1]) :]
+            raise ValueError(f"a cycle, each the parent of the one before: {', '.join(path)}; leave one of them out")
+        if len(path) > 2:
+            raise ValueError(
+                f"more than two levels, each the parent of the one before: {', '.join(path)}; a parent has none itself: "
+                f"put {child!r} right under {path[-1]!r}, or leave it out"
+            )
+
+
+def label_set(counts: Mapping[str, int], task: Task, parents: Mapping[str, str] | None = None) -> LabelSet:
+    """Return the labels of {name: number of records}, most frequent first, of equals a parent first, then by name.
+
+    `parents` is {child: parent}; children that do not occur are left out. For task `multi` each record that carries a
+    child is taken to carry its parent.
 
     Raises BadInputError when fewer than two labels occur: there would be nothing to tell apart.
     """
+    above = {name: parent for name, parent in (parents or {}).items() if name in counts}
     labels = tuple(
-        Label(name=name, count=count) for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        Label(name=name, count=count, parent=above.get(name))
+        for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0] in above, item[0]))
     )
     if len(labels) < 2:
         found = f"only the label {labels[0].name!r}" if labels else "no label"
         raise BadInputError(f"{found} occurs in the data; a labeler needs at least two to tell apart")
-    return LabelSet(task=task, labels=labels)
+    brought = dict.fromkeys(label.parent for label in labels if label.parent is not None)
+    return LabelSet(task=task, labels=labels, parents=tuple(name for name in brought if name not in counts))
 
 
 def json_bytes(value: Any) -> bytes:
@@ -337,4 +394,5 @@ def read_label_set(folder: Path) -> LabelSet:
     try:
         return LabelSet.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        raise BadInputError(f"{path}: not a label set ({str(error).splitlines()[0]})") from error
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise BadInputError(f"{path}: not a label set ({reason})") from error

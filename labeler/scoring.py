@@ -24,6 +24,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.records import SPLITS, Split
+from labeler.taxonomy import taxonomy_of
 from labeler.training_options import TrainOptions
 
 log = logging.getLogger("labeler")
@@ -54,7 +55,6 @@ def evaluate(
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), asked(split))
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
-    from labeler.evaluation import write_predictions
     from labeler.prediction import choose_device
     from labeler.runs import load_run
     from labeler.store import Store
@@ -64,10 +64,11 @@ def evaluate(
     baselines = make_baselines(store, split)
     with adding(run, recipe, name) as folder:
         predictions, seconds = score_split(opened, store, split, batch_size)
-        write_predictions(folder / f"predictions-{split}.jsonl", store.label_set.names, predictions)
+        write_named(folder / f"predictions-{split}.jsonl", store, predictions)
         for path in baselines.glob("baseline-*.jsonl"):
             shutil.copyfile(path, folder / path.name)
         metrics = describe(opened, store, split, trained) | measured(store, predictions)
+        metrics |= measured_parents(store, predictions)
         metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
         metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size)
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
@@ -82,6 +83,11 @@ def refuse_mismatch(run: Any, store: Any) -> None:
         raise BadInputError(
             f"{run.folder} was trained for other labels than {store.folder} has (for example {missing}); evaluate it on "
             "the store it was trained on, or train again"
+        )
+    if taxonomy_of(run.label_set) != taxonomy_of(store.label_set):
+        raise BadInputError(
+            f"{run.folder} was trained with another taxonomy of the labels than {store.folder} has; evaluate it on the store "
+            "it was trained on, or train again"
         )
     ours, theirs = run.preprocessor["image"], store.towers["image"]
     if ours["sha256"] != theirs["sha256"]:
@@ -136,11 +142,18 @@ def score_modalities(
 
 def predictions_of(store: Any, rows: np.ndarray, scores: np.ndarray, thresholds: list[float] | None) -> Any:
     """Return the Predictions that rounded scores [N, L] stand for on `rows`."""
-    from labeler.evaluation import Predictions, decide, round_scores
+    from labeler.evaluation import Predictions, settle
 
     ids, groups = ([store.rows[column][row] for row in rows] for column in ("id", "group"))
-    rounded = round_scores(scores)
-    return Predictions(ids, groups, store.truth(rows), rounded, decide(store.label_set.task, rounded, thresholds))
+    return Predictions(ids, groups, store.truth(rows), *settle(taxonomy_of(store.label_set), scores, thresholds))
+
+
+def write_named(path: Path, store: Any, predictions: Any) -> None:
+    """Write the predictions with the names of labels and parents."""
+    from labeler.evaluation import with_parents, write_predictions
+
+    taxonomy = taxonomy_of(store.label_set)
+    write_predictions(path, taxonomy.names, with_parents(taxonomy, predictions))
 
 
 def measured(store: Any, predictions: Any) -> dict[str, Any]:
@@ -148,6 +161,16 @@ def measured(store: Any, predictions: Any) -> dict[str, Any]:
     from labeler.evaluation import measure
 
     return measure(store.label_set.task, store.label_set.names, predictions)
+
+
+def measured_parents(store: Any, predictions: Any) -> dict[str, Any]:
+    """Return `parents`: every figure with each label taken for its parent; nothing for task multi, where it is a label too."""
+    from labeler.evaluation import measure, of_parents
+
+    taxonomy = taxonomy_of(store.label_set)
+    if taxonomy.task == "multi" or not taxonomy.pairs:
+        return {}
+    return {"parents": measure(taxonomy.task, *of_parents(taxonomy, predictions))}
 
 
 def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +212,7 @@ def make_baselines(store: Any, split: Split) -> Path:
     if already_made(out, recipe):
         return out
     from labeler.baselines import Features, logistic_regression, majority
-    from labeler.evaluation import fit_thresholds, round_scores, write_predictions
+    from labeler.evaluation import fit_thresholds, settle
 
     log.info("fitting the baselines on the frozen features")
     parts = []
@@ -202,12 +225,13 @@ def make_baselines(store: Any, split: Split) -> Path:
         for fitted in (majority(task, parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
             thresholds = None
             if task == "multi":
-                thresholds = fit_thresholds(round_scores(fitted.validation_scores), parts[1].truth)
+                validation_scores, _ = settle(taxonomy_of(store.label_set), fitted.validation_scores)
+                thresholds = fit_thresholds(validation_scores, parts[1].truth)
             predictions = predictions_of(store, rows, fitted.scores, thresholds)
             file = f"baseline-{fitted.name}-{split}.jsonl"
-            write_predictions(folder / file, store.label_set.names, predictions)
+            write_named(folder / file, store, predictions)
             entries.append({"name": fitted.name, "parameters": fitted.parameters, "settings": fitted.settings,
                             "train_seconds": round(fitted.train_seconds, 2), "predictions": file}
-                           | measured(store, predictions))  # fmt: skip
+                           | measured(store, predictions) | measured_parents(store, predictions))  # fmt: skip
         write_json(folder / "baselines.json", entries)
     return out

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -127,25 +127,39 @@ class Records:
         return self.sources[self.columns.source[row]], int(self.columns.line[row])
 
 
-def select(records: Records, task: str, split: str, drop_leaks: bool, top_answers: int | None, seed: int) -> Selected:
+def chosen_task(records: Records, task: str) -> Task:
+    """Return the task; for `auto` multi where any row has a list of labels, or several."""
+    return "multi" if task == "multi" or (task == "auto" and records.several) else "single"
+
+
+def select(
+    records: Records,
+    task: Task,
+    split: str,
+    drop_leaks: bool,
+    top_answers: int | None,
+    seed: int,
+    parents: Mapping[str, str],
+) -> Selected:
     """Decide which records are kept, and draw the splits that the data do not bring.
 
     Args:
         records: all that could be read.
-        task: `single`, `multi`, or `auto`: multi where any row has a list of labels, or several.
+        task: whether a record has one label or any number.
         split: `keep`, three shares, or `auto`: those of the data if they bring any.
         drop_leaks: with given splits, leave out train records that share a key with one outside train.
         top_answers: how many labels stay, those that most train records have; the others become UNKNOWN.
         seed: decides the splits that are drawn.
+        parents: {child: parent}; a record with a child has its parent too (multi), or not (single).
 
     Raises BadInputError where some records have a split and others none.
     """
     columns = records.columns
-    chosen: Task = "multi" if task == "multi" or (task == "auto" and records.several) else "single"
+    labels, names, relabelled = in_tree(records.labels, records.names, parents, task)
     reason, about = repeated_ids(records)
-    if chosen == "single":
-        wrong = (reason == KEPT) & (columns.label_count != 1)
-        reason[wrong], about[wrong] = LABEL_COUNT, columns.label_count[wrong]
+    if task == "single":
+        wrong = (reason == KEPT) & (labels.counts != 1)
+        reason[wrong], about[wrong] = LABEL_COUNT, labels.counts[wrong]
     keys = {"bytes": columns.image, "look": records.looks, "text": columns.text_key, "group": columns.group}
     given = split == "keep" or (split == "auto" and bool((columns.split[reason == KEPT] >= 0).any()))
     if given:
@@ -164,13 +178,42 @@ def select(records: Records, task: str, split: str, drop_leaks: bool, top_answer
         found, how = group_rows(own, len(rows)), "kept as given"
     else:
         found = group_rows(kept, len(rows))
-        splits[rows], how = drawn(found, records.labels.of(reason == KEPT), split, seed)
+        splits[rows], how = drawn(found, labels.of(reason == KEPT), split, seed)
     groups[rows] = rows[found]
-    labels, names, relabelled = records.labels, records.names, np.zeros(len(reason), bool)
     if top_answers:
         train = (reason == KEPT) & (splits == SPLITS.index("train"))
         labels, names, relabelled = most_frequent(labels, names, train, top_answers)
-    return Selected(reason, about, groups, splits, keys, labels, names, relabelled, chosen, how)
+    return Selected(reason, about, groups, splits, keys, labels, names, relabelled, task, how)
+
+
+def in_tree(
+    labels: RowLabels, names: Sequence[str], parents: Mapping[str, str], task: Task
+) -> tuple[RowLabels, Sequence[str], np.ndarray]:
+    """Return labels, their names and [N] bool, which rows differ, with what {child: parent} says of them.
+
+    Task multi: a row with a child has its parent too. Task single: of a child and its parent on one row the child is
+    the label, since it says both.
+    """
+    changed = np.zeros(len(labels.counts), bool)
+    if not parents:
+        return labels, names, changed
+    places = {name: code for code, name in enumerate(dict.fromkeys([*names, *parents.values()]))}
+    above = np.full(len(places), -1)
+    for child, parent in parents.items():
+        if child in places:
+            above[places[child]] = places[parent]
+    held = labels.rows * len(places) + labels.codes  # a number for each row and label
+    brought = np.unique((labels.rows * len(places) + above[labels.codes])[above[labels.codes] >= 0])
+    if task == "multi":
+        new = np.setdiff1d(brought, held)
+        both = np.append(held, new)
+        both = both[np.argsort(both // len(places), kind="stable")]
+        changed[new // len(places)] = True
+    else:
+        implied = np.isin(held, brought)
+        both, changed[labels.rows[implied]] = held[~implied], True
+    rows, codes = np.divmod(both, len(places))
+    return RowLabels(codes, np.bincount(rows, minlength=len(changed))), list(places), changed
 
 
 def drawn(groups: np.ndarray, labels: RowLabels, split: str, seed: int) -> tuple[np.ndarray, str]:

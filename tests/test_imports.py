@@ -17,7 +17,9 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 ORDER = """
 labeler  encoders
 artifacts
-records  evaluation  encoders.weights
+records  encoders.weights
+taxonomy
+evaluation
 images  splits  baselines
 sources
 decoding  chunks  looks  pictures

@@ -29,4 +29,6 @@ def command(run: Path, store: Path, split: Any, batch_size: int, device: str, fo
     rows = [*result.metrics["baselines"], result.metrics]
     lines = [*([options.already(run)] if result.already else []), f"{run}: {split} split, n = {result.metrics['n']}"]
     lines += [f"  {row['name']:20} {options.headline(row)}" for row in rows]
+    if "parents" in result.metrics:
+        lines += [f"  {result.metrics['name'] + ', parents':20} {options.headline(result.metrics['parents'])}"]
     options.say("\n".join(lines), result.metrics, as_json)

@@ -46,6 +46,8 @@ FORMATS = (
               help="The same for answers to questions, but any other answer becomes <unk>.")  # fmt: skip
 @click.option("--top-answers", type=click.IntRange(min=1), metavar="N",
               help="Keep the N most frequent answers of the train rows; any other becomes <unk>.")  # fmt: skip
+@click.option("--taxonomy", type=options.FOLDER, metavar="FILE",
+              help='JSON, {"child": "parent"} or {"parent": ["child"]}: a label brings its parent.')  # fmt: skip
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
 @options.mapping
@@ -82,6 +84,7 @@ def command(
     drawn so that no picture, no text and no group lies in two of them.
     """  # noqa: D301 (click looks for the character itself)
     from labeler.ingestion import IngestOptions, ingest
+    from labeler.profile import taxonomy_line
 
     given["separator"] = given.pop("label_separator")
     result = ingest(sources, out, IngestOptions(**given), seed=seed, force=force)
@@ -102,6 +105,8 @@ def command(
         lines.append(f"  {profile['captions_left_out']} captions left out: the longest is the text (--caption each)")
     if profile["fixed_texts"]:
         lines.append(f"  {profile['fixed_texts']} texts repaired")
+    if "taxonomy" in profile:
+        lines.append(f"  taxonomy: {taxonomy_line(profile)}")
     if profile["leaked_rows"]:
         lines.append(
             f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "

@@ -26,7 +26,8 @@ def command(
     """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
 
     One line an item, in the order of the input: {"id", "image", "text", "labels", "scores", "model", "error"}.
-    An item that cannot be read has an error and no labels, the rest goes on, and the exit code is 4.
+    A label that has a parent brings it. An item that cannot be read has an error and no labels, the rest goes on, and the
+    exit code is 4.
     """
     from labeler.labelling import predict
 

@@ -105,6 +105,10 @@ def _row(task: str, model: Model) -> dict[str, Any]:
     }
     for metric in METRICS[task]:
         row |= {metric: metrics.get(metric), f"{metric}_ci95": metrics.get(f"{metric}_ci95")}
+    if "parents" in metrics:
+        row["parents"] = {
+            key: metrics["parents"][key] for metric in METRICS[task] for key in (metric, f"{metric}_ci95")
+        }
     row |= {key: metrics.get(key) for key in COSTS}
     return row | {"best_epoch": metrics.get("best_epoch"), "modalities": metrics.get("modalities")}
 

@@ -150,6 +150,7 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "titles": TITLES,
         "axis": axis_of(intervals),
         "modalities": [row for row in rows if row["modalities"]],
+        "parents": [row for row in rows if "parents" in row],
     }
 
 

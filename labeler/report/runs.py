@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from labeler.artifacts import BadInputError, Input, UsageError, input_of, read_manifest, sha256_file
-from labeler.evaluation import HEADLINE, Predictions, read_predictions
+from labeler.evaluation import HEADLINE, Predictions, read_predictions, without_parents
+from labeler.records import LabelSet
+from labeler.taxonomy import Taxonomy, taxonomy_of
 
 
 class Run(NamedTuple):
@@ -18,6 +22,7 @@ class Run(NamedTuple):
     metrics: dict[str, Any]
     history: dict[str, Any] | None
     names: list[str]  # of the labels, in order
+    taxonomy: Taxonomy
     store: Path
     inputs: tuple[Input, ...]  # every file that was read, with its sha256
 
@@ -52,10 +57,12 @@ def _read_run(folder: Path, split: str) -> Run:
     try:
         store = Path(metrics["data"]["store"])
         wrong = metrics["data"]["split"] != split or metrics[HEADLINE[metrics["task"]]] is None
-        names = [label["name"] for label in _read_json(folder / "labels.json", command)["labels"]]
+        labels = LabelSet.model_validate(_read_json(folder / "labels.json", command))
         used = [f"predictions-{split}.jsonl", *(baseline["predictions"] for baseline in metrics["baselines"])]
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{folder / f'metrics-{split}.json'}: no usable {error} in it; type `{command}`") from error
+    except ValidationError as error:
+        raise BadInputError(f"{folder / 'labels.json'}: not a label set ({error.errors()[0]['msg']})") from error
     if wrong:
         raise BadInputError(f"{folder}: nothing is measured on a split {split!r} with rows; type `{command}`")
     history = folder / "history.json"
@@ -65,7 +72,7 @@ def _read_run(folder: Path, split: str) -> Run:
             raise BadInputError(f"{folder / name}: missing; type `{command}`")
     inputs = [input_of(folder, manifest), *(Input(str(folder / name), sha256_file(folder / name)) for name in files)]
     curve = _read_json(history, command) if history.is_file() else None
-    return Run(folder, manifest, metrics, curve, names, store, tuple(inputs))
+    return Run(folder, manifest, metrics, curve, labels.names, taxonomy_of(labels), store, tuple(inputs))
 
 
 def _read_json(path: Path, command: str) -> Any:
@@ -92,7 +99,7 @@ def _refuse_other_rows(first: Run, run: Run) -> None:
 
 def read_rows(run: Run, name: str, count: int) -> Predictions:
     """Return the predictions in the run's file `name`; raises BadInputError when they are not `count` rows."""
-    predictions = read_predictions(run.folder / name, run.names)
+    predictions = without_parents(run.taxonomy, read_predictions(run.folder / name, run.taxonomy.names))
     if len(predictions.ids) != count:
         raise BadInputError(
             f"{run.folder / name}: {len(predictions.ids)} rows, the metrics beside it say {count}; "
