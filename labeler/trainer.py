@@ -1,4 +1,4 @@
-"""transformers' Trainer for labels: our sampler, two learning rates, our validation, no hidden NaN; checkpoints and memory."""
+"""transformers' Trainer for labels: our sampler, our learning rates, our validation, no hidden NaN; checkpoints and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +22,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import BadInputError, LabelerError
 from labeler.batches import DroppedModalities, collate
+from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.training_options import METRICS, TrainOptions
 
 if TYPE_CHECKING:
@@ -31,16 +32,22 @@ log = logging.getLogger("labeler")
 
 
 class LabelTrainer(Trainer):
-    """transformers' Trainer with our sampler, our two rates, our validation, and a stop at the first loss that is no number."""
+    """transformers' Trainer with our sampler, our rates, our validation, and a stop at the first loss that is no number."""
 
     def __init__(self, fit: Fit, **options: Any):
         """Train what `fit` holds."""
         self.fit = fit
-        probability = fit.options.modality_dropout
-        self.dropped = DroppedModalities(fit.train_pairs, probability, fit.seed) if probability else None
+        pairs: Any = fit.train_pairs
+        self.drawn: list[AugmentedPictures | DroppedModalities] = []  # what is otherwise each epoch
+        if isinstance(fit.model, EndToEnd) and fit.options.augment != "none":
+            pairs = AugmentedPictures(pairs, augmentation((fit.model.encoder.size,) * 2), fit.seed)
+            self.drawn.append(pairs)
+        if fit.options.modality_dropout:
+            pairs = DroppedModalities(pairs, fit.options.modality_dropout, fit.seed)
+            self.drawn.append(pairs)
         super().__init__(
             model=fit.model,
-            train_dataset=self.dropped or fit.train_pairs,
+            train_dataset=pairs,
             eval_dataset=fit.validation_pairs,
             data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
             compute_loss_func=None if fit.options.plain_loss else self.chosen_loss,
@@ -53,7 +60,7 @@ class LabelTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
-        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.dropped)
+        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.drawn)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.fit.averaged:  # before the rest, so that a checkpoint that is whole has them
@@ -99,16 +106,16 @@ class LabelTrainer(Trainer):
 class Shuffle(Sampler[int]):
     """Pairs of like length together, in an order that seed and epoch decide: a resumed epoch goes on in its own order."""
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, dropped: DroppedModalities | None = None):
-        """Order pairs of `lengths`; `dropped` is told the epoch too."""
-        self.generator, self.seed, self.epoch, self.dropped = torch.Generator(), seed, 0, dropped
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, drawn: Sequence[Any] = ()):
+        """Order pairs of `lengths`; the data sets `drawn` are told the epoch too."""
+        self.generator, self.seed, self.epoch, self.drawn = torch.Generator(), seed, 0, drawn
         self.order = LengthGroupedSampler(batch_size, lengths=lengths, generator=self.generator)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of `epoch`; the Trainer calls this before each."""
         self.epoch = epoch
-        if self.dropped:
-            self.dropped.set_epoch(epoch)
+        for pairs in self.drawn:
+            pairs.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Return how many pairs there are."""
@@ -173,21 +180,23 @@ class Watch(TrainerCallback):
         self.bar.close()
 
 
-def parameter_groups(model: PreTrainedModel, options: TrainOptions, decayed: set[str]) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: pretrained and new weights, each with and without weight decay."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def parameter_groups(
+    model: PreTrainedModel | EndToEnd, options: TrainOptions, decayed: set[str]
+) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: pretrained weights, new ones and the image tower's, each with and without weight decay."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        rate, decay = options.learning_rate, name in decayed
+        if name.startswith(cast("tuple[str, ...]", model.new_weights)):
+            rate = options.new_learning_rate
+        elif isinstance(model, EndToEnd) and name.startswith("tower."):
+            # towers call their norms by many names, but a norm's weights and a bias are vectors in all of them
+            rate, decay = options.image_learning_rate, parameter.dim() > 1
         if parameter.requires_grad:
-            groups.setdefault(
-                (name.startswith(cast("tuple[str, ...]", model.new_weights)), name in decayed), []
-            ).append(parameter)
+            groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": options.new_learning_rate if new else options.learning_rate,
-            "weight_decay": options.weight_decay if decay else 0.0,
-        }
-        for (new, decay), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": options.weight_decay if decay else 0.0}
+        for (rate, decay), parameters in groups.items()
     ]
 
 
