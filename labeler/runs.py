@@ -38,8 +38,8 @@ class Run(NamedTuple):
 def load_run(folder: Path, device: Any = "cpu") -> Run:
     """Return the run in `folder`, every file compared with its sha256 first.
 
-    Raises BadInputError when it is no run, damaged, lacks weights of today's model, or holds a pickle (which could run code
-    when opened).
+    Raises BadInputError when it is no run, damaged, lacks weights of today's model or has others, or holds a pickle (which could
+    run code when opened).
     """
     manifest = verify(folder, "train")
     pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
@@ -47,8 +47,18 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
         raise BadInputError(f"{pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it")
     from transformers import AutoTokenizer
 
+    from labeler.encoders.pretrained import quiet
+
     name = manifest["arguments"]["model"]
-    model, loading = model_module(name).Model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    with quiet():
+        model, loading = model_module(name).Model.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    if strange := sorted({*loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])}):
+        raise BadInputError(
+            f"{folder}: {name} has no place for its weights ({', '.join(strange[:3])}), they are of another architecture or of a "
+            "newer labeler; use the run as it was written, or train it again with `labeler train --force`"
+        )
     if missing := sorted(loading["missing_keys"]):
         raise BadInputError(
             f"{folder}: weights that {name} has now are not in it ({', '.join(missing[:3])}), an older labeler made it; train it "

@@ -1,4 +1,4 @@
-"""Stage `train`: one training path for all models, over a store's frozen visual tokens."""
+"""Stage `train`: one training path for all models, over a store's frozen visual tokens or the pictures themselves."""
 
 from __future__ import annotations
 
@@ -155,6 +155,9 @@ def stop_on_interrupt(fit: Any) -> Iterator[None]:
 def model_card(model: str, data: Path, recipe: Recipe, history: dict[str, Any]) -> str:
     """Return the run's README: what it is, how it was trained, how to use it."""
     best = history["epochs"][history["best_epoch"] - 1]
+    tower = ""
+    if recipe.arguments["finetune_image"]:
+        tower = "`image-tower/` is the image tower that was fine-tuned; `labeler preprocess --image-encoder` takes it too.\n"
     return f"""# {model}
 
 Trained by `labeler train {model} {data}` with seed {recipe.seed} on {time.strftime("%Y-%m-%d", time.gmtime())}.
@@ -166,5 +169,5 @@ Label a folder of pictures:
     labeler predict FOLDER --model THIS_FOLDER --out labels.jsonl
 
 `manifest.json` holds the arguments, the data's hash, the versions and a sha256 for every file.
-Figures on the test split are in `metrics-test.json` once `labeler evaluate` has run.
+{tower}Figures on the test split are in `metrics-test.json` once `labeler evaluate` has run.
 """

@@ -23,9 +23,11 @@ from labeler.encoders.image import load_image_encoder
 from labeler.end_to_end import TOWER, AugmentedPictures, EndToEnd, augmentation
 from labeler.evaluation import read_predictions
 from labeler.fitting import Fit
+from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
 from labeler.models import model_names
 from labeler.pixels import FILE, stored_pixels
+from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.scoring import describe, evaluate, pixels_for, score_split
 from labeler.store import Store
@@ -98,6 +100,7 @@ def test_a_run_says_what_it_is_and_its_tower_is_one_that_preprocess_takes(tuned,
     preprocessor = json.loads((run / "preprocessor.json").read_text(encoding="utf-8"))
     towers = Store(store).towers
     assert preprocessor == {"max_text_tokens": 40, **towers, "image": towers["image"] | {"fine_tuned": True}}
+    assert "`image-tower/` is the image tower" in (run / "README.md").read_text(encoding="utf-8")
     opened, data = load_run(run), Store(store)
     assert isinstance(opened.model, EndToEnd)
     assert not opened.model.training
@@ -275,6 +278,17 @@ def test_a_tower_that_has_changed_since_preprocess_is_refused(store, tuning, tmp
     (folder / "towers.json").write_text(json.dumps(other), encoding="utf-8")
     with pytest.raises(LabelerError, match=r"not the image encoder that .*store was made with \(sha256 differs\)"):
         Fit("visualbert", folder, tuning, 0, "cpu")
+
+
+def test_texts_alone_leave_the_tower_as_it_is(store, tuning, text_tower, image_tower, tmp_path):
+    rows = [row | {"image": None, "text": row["id"]} for row in lines_of(store.parent / "source/pairs.jsonl")]
+    ingest([write_pairs(tmp_path / "pairs.jsonl", rows)], tmp_path / "records", IngestOptions(task="single"))
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower)}
+    words = preprocess(tmp_path / "records", tmp_path / "store", **towers).out
+    run = train("late-fusion", words, tmp_path / "run", tuning, device="cpu").out
+    before, after = (load_file(folder / "model.safetensors") for folder in (image_tower, run / TOWER))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert evaluate(run, words, device="cpu").metrics["n"] > 0
 
 
 def test_a_pickle_beside_the_tower_is_refused(tuned, tmp_path):
