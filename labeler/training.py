@@ -59,8 +59,9 @@ def train(
     average precision (multi). The test split is not read. The seed decides the new weights, the order of the
     pairs and the dropout. An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there.
 
-    Raises UsageError for an unknown model; BadInputError when `data` is no store or lacks a split; LabelerError
-    when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
+    Raises UsageError for an unknown model, and for a detector that is to be fine-tuned; BadInputError when `data` is no store or
+    lacks a split, or its pictures are gone that a fine-tuned image tower reads; LabelerError when the loss is no longer a number;
+    InterruptedRun after Ctrl-C, once a checkpoint is written.
     """
     options = options or options_for(check_name(model))
     manifest = verify(data, "preprocess")

@@ -26,12 +26,8 @@ from labeler.encoders.weights import EMBEDDED, LITE0, REGIONS, embedded_path, fi
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # a network and its pixels [B, 3, size, size] -> what it has before its pooling: [B, C, H, W], or [B, N, C] from a transformer
 Grid = Callable[[Any, Tensor], Tensor]
-NETWORK = (
-    "library",
-    "architecture",
-    "num_classes",
-    "model_args",
-)  # what config.json says of a network of timm's or torchvision's
+# what config.json says of a network of timm's or torchvision's
+NETWORK = ("library", "architecture", "num_classes", "model_args")
 
 
 class ImageEncoder(NamedTuple):
