@@ -50,7 +50,7 @@ def measure(store: Path, steps: int, way: str) -> dict[str, Any]:
     keep_freed_memory()
     fit = Fit("visualbert", store, options_for("visualbert"), 0, "cpu")
     model = fit.model.train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, model.new_weights, fit.options, set()), lr=5e-5, fused=bf16)
+    optimizer = torch.optim.AdamW(parameter_groups(model, fit.options, set()), lr=5e-5, fused=bf16)
     order = list(LengthGroupedSampler(BATCH_SIZE, lengths=fit.train_pairs.lengths))
     if padded:
         order = torch.randperm(len(fit.train_pairs)).tolist()

@@ -6,11 +6,16 @@ visual_tokens  [B, V, D]   float32  what the frozen image tower gives; zeros whe
 visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture, and where a detector
                                     found fewer than V regions the last ones
 labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it)
+
+Where the image tower is fine-tuned (`labeler.end_to_end`), pictures come in place of their visual tokens:
+
+pixels         [B, 3, H, W] uint8   RGB, as `preprocess` shows them to the tower; zeros where there is no picture
+visual_mask    [B, 1]      bool     True = there is a picture
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,18 +26,23 @@ from transformers import PreTrainedTokenizerBase
 from labeler.records import Task
 from labeler.store import Store
 
+if TYPE_CHECKING:
+    from labeler.pixels import Pixels
+
 
 class Pair(NamedTuple):
     """One pair before batching: token ids (none without a text), visual tokens [V, D] float16, has it a picture, the label.
 
-    visual_mask: [V] bool, which visual tokens of a picture are real; None: all.
+    visual_mask: [V] bool, which visual tokens of a picture are real; None: all. pixels: [3, H, W] uint8, the picture itself; then
+    there are no visual tokens yet.
     """
 
     input_ids: list[int]
-    visual_tokens: np.ndarray
+    visual_tokens: np.ndarray | None
     has_image: bool
     label: np.ndarray | None = None
     visual_mask: np.ndarray | None = None
+    pixels: np.ndarray | None = None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_tokens: int) -> list[list[int]]:
@@ -52,25 +62,29 @@ def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
     for row, pair in enumerate(pairs):
         input_ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids, dtype=torch.long)
         text_mask[row, : len(pair.input_ids)] = True
-    kept = None if any(pair.has_image for pair in pairs) else 1  # where nobody has a picture, one token keeps the shape
-    visual_tokens = torch.from_numpy(np.stack([pair.visual_tokens[:kept] for pair in pairs])).float()
-    visual_mask = torch.tensor([pair.has_image for pair in pairs]).unsqueeze(1).repeat(1, visual_tokens.shape[1])
-    for row, pair in enumerate(pairs):
-        if pair.visual_mask is not None:
-            visual_mask[row] &= torch.from_numpy(pair.visual_mask[:kept])
-    batch = {
-        "input_ids": input_ids,
-        "text_mask": text_mask,
-        "visual_tokens": visual_tokens,
-        "visual_mask": visual_mask,
-    }
+    batch = {"input_ids": input_ids, "text_mask": text_mask, **visual_part(pairs)}
     labels = [pair.label for pair in pairs if pair.label is not None]
     return batch | ({"labels": torch.from_numpy(np.stack(labels))} if labels else {})
 
 
+def visual_part(pairs: list[Pair]) -> dict[str, Tensor]:
+    """Return what a batch holds of the pictures: visual_tokens, or pixels, and visual_mask."""
+    visual_mask = torch.tensor([pair.has_image for pair in pairs]).unsqueeze(1)  # [B, 1]
+    pixels = [pair.pixels for pair in pairs if pair.pixels is not None]
+    if pixels:
+        return {"pixels": torch.from_numpy(np.stack(pixels)), "visual_mask": visual_mask}
+    kept = None if any(pair.has_image for pair in pairs) else 1  # where nobody has a picture, one token keeps the shape
+    visual_tokens = torch.from_numpy(np.stack([cast(np.ndarray, pair.visual_tokens)[:kept] for pair in pairs])).float()
+    visual_mask = visual_mask.repeat(1, visual_tokens.shape[1])
+    for row, pair in enumerate(pairs):
+        if pair.visual_mask is not None:
+            visual_mask[row] &= torch.from_numpy(pair.visual_mask[:kept])
+    return {"visual_tokens": visual_tokens, "visual_mask": visual_mask}
+
+
 def without(batch: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
     """Return the batch with every pair's `text` or `image` missing; one masked token is left to keep the shapes."""
-    prefixes = ("input_ids", "text_") if modality == "text" else ("visual_",)
+    prefixes = ("input_ids", "text_") if modality == "text" else ("visual_", "pixels")
     hidden = {name: value[:, :1] for name, value in batch.items() if name.startswith(prefixes)}
     return batch | {
         name: torch.zeros_like(value) if name.endswith("_mask") else value for name, value in hidden.items()
@@ -80,9 +94,19 @@ def without(batch: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
 class StorePairs(Dataset[Pair]):
     """Rows of a store as pairs; visual tokens are read a batch at a time, so memory does not grow with the data."""
 
-    def __init__(self, store: Store, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
-        """Tokenize the texts of `rows` (row numbers in the store) and keep them with the labels."""
-        self.store, self.rows = store, rows
+    def __init__(
+        self,
+        store: Store,
+        rows: np.ndarray,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        pixels: Pixels | None = None,
+    ):
+        """Tokenize the texts of `rows` (row numbers in the store) and keep them with the labels.
+
+        With `pixels`, the pairs have their pictures in place of the store's visual tokens.
+        """
+        self.store, self.rows, self.pixels = store, rows, pixels
         self.input_ids = tokenize(tokenizer, [store.rows["text"][row] for row in rows], max_tokens)
         self.labels = label_targets(store.truth(rows), store.label_set.task)
 
@@ -100,12 +124,20 @@ class StorePairs(Dataset[Pair]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Pair]:
-        """Return many pairs with one read of the store."""
+        """Return many pairs with one read of the store, or none where their pixels are at hand."""
+        if self.pixels is not None:
+            return [self.with_pixels(self.pixels, index) for index in indices]
         tokens, mask = self.store.visual_tokens(self.rows[np.asarray(indices)])
         return [
             Pair(self.input_ids[index], tokens[row], bool(mask[row].any()), self.labels[index], mask[row])
             for row, index in enumerate(indices)
         ]
+
+    def with_pixels(self, pixels: Pixels, index: int) -> Pair:
+        """Return one pair with its picture."""
+        row = self.rows[index]
+        has_image = bool(pixels.numbers[row] >= 0)
+        return Pair(self.input_ids[index], None, has_image, self.labels[index], pixels=pixels.of(row))
 
 
 class DroppedModalities(Dataset[Pair]):
@@ -115,8 +147,8 @@ class DroppedModalities(Dataset[Pair]):
     that a resumed epoch goes on as it began. Neverova et al. 2016, "ModDrop".
     """
 
-    def __init__(self, pairs: StorePairs, probability: float, seed: int):
-        """Drop from `pairs`."""
+    def __init__(self, pairs: Any, probability: float, seed: int):
+        """Drop from `pairs`, a data set of them that reads many at a time."""
         self.pairs, self.probability, self.seed = pairs, probability, seed
         self.set_epoch(0)
 
@@ -145,7 +177,8 @@ class DroppedModalities(Dataset[Pair]):
             return pair
         if draw < self.probability / 2:
             return pair._replace(input_ids=[])
-        return pair._replace(visual_tokens=np.zeros_like(pair.visual_tokens), has_image=False)
+        nothing = None if pair.visual_tokens is None else np.zeros_like(pair.visual_tokens)
+        return pair._replace(visual_tokens=nothing, has_image=False)
 
 
 def label_targets(truth: np.ndarray, task: Task) -> Any:

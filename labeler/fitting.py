@@ -21,9 +21,11 @@ from labeler.artifacts import write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
+from labeler.end_to_end import EndToEnd
 from labeler.evaluation import Predictions, fit_thresholds, settle, statistics
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
+from labeler.pixels import stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs, scores_of
 from labeler.pretraining import check_can_pretrain, pretrain, told
 from labeler.store import Store
@@ -59,18 +61,27 @@ class Fit:
         set_seed(seed)
         module = model_module(model)
         towers = self.store.towers
+        self.model: Any  # one of `labeler.models`, or EndToEnd around it
         self.model, self.tokenizer = module.build(
             Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
                      n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place,
                      vocabulary=options.vocabulary)
         )  # fmt: skip
-        self.model.to(self.device)
         names = self.store.label_set.names
         self.model.config.id2label = dict(enumerate(names))
         self.model.config.label2id = {name: number for number, name in enumerate(names)}
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
-        self.train_pairs = StorePairs(self.store, train_rows, self.tokenizer, self.max_tokens)
-        self.validation_pairs = StorePairs(self.store, validation_rows, self.tokenizer, self.max_tokens)
+        pixels = None
+        if options.finetune_image:
+            from labeler.encoders.image import recorded_image_encoder  # no other training needs timm
+
+            self.model = EndToEnd(self.model, recorded_image_encoder(towers["image"], data))
+            pixels = stored_pixels(self.store, self.model.encoder.size)
+        self.model.to(self.device)
+        self.train_pairs, self.validation_pairs = (
+            StorePairs(self.store, rows, self.tokenizer, self.max_tokens, pixels)
+            for rows in (train_rows, validation_rows)
+        )
         self.loss = TrainingLoss(options, self.task, self.store.truth(train_rows))
         if options.pretrain:
             check_can_pretrain(self)
@@ -121,11 +132,12 @@ class Fit:
 
     def start_head(self) -> None:
         """Fit the head as a linear probe on what the untrained model gives; one without `features` keeps its own."""
-        if not hasattr(self.model, "features"):
+        model: Any = self.model.model if isinstance(self.model, EndToEnd) else self.model
+        if not hasattr(model, "features"):
             return
         parts, padding = (self.train_pairs, self.validation_pairs), self.tokenizer.pad_token_id
         features = [model_outputs(self.model, part, padding, self.model.features, "fitting the head") for part in parts]
-        truths, head = [self.store.truth(part.rows) for part in parts], self.model.head
+        truths, head = [self.store.truth(part.rows) for part in parts], model.head
         with torch.no_grad():
             head.start_absence(torch.from_numpy(features[0]).to(self.device))
             features = [head.filled(torch.from_numpy(part).to(self.device)).cpu().numpy() for part in features]
@@ -162,10 +174,15 @@ class Fit:
 
     def save(self, folder: Path, history: dict[str, Any]) -> None:
         """Write the trained model and all that is needed to label with it."""
-        self.model.save_pretrained(folder)
+        towers = self.store.towers
+        if isinstance(self.model, EndToEnd):
+            self.model.save(folder)
+            towers = towers | {"image": towers["image"] | {"fine_tuned": True}}
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "history.json", history)
-        write_json(folder / "preprocessor.json", {"max_text_tokens": self.max_tokens, **self.store.towers})
+        write_json(folder / "preprocessor.json", {"max_text_tokens": self.max_tokens, **towers})
         (folder / "labels.json").write_text(self.store.label_set.model_dump_json(indent=2) + "\n", encoding="utf-8")
         if self.task == "multi":
             _, _, scores = self.validate()

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError
+from labeler.artifacts import BadInputError, UsageError
 from labeler.decoding import prepare_images
 from labeler.images import ImageError, check_size, resolve_image
 from labeler.records import Record, Reject, Row, RowError, record_from
@@ -105,25 +105,16 @@ def predict(
 
 
 def image_tower(run: Run) -> ImageEncoder:
-    """Return the image tower that the run was trained with, on the run's device.
+    """Return the image tower that the run was trained with, on the run's device; its own where that was fine-tuned.
 
     Raises LabelerError when its weights have changed since, or what is read of them has.
     """
-    from labeler.encoders.image import load_image_encoder
-    from labeler.encoders.weights import tower_sha256
+    from labeler.encoders.image import recorded_image_encoder
+    from labeler.end_to_end import EndToEnd
 
-    wanted = run.preprocessor["image"]
-    if tower_sha256(wanted["name"]) != wanted["sha256"]:
-        raise LabelerError(
-            f"{wanted['name']}: not the image encoder that {run.folder} was trained with (sha256 differs)"
-        )
-    tower = load_image_encoder(wanted["name"])
-    shapes = [[tower.tokens, tower.width], [wanted["tokens"], wanted["width"]]]
-    if shapes[0] != shapes[1]:
-        raise LabelerError(
-            f"{wanted['name']}: gives {shapes[0]} a picture, and gave {shapes[1]} when {run.folder} was trained; make the store "
-            "and the run again, or use the labeler that made them"
-        )
+    if isinstance(run.model, EndToEnd):
+        return run.model.encoder
+    tower = recorded_image_encoder(run.preprocessor["image"], run.folder)
     tower.module.to(run.model.device)
     return tower
 
@@ -201,13 +192,21 @@ def label_items(
 
 
 def make_pairs(items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int) -> list[Any]:
-    """Return items as pairs: texts tokenized, pictures shown to the image tower."""
+    """Return items as pairs: texts tokenized, pictures shown to the image tower unless that is part of the run's model."""
     import numpy as np
 
     from labeler.batches import Pair, tokenize
+    from labeler.end_to_end import EndToEnd
     from labeler.store import region_mask
 
     ids = tokenize(run.tokenizer, [item.record.text for item in items], run.preprocessor["max_text_tokens"])
+    if isinstance(run.model, EndToEnd):
+        blank = np.zeros((tower.size, tower.size, 3), dtype=np.uint8)
+        shown = [blank if item.pixels is None else item.pixels for item in items]
+        return [
+            Pair(ids[row], None, item.pixels is not None, pixels=shown[row].transpose(2, 0, 1))
+            for row, item in enumerate(items)
+        ]
     nothing = np.zeros((tower.tokens, tower.width), dtype=np.float16)
     tokens, masks = [nothing] * len(items), [np.ones(tower.tokens, dtype=bool)] * len(items)
     pictures = [row for row, item in enumerate(items) if item.pixels is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from labeler.artifacts import UsageError
 from labeler.batches import Pair, collate
 from labeler.evaluation import round_scores
 from labeler.records import Task
+
+if TYPE_CHECKING:
+    from labeler.end_to_end import EndToEnd
 
 BATCH_SIZE = 32
 
@@ -54,7 +57,7 @@ class PairList:
 
 
 def logits(
-    model: PreTrainedModel,
+    model: PreTrainedModel | EndToEnd,
     pairs: Pairs,
     pad_token_id: int,
     *,
@@ -66,7 +69,7 @@ def logits(
 
 
 def model_outputs(
-    model: PreTrainedModel,
+    model: PreTrainedModel | EndToEnd,
     pairs: Pairs,
     pad_token_id: int,
     function: Callable[..., torch.Tensor],

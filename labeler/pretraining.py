@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 
 from labeler.artifacts import BadInputError, UsageError, write_json
+from labeler.end_to_end import EndToEnd
 from labeler.layers import Streams, fused_features
 from labeler.trainer import PairTrainer, Watch, keep_freed_memory, newest_checkpoint, training_arguments
 
@@ -76,10 +77,12 @@ class Objectives(nn.Module):
     special: Tensor
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase):
-        """Put heads on `model`, which gives its two streams by `streams` and holds word embeddings."""
+        """Put heads on `model`, which gives its two streams by `streams`, or on such a model behind its image tower."""
         super().__init__()
-        width, words = model.config.hidden_size, len(model.fused.embeddings.word_embeddings.weight)
+        width, words = model.config.hidden_size, len(reader(model).fused.embeddings.word_embeddings.weight)
         self.model = model
+        self.new_weights = ("transform.", "word_bias", "matching.", *(f"model.{name}" for name in model.new_weights))
+        self.tower_weights = tuple(f"model.{name}" for name in getattr(model, "tower_weights", ()))
         self.losses: list[tuple[float, float]] = []  # of the epoch's steps so far: words, matching
         self.mask_token_id = cast(int, tokenizer.mask_token_id)
         special = torch.zeros(words, dtype=torch.bool)
@@ -91,22 +94,25 @@ class Objectives(nn.Module):
         nn.init.zeros_(first.bias)
         self.transform = nn.Sequential(first, nn.GELU(), nn.LayerNorm(width))
         self.word_bias = nn.Parameter(torch.zeros(words))
-        self.matching = nn.Linear(sum(model.head.widths), 1)
+        self.matching = nn.Linear(sum(reader(model).head.widths), 1)
 
     def forward(
         self,
         input_ids: Tensor,
         text_mask: Tensor,
-        visual_tokens: Tensor,
         visual_mask: Tensor,
+        visual_tokens: Tensor | None = None,
+        pixels: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return `loss`, and of it `words` (nats a hidden word) and `matching` (nats a pair); `labels` are not read."""
+        if visual_tokens is None:
+            visual_tokens, visual_mask = self.model.see(pixels, visual_mask)
         has_both = text_mask.any(dim=1) & visual_mask.any(dim=1)
         source, own = swap_pictures(has_both)
         visual_tokens, visual_mask = visual_tokens[source], visual_mask[source]
         masked = mask_words(input_ids, text_mask & ~self.special[input_ids], self.mask_token_id, len(self.special))
-        streams: Streams = self.model.streams(masked.input_ids, text_mask, visual_tokens, visual_mask)
+        streams: Streams = reader(self.model).streams(masked.input_ids, text_mask, visual_tokens, visual_mask)
         guess = (masked.targets != IGNORED) & own.bool()[:, None]  # [B, T]
         words = self.words_loss(streams.text[guess], masked.targets[guess])
         features = fused_features(streams, text_mask, visual_mask, visual_tokens)[has_both]
@@ -117,17 +123,18 @@ class Objectives(nn.Module):
 
     def words_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of guessing targets [M] from hidden [M, D]; 0 where nothing was hidden."""
-        embeddings = self.model.fused.embeddings.word_embeddings.weight
+        embeddings = reader(self.model).fused.embeddings.word_embeddings.weight
         logits = functional.linear(self.transform(hidden), embeddings, self.word_bias)
         return functional.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
 
 
-class PretrainingTrainer(PairTrainer):
-    """Trains the objectives; the model's own new weights and the two heads at the higher rate."""
+def reader(model: Any) -> Any:
+    """Return the model that reads visual tokens: `model` itself, or the one behind an image tower."""
+    return model.model if isinstance(model, EndToEnd) else model
 
-    def new_weights(self) -> tuple[str, ...]:
-        """Return how the names of the weights that start at random begin."""
-        return ("transform.", "word_bias", "matching.", *(f"model.{name}" for name in self.fit.model.new_weights))
+
+class PretrainingTrainer(PairTrainer):
+    """Trains the objectives."""
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss, and note its two parts."""
@@ -158,7 +165,7 @@ class PretrainingWatch(Watch):
 
 def check_can_pretrain(fit: Fit) -> None:
     """Raise UsageError where the model has no fusion to pretrain or the tokenizer no mask; BadInputError without any text."""
-    if not hasattr(fit.model, "streams"):
+    if not hasattr(reader(fit.model), "streams"):
         raise UsageError(
             f"{fit.name} has no fused streams to pretrain; leave out --pretrain, or train visualbert or visualbert-coattn"
         )

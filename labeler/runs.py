@@ -13,15 +13,20 @@ from labeler.records import LabelSet, read_label_set
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from labeler.end_to_end import EndToEnd
+
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class Run(NamedTuple):
-    """A trained model, opened: its name, weights, tokenizer, labels, thresholds and what it takes as input."""
+    """A trained model, opened: its name, weights, tokenizer, labels, thresholds and what it takes as input.
+
+    The model is an EndToEnd where the run has an image tower of its own, which was fine-tuned with it.
+    """
 
     folder: Path
     name: str
-    model: PreTrainedModel
+    model: PreTrainedModel | EndToEnd
     tokenizer: PreTrainedTokenizerBase
     label_set: LabelSet
     thresholds: list[float] | None
@@ -33,25 +38,38 @@ class Run(NamedTuple):
 def load_run(folder: Path, device: Any = "cpu") -> Run:
     """Return the run in `folder`, every file compared with its sha256 first.
 
-    Raises BadInputError when it is no run, damaged, lacks weights of today's model, or holds a pickle (which could run code
-    when opened).
+    Raises BadInputError when it is no run, damaged, lacks weights of today's model or has others, or holds a pickle (which could
+    run code when opened).
     """
     manifest = verify(folder, "train")
-    pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
+    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
     if pickled:
-        raise BadInputError(
-            f"{folder / pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it"
-        )
+        raise BadInputError(f"{pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it")
     from transformers import AutoTokenizer
 
+    from labeler.encoders.pretrained import quiet
+
     name = manifest["arguments"]["model"]
-    model, loading = model_module(name).Model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    with quiet():
+        model, loading = model_module(name).Model.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    if strange := sorted({*loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])}):
+        raise BadInputError(
+            f"{folder}: {name} has no place for its weights ({', '.join(strange[:3])}), they are of another architecture or of a "
+            "newer labeler; use the run as it was written, or train it again with `labeler train --force`"
+        )
     if missing := sorted(loading["missing_keys"]):
         raise BadInputError(
             f"{folder}: weights that {name} has now are not in it ({', '.join(missing[:3])}), an older labeler made it; train it "
             "again with `labeler train --force`"
         )
-    thresholds = folder / "thresholds.json"
+    preprocessor, thresholds = read_json(folder / "preprocessor.json"), folder / "thresholds.json"
+    if preprocessor["image"].get("fine_tuned"):
+        from labeler.encoders.image import load_image_encoder
+        from labeler.end_to_end import TOWER, EndToEnd
+
+        model = EndToEnd(model, load_image_encoder(str(folder / TOWER)))
     return Run(
         folder=folder,
         name=name,
@@ -59,7 +77,7 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
         tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
         label_set=read_label_set(folder),
         thresholds=read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
-        preprocessor=read_json(folder / "preprocessor.json"),
+        preprocessor=preprocessor,
         manifest=manifest,
         history=read_json(folder / "history.json"),
     )

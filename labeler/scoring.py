@@ -63,14 +63,15 @@ def evaluate(
     refuse_mismatch(opened, store)
     baselines = make_baselines(store, split)
     with adding(run, recipe, name) as folder:
-        predictions, seconds = score_split(opened, store, split, batch_size)
+        pixels = pixels_for(opened, store)
+        predictions, seconds = score_split(opened, store, split, batch_size, pixels)
         write_named(folder / f"predictions-{split}.jsonl", store, predictions)
         for path in baselines.glob("baseline-*.jsonl"):
             shutil.copyfile(path, folder / path.name)
         metrics = describe(opened, store, split, trained) | measured(store, predictions)
         metrics |= measured_parents(store, predictions)
         metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
-        metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size)
+        metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size, pixels)
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
     return Evaluated(run, False, metrics)
@@ -90,20 +91,27 @@ def refuse_mismatch(run: Any, store: Any) -> None:
             "it was trained on, or train again"
         )
     ours, theirs = run.preprocessor["image"], store.towers["image"]
-    if ours["sha256"] != theirs["sha256"]:
+    if ours["sha256"] != theirs["sha256"] and not ours.get("fine_tuned"):
         raise BadInputError(
             f"{run.folder} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
             f"`labeler preprocess` with --image-encoder {ours['name']}"
         )
 
 
-def score_split(run: Any, store: Any, split: Split, batch_size: int) -> tuple[Any, float]:
+def pixels_for(run: Any, store: Any) -> Any:
+    """Return the store's pictures where the run has an image tower of its own to show them to, else None."""
+    from labeler.pixels import stored_pixels
+
+    return stored_pixels(store, run.model.encoder.size) if run.preprocessor["image"].get("fine_tuned") else None
+
+
+def score_split(run: Any, store: Any, split: Split, batch_size: int, pixels: Any = None) -> tuple[Any, float]:
     """Return the run's Predictions on the split's rows, and the seconds that scoring took."""
     from labeler.batches import StorePairs
     from labeler.prediction import logits, scores_of
 
     rows = store.rows_of(split)
-    pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"])
+    pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"], pixels)
     started = time.perf_counter()
     values = logits(run.model, pairs, run.tokenizer.pad_token_id, batch_size=batch_size, progress=f"scoring {split}")
     seconds = time.perf_counter() - started
@@ -111,7 +119,7 @@ def score_split(run: Any, store: Any, split: Split, batch_size: int) -> tuple[An
 
 
 def score_modalities(
-    run: Any, store: Any, predictions: Any, split: Split, batch_size: int
+    run: Any, store: Any, predictions: Any, split: Split, batch_size: int, pixels: Any = None
 ) -> dict[str, dict[str, Any]]:
     """Return {modality: figures} on the split's rows that have a text and a picture, so that nothing else differs."""
     import torch
@@ -127,7 +135,7 @@ def score_modalities(
     complete = np.flatnonzero(store.complete(rows))
     found = dict.fromkeys(MODALITIES, rows_of(predictions, complete))
     if len(complete):
-        pairs = StorePairs(store, rows[complete], run.tokenizer, run.preprocessor["max_text_tokens"])
+        pairs = StorePairs(store, rows[complete], run.tokenizer, run.preprocessor["max_text_tokens"], pixels)
         progress = f"scoring {split}, text alone and image alone"
         values = model_outputs(run.model, pairs, run.tokenizer.pad_token_id, alone, progress, batch_size)
         for column, modality in enumerate(MODALITIES[1:]):

@@ -75,8 +75,13 @@ class Store:
 
     def complete(self, rows: np.ndarray) -> np.ndarray:
         """Return [N] bool: which of `rows` have a text and a picture."""
-        has_image = self.dataset.to_table(columns={"has_image": "image IS NOT NULL"}).column(0).to_numpy()
-        return np.array([bool(self.rows["text"][row]) and has_image[row] for row in rows], dtype=bool)
+        return np.array([bool(self.rows["text"][row]) and self.has_image[row] for row in rows], dtype=bool)
+
+    @cached_property
+    def has_image(self) -> np.ndarray:
+        """Return [N] bool: which of all rows have a picture."""
+        found: np.ndarray = self.dataset.to_table(columns={"has_image": "image IS NOT NULL"}).column(0).to_numpy()
+        return found
 
     def visual_tokens(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the frozen image tower's tokens [N, V, D] float16, and [N, V] bool: which of them are real.

@@ -1,4 +1,4 @@
-"""transformers' Trainer for labels: our sampler, two learning rates, our validation, no hidden NaN; checkpoints and memory."""
+"""transformers' Trainer for labels: our sampler, our learning rates, our validation, no hidden NaN; checkpoints and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +22,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import BadInputError, LabelerError
 from labeler.batches import DroppedModalities, collate
+from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.training_options import METRICS, TrainOptions
 
 if TYPE_CHECKING:
@@ -31,35 +32,36 @@ log = logging.getLogger("labeler")
 
 
 class PairTrainer(Trainer):
-    """transformers' Trainer with our sampler, our two rates, and a stop at the first loss that is no number."""
+    """transformers' Trainer with our sampler, our rates, and a stop at the first loss that is no number."""
 
     def __init__(self, fit: Fit, model: nn.Module, **options: Any):
         """Train `model`, which is that of `fit` or holds it, on the training pairs."""
         self.fit = fit
-        probability = fit.options.modality_dropout
-        self.dropped = DroppedModalities(fit.train_pairs, probability, fit.seed) if probability else None
+        pairs: Any = fit.train_pairs
+        self.drawn: list[AugmentedPictures | DroppedModalities] = []  # what is otherwise each epoch
+        if isinstance(fit.model, EndToEnd) and fit.options.augment != "none":
+            pairs = AugmentedPictures(pairs, augmentation((fit.model.encoder.size,) * 2), fit.seed)
+            self.drawn.append(pairs)
+        if fit.options.modality_dropout:
+            pairs = DroppedModalities(pairs, fit.options.modality_dropout, fit.seed)
+            self.drawn.append(pairs)
         super().__init__(
             model=model,
-            train_dataset=self.dropped or fit.train_pairs,
+            train_dataset=pairs,
             data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
             **options,
         )
 
-    def new_weights(self) -> tuple[str, ...]:
-        """Return how the names of the weights that start at random begin."""
-        return cast("tuple[str, ...]", self.fit.model.new_weights)
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
-        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.dropped)
+        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.drawn)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with the higher rate for the model's new weights, and no decay for biases and norms."""
         if self.optimizer is None:
             trained = cast(nn.Module, self.model)
-            groups = parameter_groups(
-                trained, self.new_weights(), self.fit.options, set(self.get_decay_parameter_names(trained))
-            )
+            decayed = set(self.get_decay_parameter_names(trained))
+            groups = parameter_groups(trained, self.fit.options, decayed)
             self.optimizer = torch.optim.AdamW(groups, lr=self.fit.options.learning_rate, fused=True)
         return self.optimizer
 
@@ -116,16 +118,16 @@ class LabelTrainer(PairTrainer):
 class Shuffle(Sampler[int]):
     """Pairs of like length together, in an order that seed and epoch decide: a resumed epoch goes on in its own order."""
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, dropped: DroppedModalities | None = None):
-        """Order pairs of `lengths`; `dropped` is told the epoch too."""
-        self.generator, self.seed, self.epoch, self.dropped = torch.Generator(), seed, 0, dropped
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, drawn: Sequence[Any] = ()):
+        """Order pairs of `lengths`; the data sets `drawn` are told the epoch too."""
+        self.generator, self.seed, self.epoch, self.drawn = torch.Generator(), seed, 0, drawn
         self.order = LengthGroupedSampler(batch_size, lengths=lengths, generator=self.generator)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of `epoch`; the Trainer calls this before each."""
         self.epoch = epoch
-        if self.dropped:
-            self.dropped.set_epoch(epoch)
+        for pairs in self.drawn:
+            pairs.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Return how many pairs there are."""
@@ -196,21 +198,26 @@ class Watch(TrainerCallback):
         self.bar.close()
 
 
-def parameter_groups(
-    model: nn.Module, new_weights: tuple[str, ...], options: TrainOptions, decayed: set[str]
-) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: pretrained and new weights (by how their names begin), each with and without decay."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def parameter_groups(model: nn.Module, options: TrainOptions, decayed: set[str]) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: pretrained weights, new ones and the image tower's, each with and without weight decay.
+
+    How their names begin tells them apart: `model.new_weights`, and `model.tower_weights` where the tower is trained.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    new_weights = cast("tuple[str, ...]", model.new_weights)
+    tower_weights = cast("tuple[str, ...]", getattr(model, "tower_weights", ()))
     for name, parameter in model.named_parameters():
+        rate, decay = options.learning_rate, name in decayed
+        if name.startswith(new_weights):
+            rate = options.new_learning_rate
+        elif name.startswith(tower_weights):
+            # towers call their norms by many names, but a norm's weights and a bias are vectors in all of them
+            rate, decay = options.image_learning_rate, parameter.dim() > 1
         if parameter.requires_grad:
-            groups.setdefault((name.startswith(new_weights), name in decayed), []).append(parameter)
+            groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": options.new_learning_rate if new else options.learning_rate,
-            "weight_decay": options.weight_decay if decay else 0.0,
-        }
-        for (new, decay), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": options.weight_decay if decay else 0.0}
+        for (rate, decay), parameters in groups.items()
     ]
 
 

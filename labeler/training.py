@@ -1,4 +1,4 @@
-"""Stage `train`: one training path for all models, over a store's frozen visual tokens."""
+"""Stage `train`: one training path for all models, over a store's frozen visual tokens or the pictures themselves."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def train(
     average precision (multi). The test split is not read. The seed decides the new weights, the order of the
     pairs and the dropout. An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there.
 
-    Raises UsageError for an unknown model; BadInputError when `data` is no store or lacks a split; LabelerError
-    when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
+    Raises UsageError for an unknown model, and for a detector that is to be fine-tuned; BadInputError when `data` is no store or
+    lacks a split, or its pictures are gone that a fine-tuned image tower reads; LabelerError when the loss is no longer a number;
+    InterruptedRun after Ctrl-C, once a checkpoint is written.
     """
     options = options or options_for(check_name(model))
     manifest = verify(data, "preprocess")
@@ -155,6 +156,9 @@ def stop_on_interrupt(fit: Any) -> Iterator[None]:
 def model_card(model: str, data: Path, recipe: Recipe, history: dict[str, Any]) -> str:
     """Return the run's README: what it is, how it was trained, how to use it."""
     best = history["epochs"][history["best_epoch"] - 1]
+    tower = ""
+    if recipe.arguments["finetune_image"]:
+        tower = "`image-tower/` is the image tower that was fine-tuned; `labeler preprocess --image-encoder` takes it too.\n"
     return f"""# {model}
 
 Trained by `labeler train {model} {data}` with seed {recipe.seed} on {time.strftime("%Y-%m-%d", time.gmtime())}.
@@ -166,5 +170,5 @@ Label a folder of pictures:
     labeler predict FOLDER --model THIS_FOLDER --out labels.jsonl
 
 `manifest.json` holds the arguments, the data's hash, the versions and a sha256 for every file.
-Figures on the test split are in `metrics-test.json` once `labeler evaluate` has run.
+{tower}Figures on the test split are in `metrics-test.json` once `labeler evaluate` has run.
 """

@@ -17,7 +17,12 @@ CHOICES = {
     "class_weights": ("none", "balanced"),
     "vocabulary": ("word", "character"),
     "precision": ("auto", "bf16", "fp32"),
+    "augment": ("none", "light"),
 }
+FROZEN = (
+    "--{}: the image tower is frozen and its visual tokens are stored, no picture is seen in training; add --finetune-image, "
+    "or leave it out"
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,11 @@ class TrainOptions:
     processor has instructions for it); vocabulary: of a model that makes its own; loss, class_weights,
     logit_adjustment, label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go
     without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none; pretrain:
-    epochs without labels before the first with them, see `labeler.pretraining`.
+    epochs without labels before the first with them, see `labeler.pretraining`; finetune_image: train the image tower too,
+    with weights of its own in the run, image_learning_rate: its rate, augment: what is done to its training pictures,
+    `none` or `light` (`labeler.end_to_end.augmentation`).
+
+    Raises UsageError for augmentation while the image tower is frozen.
     """
 
     epochs: int = 3
@@ -54,6 +63,13 @@ class TrainOptions:
     modality_dropout: float = 0.0
     ema: float = 0.0
     pretrain: int = 0
+    finetune_image: bool = False
+    image_learning_rate: float = 1e-5
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.augment != "none" and not self.finetune_image:
+            raise UsageError(FROZEN.format("augment"))
 
     @property
     def plain_loss(self) -> bool:
@@ -66,12 +82,18 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     """Return the model's own defaults with what was `given` in their place; a value of None counts as not given.
 
     Raises LabelerError naming the option and what it takes when a value is out of range; UsageError, naming the closest, for
-    a word that is not among the CHOICES, and for co-attention asked of a model that has none.
+    a word that is not among the CHOICES, for co-attention asked of a model that has none, and for what a frozen image tower
+    cannot have. A tower that is fine-tuned is augmented unless `given` says otherwise.
     """
     chosen = {key: value for key, value in (given or {}).items() if value is not None}
     own = training_defaults(model)
+    if chosen.get("finetune_image"):
+        chosen = {"augment": "light"} | chosen
+    elif "image_learning_rate" in chosen:
+        raise UsageError(FROZEN.format("image-learning-rate"))
     options = replace(TrainOptions(), **(own | chosen))
-    for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "patience", "max_text_tokens"):
+    for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "image_learning_rate", "patience",
+                 "max_text_tokens"):  # fmt: skip
         if not getattr(options, name) > 0:
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
     if options.pretrain < 0:

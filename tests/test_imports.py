@@ -28,9 +28,9 @@ profile  image_quality  label_errors
 ingestion  store  export
 inspection
 preprocessing  batches  encoders.pretrained
-layers  losses  averaging  encoders.regions  encoders.text
+layers  losses  averaging  encoders.regions  encoders.text  pixels
 coattention  encoders.image
-encoders.visualbert
+encoders.visualbert  end_to_end
 models
 models.*
 prediction  runs  training_options

@@ -320,7 +320,7 @@ def test_an_image_tower_that_has_changed_is_refused(store, options, tmp_path, so
     preprocess(store.parent / "records", tmp_path / "store", **towers)
     train("resnet-gru", tmp_path / "store", tmp_path / "run", options, device="cpu")
     (tower / "config.json").write_text((tower / "config.json").read_text() + "\n", encoding="utf-8")
-    with pytest.raises(LabelerError, match=r"not the image encoder that .* was trained with \(sha256 differs\)"):
+    with pytest.raises(LabelerError, match=r"not the image encoder that .* was made with \(sha256 differs\)"):
         predict([source / "pictures"], tmp_path / "run", device="cpu")
 
 

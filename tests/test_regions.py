@@ -12,7 +12,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from labeler.artifacts import BadInputError, LabelerError
+from labeler.artifacts import BadInputError, LabelerError, UsageError
 from labeler.batches import StorePairs, collate
 from labeler.encoders.image import load_image_encoder
 from labeler.encoders.regions import REGIONS, _build, _with_weights, see_regions
@@ -76,7 +76,9 @@ def test_features_are_pooled_from_the_last_stage(tower, picture):
     tokens, boxes = tower.see([picture])
     real = boxes[0, :, 2] > 0
     with torch.inference_mode():
-        stage = tower.module.backbone.body(tower.normalised([picture]))["3"]  # [1, 512, 2, 2]
+        stage = tower.module.backbone.body(tower.normalised(torch.from_numpy(picture).permute(2, 0, 1)[None]))[
+            "3"
+        ]  # [1, 512, 2, 2]
         cells = torchvision.ops.roi_align(stage, [boxes[0, real] * 2], 7, 1.0, 2, True)
     torch.testing.assert_close(tokens[0, real].float(), cells.mean(dim=(2, 3)), atol=2e-3, rtol=2e-3)
     assert len({row.numpy().tobytes() for row in tokens[0, real]}) > 1
@@ -214,6 +216,13 @@ def test_predict_sees_what_preprocess_saw(few, tmp_path):
     assert [line["id"] for line in lines] == opened.rows["id"]
     np.testing.assert_allclose([list(line["scores"].values()) for line in lines], expected, atol=1e-6)
     assert np.ptp(expected, axis=0).max() > 1e-3
+
+
+def test_a_detector_cannot_be_fine_tuned(few, tmp_path):
+    options = TrainOptions(epochs=1, batch_size=4, finetune_image=True)
+    with pytest.raises(UsageError, match=r"is a detector, which cannot be fine-tuned: .*; leave out --finetune-image"):
+        train("resnet-gru", few / "store", tmp_path / "run", options, device="cpu")
+    assert not (few / "store-pixels-64").exists()
 
 
 def test_boxes_go_and_come_back_with_their_tower(few, detector, text_tower, image_tower, tmp_path):

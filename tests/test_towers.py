@@ -119,8 +119,16 @@ def test_a_transformers_folder_gives_the_models_own_tokens(kind, tmp_path):
         elif kind == "dinov2":
             assert own.shape[1] == 21  # class token, registers, patches
             own = own[:, [0, *range(5, 21)]]
-        torch.testing.assert_close(tower.backbone(tower.normalised([picture])), own, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            tower.backbone(tower.normalised(torch.from_numpy(picture).permute(2, 0, 1)[None])), own, atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(tower.visual_tokens([picture]).float(), own, atol=2e-2, rtol=2e-3)
+        next(tower.module.parameters()).mul_(1.5)
+        tower.save(tmp_path / "saved")
+        again = load_image_encoder(str(tmp_path / "saved"))
+        assert torch.equal(again.visual_tokens([picture]), tower.visual_tokens([picture]))
+        assert not torch.equal(again.visual_tokens([picture]).float(), own)
+        assert (again.size, again.mean, again.std) == (side, MEAN, STD)
     assert own.std(dim=1).max() > 1e-3, "all tokens alike: nothing would be shown"
 
 
@@ -204,13 +212,13 @@ def test_a_torchvision_swins_grid_is_what_its_head_reads():
     model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2], num_classes=3).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        grid = _grid(model)(pixels)
+        grid = _grid(model)(model, pixels)
         assert grid.shape == (2, 16, 4, 4)
         torch.testing.assert_close(model.head(grid.mean(dim=(2, 3))), model(pixels), atol=1e-5, rtol=0)
 
 
 def test_a_resnet50s_grid_is_as_wide_as_visualbert_takes_it():
-    tower = _encoder("resnet50", torchvision.models.resnet50(), 64, MEAN, STD)
+    tower = _encoder("resnet50", torchvision.models.resnet50(), 64, MEAN, STD, {})
     assert (tower.tokens, tower.width) == (4, 2048)
 
 

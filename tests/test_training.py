@@ -264,6 +264,21 @@ def test_a_run_that_lacks_weights_of_todays_model_is_refused(copied):
         load_run(copied)
 
 
+@pytest.mark.parametrize(("other", "match"), [("late-fusion", "head.absence"), ("wider", "head.classifier.weight")])
+def test_a_run_with_weights_of_another_architecture_is_refused(copied, trained, other, match):
+    strange = weights(trained("late-fusion")) if other == "late-fusion" else weights(copied)
+    if other == "wider":
+        strange["head.classifier.weight"] = torch.zeros(3, 500)
+    save_file(strange, copied / "model.safetensors", metadata={"format": "pt"})
+    manifest = read_manifest(copied)
+    manifest["files"]["model.safetensors"] = sha256_file(copied / "model.safetensors")
+    (copied / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(
+        BadInputError, match=rf"visualbert has no place for its weights \({match}.*another architecture"
+    ):
+        load_run(copied)
+
+
 def test_a_picture_tower_of_another_width_and_a_vocabulary_of_characters(store, text_tower, options, tmp_path):
     tower = tmp_path / "resnet18"
     tower.mkdir()

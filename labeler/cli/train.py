@@ -42,6 +42,10 @@ from labeler.cli import options
               help="Keep the weights' moving average over about 1 / (1 - DECAY) steps [default: 0, none].")  # fmt: skip
 @click.option("--pretrain", type=int, metavar="EPOCHS",
               help="First learn hidden words and matching pictures, without labels [default: 0].")  # fmt: skip
+@click.option("--finetune-image", is_flag=True, help="Train the image tower too, from the pictures themselves.")
+@click.option("--image-learning-rate", type=float, help="Its rate [default: 1e-5].")
+@click.option("--augment", type=click.Choice(["none", "light"]),
+              help="What is done to its training pictures [default: light with --finetune-image].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), help="auto: bf16 where the processor has it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
 @options.seed

@@ -1,4 +1,4 @@
-"""Image towers: a frozen backbone that turns a picture into a grid of visual tokens."""
+"""Image towers: a backbone that turns a picture into a grid of visual tokens."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
 
-from labeler.artifacts import LabelerError
+from labeler.artifacts import LabelerError, write_json
 from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
 from labeler.encoders.regions import LIBRARY, Seen, load_detector, see_regions
 from labeler.encoders.regions import REGIONS as REGION_COUNT
-from labeler.encoders.weights import EMBEDDED, LITE0, REGIONS, embedded_path, first_line, from_hub
+from labeler.encoders.weights import EMBEDDED, LITE0, REGIONS, embedded_path, first_line, from_hub, tower_sha256
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# a network and its pixels [B, 3, size, size] -> what it has before its pooling: [B, C, H, W], or [B, N, C] from a transformer
+Grid = Callable[[Any, Tensor], Tensor]
+# what config.json says of a network of timm's or torchvision's
+NETWORK = ("library", "architecture", "num_classes", "model_args")
 
 
 class ImageEncoder(NamedTuple):
     """An image tower.
 
     name: as asked for; size: side in pixels of what it takes; mean, std: of its pixels in [0, 1];
-    tokens, width: it gives [B, tokens, width]; module: the whole network; backbone: its part before pooling;
+    tokens, width: it gives [B, tokens, width]; module: the whole network; grid: its part before pooling;
     classifier: pooled [B, width] -> ImageNet logits where the weights have it, else None; regions: of a detector, pixels
-    [B, 3, size, size] -> what is seen in its regions, which are then the tokens, else None.
+    [B, 3, size, size] -> what is seen in its regions, which are then the tokens, else None; architecture: what config.json
+    says of the network, or a transformers model's image processor.
     """
 
     name: str
     module: nn.Module
-    backbone: Callable[[Tensor], Tensor]
+    grid: Grid
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -45,12 +50,17 @@ class ImageEncoder(NamedTuple):
     width: int
     classifier: nn.Module | None = None
     regions: Callable[[Tensor], Seen] | None = None
+    architecture: Any = None
 
-    def normalised(self, pixels: Sequence[np.ndarray]) -> Tensor:
-        """Return RGB pictures, [size, size, 3] uint8 each (`labeler.images.stretch`), as [B, 3, size, size] float32."""
-        values = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-        mean, std = torch.tensor(self.mean).view(1, 3, 1, 1), torch.tensor(self.std).view(1, 3, 1, 1)
-        return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
+    def backbone(self, values: Tensor) -> Tensor:
+        """Return visual tokens [B, tokens, width] of normalised pixels [B, 3, size, size]."""
+        features = self.grid(self.module, values)
+        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return RGB pixels [B, 3, size, size] uint8 (`labeler.images.stretch`) as the network takes them, float32."""
+        mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def visual_tokens(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """Return what the tower sees in RGB pictures, [size, size, 3] uint8 each: [B, tokens, width] float16, as stored."""
@@ -59,10 +69,23 @@ class ImageEncoder(NamedTuple):
     @torch.inference_mode()
     def see(self, pixels: Sequence[np.ndarray]) -> Seen:
         """Return `visual_tokens`, and of a detector the boxes [B, tokens, 4] float32 that they belong to."""
-        values = self.normalised(pixels).to(next(self.module.parameters()).device)
+        stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        values = self.normalised(stacked.to(next(self.module.parameters()).device))
         tokens, boxes = self.regions(values) if self.regions else Seen(self.backbone(values))
         # float16 ends at 65,504; a backbone without a last normalisation may go beyond
         return Seen(tokens.clamp(-65504, 65504).half().cpu(), None if boxes is None else boxes.cpu())
+
+    def save(self, folder: Path) -> None:
+        """Write the network with its present weights as a folder that `load_image_encoder` reads; not for a detector."""
+        if not isinstance(self.architecture, dict):
+            self.module.save_pretrained(folder)  # type: ignore[operator]
+            self.architecture.save_pretrained(folder)
+            return
+        folder.mkdir()
+        weights = {name: value.contiguous() for name, value in self.module.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        settings = {"input_size": [3, self.size, self.size], "mean": self.mean, "std": self.std}
+        write_json(folder / "config.json", {**self.architecture, "pretrained_cfg": settings})
 
 
 def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
@@ -103,6 +126,24 @@ def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
     raise LabelerError(f"image encoder {name!r}: no folder, and neither torchvision nor timm has a model of that name")
 
 
+def recorded_image_encoder(record: dict[str, Any], user: Path) -> ImageEncoder:
+    """Return the image tower that stands in towers.json or preprocessor.json, `record`, of the store or run `user`.
+
+    Raises LabelerError when its weights have changed since, or what is read of them has.
+    """
+    name = record["name"]
+    if tower_sha256(name) != record["sha256"]:
+        raise LabelerError(f"{name}: not the image encoder that {user} was made with (sha256 differs)")
+    tower = load_image_encoder(name)
+    shapes = [[tower.tokens, tower.width], [record["tokens"], record["width"]]]
+    if shapes[0] != shapes[1]:
+        raise LabelerError(
+            f"{name}: gives {shapes[0]} a picture, and gave {shapes[1]} when {user} was made; make the store and the run again, "
+            "or use the labeler that made them"
+        )
+    return tower
+
+
 def _embedded() -> ImageEncoder:
     """Return EfficientNet-Lite0: the published tensors stand in the order of timm's `tf_` variant, which pads as they expect."""
     published = torch.load(embedded_path(LITE0), map_location="cpu", weights_only=True)
@@ -112,7 +153,8 @@ def _embedded() -> ImageEncoder:
         raise LabelerError("timm's tf_efficientnet_lite0 has changed its layers; install timm 1.0.20 or newer")
     model.load_state_dict(dict(zip(own, published.values(), strict=True)))
     half_range = 127 / 255, 128 / 255  # the weights were trained on (x - 127) / 128
-    return _encoder(EMBEDDED, model, 224, (half_range[0],) * 3, (half_range[1],) * 3)
+    return _encoder(EMBEDDED, model, 224, (half_range[0],) * 3, (half_range[1],) * 3,
+                    {"architecture": "tf_efficientnet_lite0"})  # fmt: skip
 
 
 def _from_folder(folder: Path) -> ImageEncoder:
@@ -133,7 +175,7 @@ def _from_folder(folder: Path) -> ImageEncoder:
             model = timm.create_model(
                 architecture, num_classes=config.get("num_classes", 1000), **config.get("model_args", {})
             )
-        model.load_state_dict(weights)
+        _load_weights(model, weights)
     except LabelerError:
         raise
     except Exception as error:  # of a broken file, each library has its own
@@ -141,7 +183,20 @@ def _from_folder(folder: Path) -> ImageEncoder:
             f"{folder}: not an image encoder with config.json and model.safetensors ({first_line(error)})"
         ) from error
     return _encoder(str(folder), model, settings.get("input_size", (3, 224, 224))[-1],
-                    tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD)))  # fmt: skip
+                    tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD)),
+                    {key: config[key] for key in NETWORK if key in config})  # fmt: skip
+
+
+def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give `model` its weights; raises ValueError, naming some, unless every one has its place and shape."""
+    shapes, given = ({name: value.shape for name, value in state.items()} for state in (model.state_dict(), weights))
+    wrong = [name for name in sorted(shapes.keys() | given.keys()) if shapes.get(name) != given.get(name)]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights are missing, left over or of another shape, such as {', '.join(wrong[:3])}; is config.json "
+            "the one that belongs to these weights?"
+        )
+    model.load_state_dict(weights)
 
 
 def _transformers_pretrained(name: str, repository: str) -> ImageEncoder:
@@ -167,13 +222,13 @@ def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
         processor = AutoImageProcessor.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     size, mean, std = _input_of(name, processor)
 
-    def grid(pixels: Tensor) -> Tensor:
+    def grid(network: Any, pixels: Tensor) -> Tensor:
         return _without_registers(
-            model(pixel_values=pixels).last_hidden_state, getattr(config, "num_register_tokens", 0)
+            network(pixel_values=pixels).last_hidden_state, getattr(config, "num_register_tokens", 0)
         )
 
     try:
-        return _encoder(name, model, size, mean, std, grid)
+        return _encoder(name, model, size, mean, std, processor, grid)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # a model of another kind
         raise LabelerError(
             f"{name}: a {config.model_type!r} model does not turn a picture of {size} x {size} pixels into a grid of features "
@@ -196,15 +251,15 @@ def _input_of(name: str, processor: Any) -> tuple[int, tuple[float, ...], tuple[
 
 def _regions(name: str) -> ImageEncoder:
     detector, size = load_detector(name.removeprefix(REGIONS))
-    body = detector.backbone.body
 
-    def backbone(pixels: Tensor) -> Tensor:
-        return list(body(pixels).values())[-1].flatten(2).transpose(1, 2)  # [B, D, H, W] -> [B, H * W, D]
+    def grid(network: Any, pixels: Tensor) -> Tensor:
+        last: Tensor = list(network.backbone.body(pixels).values())[-1]
+        return last
 
     detector.eval().requires_grad_(False)
     with torch.inference_mode():
-        width = backbone(torch.zeros(1, 3, 64, 64)).shape[-1]
-    return ImageEncoder(name, detector, backbone, size, tuple(detector.transform.image_mean),
+        width = grid(detector, torch.zeros(1, 3, 64, 64)).shape[1]
+    return ImageEncoder(name, detector, grid, size, tuple(detector.transform.image_mean),
                         tuple(detector.transform.image_std), REGION_COUNT, width,
                         regions=lambda pixels: see_regions(detector, pixels))  # fmt: skip
 
@@ -219,7 +274,8 @@ def _torchvision_pretrained(name: str, architecture: str) -> ImageEncoder:
         return model
 
     model = load_torchvision(name, weights, build)
-    return _encoder(name, model, transform.crop_size[0], tuple(transform.mean), tuple(transform.std))
+    return _encoder(name, model, transform.crop_size[0], tuple(transform.mean), tuple(transform.std),
+                    {"library": "torchvision", "architecture": architecture})  # fmt: skip
 
 
 def _timm_pretrained(name: str, architecture: str) -> ImageEncoder:
@@ -237,53 +293,54 @@ def _timm_pretrained(name: str, architecture: str) -> ImageEncoder:
         name, "image", cached, lambda: timm.create_model(architecture, pretrained=True), constants.ENDPOINT
     )
     data = timm.data.resolve_model_data_config(model)
-    return _encoder(name, model, data["input_size"][-1], data["mean"], data["std"])
+    return _encoder(name, model, data["input_size"][-1], data["mean"], data["std"],
+                    {"architecture": architecture, "num_classes": model.num_classes})  # fmt: skip
 
 
 def _encoder(
-    name: str, model: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...],
-    grid: Callable[[Tensor], Tensor] | None = None,
+    name: str, model: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...], architecture: Any,
+    grid: Grid | None = None,
 ) -> ImageEncoder:  # fmt: skip
     """Return `model` as a tower, `grid` its part before pooling; token count and width are found by running it once."""
     # channels last: a third faster on the CPU
     model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    grid = grid or _grid(model)
-
-    def backbone(pixels: Tensor) -> Tensor:
-        features = grid(pixels)  # [B, C, H, W], or [B, N, C] from a transformer
-        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
-
-    with torch.inference_mode():
-        _, tokens, width = backbone(torch.zeros(1, 3, size, size)).shape
     find_classifier = getattr(model, "get_classifier", lambda: None)  # timm's
     classifier = cast("Callable[[], nn.Module | None]", find_classifier)()
-    return ImageEncoder(name, model, backbone, size, mean, std, tokens, width, classifier)
+    tower = ImageEncoder(
+        name, model, grid or _grid(model), size, mean, std, 0, 0, classifier, architecture=architecture
+    )
+    with torch.inference_mode():
+        _, tokens, width = tower.backbone(torch.zeros(1, 3, size, size)).shape
+    return tower._replace(tokens=tokens, width=width)
 
 
-def _grid(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the part of `model` before its pooling, which gives [B, C, H, W] or [B, N, C]."""
+def _grid(model: nn.Module) -> Grid:
+    """Return how to run the part of such a model that lies before its pooling.
+
+    What is returned holds no weights: it runs any copy of the model.
+    """
     if hasattr(model, "forward_features"):
         return _timm_grid(model)
     if isinstance(model, torchvision.models.SwinTransformer):
-        return nn.Sequential(model.features, model.norm, model.permute)
+        return lambda network, pixels: network.permute(network.norm(network.features(pixels)))
     if isinstance(getattr(model, "features", None), nn.Module):  # torchvision: VGG, MobileNet, EfficientNet, ConvNeXt
-        return cast(nn.Module, model.features)
+        return lambda network, pixels: network.features(pixels)
     if hasattr(model, "layer4"):  # torchvision: ResNet and its kin end in [average pool, linear layer]
-        return nn.Sequential(*list(model.children())[:-2])
+        return lambda network, pixels: nn.Sequential(*list(network.children())[:-2])(pixels)
     raise LabelerError(
         f"{type(model).__name__} gives no grid of features; use a ResNet, EfficientNet or ConvNeXt, or a timm model"
     )
 
 
-def _timm_grid(model: Any) -> Callable[[Tensor], Tensor]:
+def _timm_grid(model: Any) -> Grid:
     registers = model.reg_token.shape[1] if getattr(model, "reg_token", None) is not None else 0
 
-    def grid(pixels: Tensor) -> Tensor:
-        features = model.forward_features(pixels)
+    def grid(network: Any, pixels: Tensor) -> Tensor:
+        features = network.forward_features(pixels)
         # Swin's are [B, H, W, C]
-        if features.dim() == 4 and features.shape[-1] == model.num_features != features.shape[1]:
+        if features.dim() == 4 and features.shape[-1] == network.num_features != features.shape[1]:
             return features.permute(0, 3, 1, 2)
-        return _without_registers(features, registers, getattr(model, "num_prefix_tokens", 0) - registers)
+        return _without_registers(features, registers, getattr(network, "num_prefix_tokens", 0) - registers)
 
     return grid
 
