@@ -6,6 +6,7 @@ visual_tokens  [B, V, D]   float32  what the frozen image tower gives; zeros whe
 visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture, and where a detector
                                     found fewer than V regions the last ones
 labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it)
+soft_targets   [B, L]      float32  the teachers' probabilities; in training with teachers alone, and no input of a model
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from labeler.store import Store
 class Pair(NamedTuple):
     """One pair before batching: token ids (none without a text), visual tokens [V, D] float16, has it a picture, the label.
 
-    visual_mask: [V] bool, which visual tokens of a picture are real; None: all.
+    visual_mask: [V] bool, which visual tokens of a picture are real; None: all. soft_target: [L] float32, what teachers
+    say of it.
     """
 
     input_ids: list[int]
@@ -33,6 +35,7 @@ class Pair(NamedTuple):
     has_image: bool
     label: np.ndarray | None = None
     visual_mask: np.ndarray | None = None
+    soft_target: np.ndarray | None = None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_tokens: int) -> list[list[int]]:
@@ -63,8 +66,11 @@ def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
         "visual_tokens": visual_tokens,
         "visual_mask": visual_mask,
     }
-    labels = [pair.label for pair in pairs if pair.label is not None]
-    return batch | ({"labels": torch.from_numpy(np.stack(labels))} if labels else {})
+    for name, field in (("labels", "label"), ("soft_targets", "soft_target")):
+        values = [getattr(pair, field) for pair in pairs if getattr(pair, field) is not None]
+        if values:
+            batch[name] = torch.from_numpy(np.stack(values))
+    return batch
 
 
 def without(batch: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
@@ -84,6 +90,7 @@ class StorePairs(Dataset[Pair]):
         self.store, self.rows = store, rows
         self.input_ids = tokenize(tokenizer, [store.rows["text"][row] for row in rows], max_tokens)
         self.labels = label_targets(store.truth(rows), store.label_set.task)
+        self.soft_targets: np.ndarray | None = None  # [N, L] float32 where there are teachers
 
     @property
     def lengths(self) -> list[int]:
@@ -101,8 +108,16 @@ class StorePairs(Dataset[Pair]):
     def __getitems__(self, indices: list[int]) -> list[Pair]:
         """Return many pairs with one read of the store."""
         tokens, mask = self.store.visual_tokens(self.rows[np.asarray(indices)])
+        soft = self.soft_targets
         return [
-            Pair(self.input_ids[index], tokens[row], bool(mask[row].any()), self.labels[index], mask[row])
+            Pair(
+                self.input_ids[index],
+                tokens[row],
+                bool(mask[row].any()),
+                self.labels[index],
+                mask[row],
+                None if soft is None else soft[index],
+            )
             for row, index in enumerate(indices)
         ]
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from labeler.artifacts import BadInputError, LabelerError
+from labeler.artifacts import BadInputError, DivergedError
 from labeler.batches import DroppedModalities, collate
 from labeler.training_options import METRICS, TrainOptions
 
@@ -43,13 +43,18 @@ class LabelTrainer(Trainer):
             train_dataset=self.dropped or fit.train_pairs,
             eval_dataset=fit.validation_pairs,
             data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
-            compute_loss_func=None if fit.options.plain_loss else self.chosen_loss,
+            compute_loss_func=None if fit.options.plain_loss and not fit.teachers else self.chosen_loss,
             **options,
         )
 
     def chosen_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return the loss that the options ask for, in place of the model's own."""
-        return self.fit.loss(outputs.logits, labels)
+        return self.fit.loss(outputs.logits, labels, self.soft_targets)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Return the batch's loss; the teachers' probabilities are for it alone, the model never sees them."""
+        self.soft_targets = inputs.pop("soft_targets", None)
+        return super().compute_loss(model, inputs, *arguments, **options)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
@@ -76,10 +81,10 @@ class LabelTrainer(Trainer):
         return self.optimizer
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-        """Return the step's loss; raises LabelerError when it is NaN or infinite, before the weights are changed by it."""
+        """Return the step's loss; raises DivergedError when it is NaN or infinite, before the weights are changed by it."""
         loss = super().training_step(*arguments, **options)
         if not torch.isfinite(loss):
-            raise LabelerError(
+            raise DivergedError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
                 "kept: try a lower --learning-rate and --new-learning-rate, or --precision fp32"
             )
@@ -167,6 +172,8 @@ class Watch(TrainerCallback):
         self.bar.clear()
         log.info("%s", line)
         self.bar.refresh()
+        if self.fit.report:
+            self.fit.report(epoch, metrics["eval_metric"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

@@ -1,12 +1,15 @@
-"""How a model is trained: the settings, and each model's own defaults. Imports no torch."""
+"""How a model is trained: the settings, each model's own defaults, what a search may try. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import LabelerError, UsageError
-from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, model_names, training_defaults
+from labeler.artifacts import BadInputError, LabelerError, UsageError
+from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, constant, model_names, training_defaults
 
 COATTENTION_OPTIONS = ("n_coattn", "coattention", "coattn_place")  # of models whose own defaults name them
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
@@ -18,6 +21,7 @@ CHOICES = {
     "vocabulary": ("word", "character"),
     "precision": ("auto", "bf16", "fp32"),
 }
+KINDS = {int: "a whole number", float: "a number", str: "a word"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class TrainOptions:
     place of co-attention blocks, for models that have them; precision: `bf16`, `fp32`, or `auto` (bf16 where the
     processor has instructions for it); vocabulary: of a model that makes its own; loss, class_weights,
     logit_adjustment, label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go
-    without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none.
+    without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none; teacher_weight,
+    teacher_temperature: share of the loss that is the teachers', and what logits are divided by in it (`labeler.losses`).
     """
 
     epochs: int = 3
@@ -52,6 +57,8 @@ class TrainOptions:
     focal_gamma: float = 2.0
     modality_dropout: float = 0.0
     ema: float = 0.0
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
 
     @property
     def plain_loss(self) -> bool:
@@ -83,7 +90,58 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     for name in ("label_smoothing", "modality_dropout", "ema"):
         if not 0 <= getattr(options, name) < 1:
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
+    if not 0 <= options.teacher_weight <= 1:
+        raise LabelerError(f"teacher-weight is {options.teacher_weight}, expected from 0 to 1")
+    if not 0 < options.teacher_temperature < float("inf"):
+        raise LabelerError(f"teacher-temperature is {options.teacher_temperature}, expected more than 0")
     for name in ("logit_adjustment", "focal_gamma"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
     return options
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Return the training options in a JSON file, by name; it may hold any of the fields of `TrainOptions`.
+
+    Raises BadInputError when the file cannot be read or a value is of the wrong kind; UsageError naming the closest for an
+    option that there is not.
+    """
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: no readable JSON ({error}); expected training options by name") from error
+    if not isinstance(given, dict):
+        raise BadInputError(f'{path}: expected training options by name, for example {{"epochs": 5}}')
+    kinds = {name: type(value) for name, value in asdict(TrainOptions()).items()}
+    for name, value in given.items():
+        kind = kinds[check_choice(f"option in {path}:", name, kinds)]
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            raise BadInputError(f"{path}: {name} is {value!r}, expected {KINDS[kind]}")
+    return {name: kinds[name](value) for name, value in given.items()}
+
+
+def own_options(model: str, options: TrainOptions) -> dict[str, Any]:
+    """Return the options by name, those of co-attention only where the model has it; `read_options` reads them again."""
+    own = training_defaults(model)
+    return {name: value for name, value in asdict(options).items() if name in own or name not in COATTENTION_OPTIONS}
+
+
+def search_space(model: str, fixed: Collection[str] = ()) -> dict[str, Any]:
+    """Return what `labeler tune` tries for each option but the `fixed` ones, the model's defaults in the middle or at the edge.
+
+    (low, high): a range, of whole numbers where its ends are; (low, high, "log"): in which factors count; a list: one of it.
+    The constant TUNING in a model's file adds options, changes them, or leaves them out (None).
+    """
+    default = options_for(model)
+    space = {
+        "learning_rate": (default.learning_rate / 4, default.learning_rate * 4, "log"),
+        "new_learning_rate": (default.new_learning_rate / 4, default.new_learning_rate * 4, "log"),
+        "epochs": ((default.epochs + 1) // 2, default.epochs * 2),
+        "warmup": (0.0, 0.3),
+        "weight_decay": (1e-3, 0.1, "log"),
+        "label_smoothing": (0.0, 0.2),
+        "modality_dropout": (0.0, 0.3),
+        "ema": [0.0, 0.9, 0.98],  # the average of about 10 or 50 steps: an epoch of 1,600 pairs has 50
+    }
+    space |= constant(model, "TUNING")
+    return {name: values for name, values in space.items() if values is not None and name not in fixed}
