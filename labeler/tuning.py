@@ -76,19 +76,20 @@ def tune(
     the study of another store, model, seed or other fixed options; LabelerError when no trial came to its end;
     InterruptedRun after Ctrl-C.
     """
+    started, began = time.perf_counter(), datetime.now(timezone.utc)
     if trials is None and minutes is None:
         raise UsageError("how long to search? Give --trials N, --budget MINUTES or both")
     start = options_for(check_name(model), fixed)
     space = search_space(model, fixed or {})
     if not space:
         raise UsageError(f"every option of {model} that could be searched is fixed; leave some out of --options")
-    manifest, began = verify(data, "preprocess"), datetime.now(timezone.utc)
+    manifest = verify(data, "preprocess")
     recipe = Recipe("tune", (input_of(data, manifest),), {"model": model, **asdict(start), "space": space}, seed)
     make_parent(out)
     with locked(out):
         study = open_study(out, recipe)
         (out / MANIFEST).unlink(missing_ok=True)
-        search = Search(study, model, data, out, fixed or {}, space, seed, device)
+        search = Search(study, model, data, out, fixed or {}, space, seed, device, started)
         search.run(trials, None if minutes is None else minutes * 60)
         summary = search.summary()
         write_manifest(out, recipe, began)
@@ -138,7 +139,7 @@ class Search:
 
     def __init__(
         self, study: Any, model: str, data: Path, out: Path, fixed: dict[str, Any], space: dict[str, Any], seed: int,
-        device: str,
+        device: str, started: float,
     ):  # fmt: skip
         """Go on with `study`: a trial that was cut off has failed, and the defaults come first."""
         from optuna.trial import TrialState
@@ -152,7 +153,7 @@ class Search:
             study.enqueue_trial({name: default[name] for name in space})
         self.settle()
         self.before = sum(trial.user_attrs.get("seconds", 0.0) for trial in study.trials)
-        self.started = time.perf_counter()
+        self.started = started
         self.end: float | None = None
 
     @property
@@ -175,6 +176,8 @@ class Search:
         """Train trial after trial until there are so many or the time is over."""
         self.end = seconds
         while trials is None or len(self.finished()) < trials:
+            import labeler.fitting  # noqa: F401 (loading torch takes seconds, but no trial's)
+
             longest = max((trial.user_attrs["seconds"] for trial in self.finished()), default=0.0)
             if seconds is not None and self.finished() and self.spent + longest > seconds:
                 log.info("%.0f of %.0f s are spent, and another trial may take %.0f s", self.spent, seconds, longest)
@@ -187,8 +190,6 @@ class Search:
         from optuna import TrialPruned
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
-
-        import labeler.fitting  # noqa: F401 (loading torch is no part of the first trial's time)
 
         before = self.finished()
         # a seed for each trial: a study that goes on is not proposed its first ones again, but what was cut off
@@ -231,20 +232,19 @@ class Search:
             elif run != kept:
                 remove(run)
         if best:
-            write_json(
-                self.out / "best.json", own_options(self.model, options_for(self.model, self.fixed | best.params))
-            )
+            options = options_for(self.model, self.fixed | best.params)
+            write_json(self.out / "best.json", own_options(self.model, options))
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["number", "state", *self.space, "validation_metric", "seconds"])
         for trial in self.study.trials:
             if trial.state.is_finished():
                 metric = max(trial.intermediate_values.values(), default="")
-                options, seconds = (
-                    [trial.params.get(name, "") for name in self.space],
+                tried, seconds = (
+                    (trial.params.get(name, "") for name in self.space),
                     trial.user_attrs.get("seconds", 0.0),
                 )
-                writer.writerow([trial.number, STATES[trial.state.name], *options, metric, round(seconds, 2)])
+                writer.writerow([trial.number, STATES[trial.state.name], *tried, metric, round(seconds, 2)])
         write_text(self.out / "trials.csv", table.getvalue())
 
     def summary(self) -> dict[str, Any]:

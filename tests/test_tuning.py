@@ -200,6 +200,16 @@ def test_hopeless_trials_and_those_that_diverge_are_stopped(store, monkeypatch, 
     assert [path.name for path in out.iterdir() if "run-" in path.name] == ["run-1"]
 
 
+def test_a_proposal_that_the_model_cannot_take_is_stopped(store, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(tuning, "search_space", lambda model, fixed: {"n_coattn": [1, 2]})
+    fixed = {"epochs": 1, "batch_size": 8, "precision": "fp32", "coattn_place": "between"}  # in a tower of two layers
+    caplog.set_level("INFO", "labeler")
+    # seed 0 proposes two blocks after the defaults
+    summary = tune("visualbert-coattn", store, tmp_path / "search", trials=2, fixed=fixed, seed=0, device="cpu")
+    assert "trial 1 stopped: --n-coattn is 2, but between the text tower's 2 layers is room for 1" in caplog.text
+    assert (summary["best"]["number"], summary["stopped"]) == (0, 1)
+
+
 def test_defaults_that_diverge_are_said(store, tmp_path):
     wild = ONE | {"new_learning_rate": 1e38, "warmup": 0.0}
     with pytest.raises(LabelerError, match=r"no trial came to its end \(of 1\), .* give lower rates in --options"):
