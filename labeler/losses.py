@@ -1,7 +1,8 @@
-"""Losses for labels: cross-entropy and focal loss, with weights of classes, smoothed labels and logit adjustment; teachers'.
+"""Losses for labels: cross-entropy and focal loss, with weights of classes, smoothed labels and logit adjustment.
 
-Each has one form for `single` (softmax, labels [B] int64) and one for `multi` (sigmoid, labels [B, L] float). They act
-in training alone: validation is always measured by the plain loss, so that the curves of two runs can be compared.
+And the loss for what teachers say of a row. Each has one form for `single` (softmax, labels [B] int64) and one for
+`multi` (sigmoid, labels [B, L] float). They act in training alone: validation is always measured by the plain loss, so that
+the curves of two runs can be compared.
 """
 
 from __future__ import annotations
