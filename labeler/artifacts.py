@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 RECORDED_PACKAGES = ("labeler", "torch", "torchvision", "transformers", "timm", "pylance", "numpy", "pandas",
-                     "pillow", "scikit-learn")  # fmt: skip
+                     "pillow", "scikit-learn", "optuna")  # fmt: skip
 
 log = logging.getLogger("labeler")
 
@@ -51,6 +51,10 @@ class LockedError(LabelerError):
     """Another process is making the same artifact."""
 
     exit_code = 5
+
+
+class DivergedError(LabelerError):
+    """Training has come to a loss that is no number."""
 
 
 class InterruptedRun(LabelerError):

@@ -6,6 +6,7 @@ visual_tokens  [B, V, D]   float32  what the frozen image tower gives; zeros whe
 visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture, and where a detector
                                     found fewer than V regions the last ones
 labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it)
+soft_targets   [B, L]      float32  the teachers' probabilities; in training with teachers alone, and no input of a model
 
 Where the image tower is fine-tuned (`labeler.end_to_end`), pictures come in place of their visual tokens:
 
@@ -34,7 +35,7 @@ class Pair(NamedTuple):
     """One pair before batching: token ids (none without a text), visual tokens [V, D] float16, has it a picture, the label.
 
     visual_mask: [V] bool, which visual tokens of a picture are real; None: all. pixels: [3, H, W] uint8, the picture itself; then
-    there are no visual tokens yet.
+    there are no visual tokens yet. soft_target: [L] float32, what teachers say of it.
     """
 
     input_ids: list[int]
@@ -43,6 +44,7 @@ class Pair(NamedTuple):
     label: np.ndarray | None = None
     visual_mask: np.ndarray | None = None
     pixels: np.ndarray | None = None
+    soft_target: np.ndarray | None = None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_tokens: int) -> list[list[int]]:
@@ -63,8 +65,11 @@ def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
         input_ids[row, : len(pair.input_ids)] = torch.tensor(pair.input_ids, dtype=torch.long)
         text_mask[row, : len(pair.input_ids)] = True
     batch = {"input_ids": input_ids, "text_mask": text_mask, **visual_part(pairs)}
-    labels = [pair.label for pair in pairs if pair.label is not None]
-    return batch | ({"labels": torch.from_numpy(np.stack(labels))} if labels else {})
+    for name, field in (("labels", "label"), ("soft_targets", "soft_target")):
+        values = [getattr(pair, field) for pair in pairs if getattr(pair, field) is not None]
+        if values:
+            batch[name] = torch.from_numpy(np.stack(values))
+    return batch
 
 
 def visual_part(pairs: list[Pair]) -> dict[str, Tensor]:
@@ -109,6 +114,7 @@ class StorePairs(Dataset[Pair]):
         self.store, self.rows, self.pixels = store, rows, pixels
         self.input_ids = tokenize(tokenizer, [store.rows["text"][row] for row in rows], max_tokens)
         self.labels = label_targets(store.truth(rows), store.label_set.task)
+        self.soft_targets: np.ndarray | None = None  # [N, L] float32 where there are teachers
 
     @property
     def lengths(self) -> list[int]:
@@ -129,15 +135,21 @@ class StorePairs(Dataset[Pair]):
             return [self.with_pixels(self.pixels, index) for index in indices]
         tokens, mask = self.store.visual_tokens(self.rows[np.asarray(indices)])
         return [
-            Pair(self.input_ids[index], tokens[row], bool(mask[row].any()), self.labels[index], mask[row])
+            Pair(self.input_ids[index], tokens[row], bool(mask[row].any()), self.labels[index], mask[row],
+                 soft_target=self.soft_target(index))
             for row, index in enumerate(indices)
-        ]
+        ]  # fmt: skip
+
+    def soft_target(self, index: int) -> np.ndarray | None:
+        """Return what teachers say of one pair [L], None where there are none."""
+        return None if self.soft_targets is None else cast(np.ndarray, self.soft_targets[index])
 
     def with_pixels(self, pixels: Pixels, index: int) -> Pair:
         """Return one pair with its picture."""
         row = self.rows[index]
         has_image = bool(pixels.numbers[row] >= 0)
-        return Pair(self.input_ids[index], None, has_image, self.labels[index], pixels=pixels.of(row))
+        return Pair(self.input_ids[index], None, has_image, self.labels[index], pixels=pixels.of(row),
+                    soft_target=self.soft_target(index))  # fmt: skip
 
 
 class DroppedModalities(Dataset[Pair]):

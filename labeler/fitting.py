@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from labeler.artifacts import write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
+from labeler.distillation import teachers_say
 from labeler.end_to_end import EndToEnd
 from labeler.evaluation import Predictions, fit_thresholds, settle, statistics
 from labeler.losses import TrainingLoss, labelling_loss
@@ -46,13 +48,26 @@ log = logging.getLogger("labeler")
 class Fit:
     """One model being fitted: the data, the model, and whether Ctrl-C has asked it to stop."""
 
-    def __init__(self, model: str, data: Path, options: TrainOptions, seed: int, device: str):
-        """Open the store, build the model from its towers with `seed`, and tokenize train and validation."""
+    def __init__(
+        self,
+        model: str,
+        data: Path,
+        options: TrainOptions,
+        seed: int,
+        device: str,
+        teachers: Sequence[Path] = (),
+        report: Callable[[int, float], None] | None = None,
+    ):
+        """Open the store, build the model from its towers with `seed`, tokenize train and validation, ask the teachers.
+
+        `report` is called after each epoch with its number and its validation metric.
+        """
         # oneDNN keeps what it has prepared for 1,024 shapes; every length of text is another: 200 MB an epoch
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         self.store = Store(data, check=False)  # `train` has just verified it
         self.task = self.store.label_set.task
         self.name, self.options, self.seed, self.interrupted, self.step = model, options, seed, False, 0
+        self.teachers, self.report = teachers, report
         self.losses: list[float] = []  # of the epoch's steps so far
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
@@ -85,6 +100,10 @@ class Fit:
         self.loss = TrainingLoss(options, self.task, self.store.truth(train_rows))
         if options.pretrain:
             check_can_pretrain(self)
+        if teachers:
+            self.train_pairs.soft_targets = teachers_say(
+                teachers, self.store, train_rows, options.teacher_temperature, self.device
+            )
         full = sum(length == self.max_tokens for length in self.train_pairs.lengths)
         if full:
             log.info("%d of %d texts reach %d tokens; what lies beyond is cut (--max-text-tokens)",

@@ -1,7 +1,8 @@
 """Losses for labels: cross-entropy and focal loss, with weights of classes, smoothed labels and logit adjustment.
 
-Each has one form for `single` (softmax, labels [B] int64) and one for `multi` (sigmoid, labels [B, L] float). They act
-in training alone: validation is always measured by the plain loss, so that the curves of two runs can be compared.
+And the loss for what teachers say of a row. Each has one form for `single` (softmax, labels [B] int64) and one for
+`multi` (sigmoid, labels [B, L] float). They act in training alone: validation is always measured by the plain loss, so that
+the curves of two runs can be compared.
 """
 
 from __future__ import annotations
@@ -38,14 +39,21 @@ class TrainingLoss:
         weights = balanced_weights(task, truth) if balanced else np.ones(truth.shape[1])
         self.weights = torch.from_numpy(weights).float()  # [L]; for multi, of the rows that carry the label
         self.adjustment = torch.from_numpy(options.logit_adjustment * log_prior(task, truth)).float()  # [L]
+        self.teacher_weight, self.temperature = options.teacher_weight, options.teacher_temperature
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of logits [B, L] for labels [B] int64 (single) or [B, L] float (multi)."""
+    def __call__(self, logits: Tensor, labels: Tensor, soft_targets: Tensor | None = None) -> Tensor:
+        """Return the mean loss of logits [B, L] for labels [B] int64 (single) or [B, L] float (multi).
+
+        With soft_targets [B, L], what teachers say at the temperature, `teacher_weight` of it is the `distillation_loss`.
+        That reads the logits as they are, without adjustment: as the teachers' are, and as they are when a label is chosen.
+        """
         weights, adjustment = self.weights.to(logits.device), self.adjustment.to(logits.device)
-        adjusted = logits.float() + adjustment
-        if self.task == "single":
-            return softmax_loss(adjusted, labels, weights, self.smoothing, self.gamma)
-        return sigmoid_loss(adjusted, labels, weights, self.smoothing, self.gamma)
+        loss = softmax_loss if self.task == "single" else sigmoid_loss
+        of_labels = loss(logits.float() + adjustment, labels, weights, self.smoothing, self.gamma)
+        if soft_targets is None:
+            return of_labels
+        of_teachers = distillation_loss(self.task, logits, soft_targets, self.temperature)
+        return (1 - self.teacher_weight) * of_labels + self.teacher_weight * of_teachers
 
     def shift(self) -> Tensor:
         """Return what brings logits [B, L] that minimise the plain loss to the minimum of this one.
@@ -54,6 +62,21 @@ class TrainingLoss:
         again. Focal loss and smoothing have no such constant.
         """
         return self.weights.log() - self.adjustment
+
+
+def distillation_loss(task: Task, logits: Tensor, soft_targets: Tensor, temperature: float) -> Tensor:
+    """Return how far the student's probabilities are from the teachers', both at temperature T, times T^2; mean over the rows.
+
+    logits [B, L] are divided by T here; soft_targets [B, L] are probabilities at T. Single: the Kullback-Leibler divergence
+    KL(teachers || student); multi: binary cross-entropy, the mean over the labels too. T^2 keeps the gradients at the size
+    that they have without it. Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
+    """
+    softened = logits.float() / temperature
+    if task == "single":
+        loss = functional.kl_div(softened.log_softmax(dim=1), soft_targets, reduction="batchmean")
+    else:
+        loss = functional.binary_cross_entropy_with_logits(softened, soft_targets)
+    return temperature**2 * loss
 
 
 def balanced_weights(task: Task, truth: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -66,3 +66,8 @@ def unchanged(records: Path, sha256: str, store: Path) -> Path:
     if found != sha256:
         raise BadInputError(f"{records}: other records by now; {why}: run `labeler preprocess` again")
     return records
+
+
+def pixels_for(run: Any, store: Store) -> Pixels | None:
+    """Return the store's pictures where the run has an image tower of its own to show them to, else None."""
+    return stored_pixels(store, run.model.encoder.size) if run.preprocessor["image"].get("fine_tuned") else None

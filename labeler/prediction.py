@@ -92,7 +92,8 @@ def model_outputs(
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = collate(pairs.__getitems__(indices), pad_token_id)
-            batch.pop("labels", None)
+            for name in ("labels", "soft_targets"):
+                batch.pop(name, None)
             inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
             outputs = function(**inputs).float().cpu().numpy()
             for index, output in zip(indices, outputs, strict=True):

@@ -103,9 +103,8 @@ class Objectives(nn.Module):
         visual_mask: Tensor,
         visual_tokens: Tensor | None = None,
         pixels: Tensor | None = None,
-        labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return `loss`, and of it `words` (nats a hidden word) and `matching` (nats a pair); `labels` are not read."""
+        """Return `loss`, and of it `words` (nats a hidden word) and `matching` (nats a pair)."""
         if visual_tokens is None:
             visual_tokens, visual_mask = self.model.see(pixels, visual_mask)
         has_both = text_mask.any(dim=1) & visual_mask.any(dim=1)
@@ -137,8 +136,8 @@ class PretrainingTrainer(PairTrainer):
     """Trains the objectives."""
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
-        """Return the loss, and note its two parts."""
-        outputs = model(**inputs)
+        """Return the loss, and note its two parts; labels are not shown to the model."""
+        outputs = model(**{name: value for name, value in inputs.items() if name not in ("labels", "soft_targets")})
         cast(Objectives, self.model).losses.append((outputs["words"].item(), outputs["matching"].item()))
         return cast(Tensor, outputs["loss"])
 

@@ -55,6 +55,7 @@ def evaluate(
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), asked(split))
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
+    from labeler.pixels import pixels_for
     from labeler.prediction import choose_device
     from labeler.runs import load_run
     from labeler.store import Store
@@ -96,13 +97,6 @@ def refuse_mismatch(run: Any, store: Any) -> None:
             f"{run.folder} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
             f"`labeler preprocess` with --image-encoder {ours['name']}"
         )
-
-
-def pixels_for(run: Any, store: Any) -> Any:
-    """Return the store's pictures where the run has an image tower of its own to show them to, else None."""
-    from labeler.pixels import stored_pixels
-
-    return stored_pixels(store, run.model.encoder.size) if run.preprocessor["image"].get("fine_tuned") else None
 
 
 def score_split(run: Any, store: Any, split: Split, batch_size: int, pixels: Any = None) -> tuple[Any, float]:

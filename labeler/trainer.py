@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from labeler.artifacts import BadInputError, LabelerError
+from labeler.artifacts import BadInputError, DivergedError
 from labeler.batches import DroppedModalities, collate
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.training_options import METRICS, TrainOptions
@@ -66,10 +66,10 @@ class PairTrainer(Trainer):
         return self.optimizer
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-        """Return the step's loss; raises LabelerError when it is NaN or infinite, before the weights are changed by it."""
+        """Return the step's loss; raises DivergedError when it is NaN or infinite, before the weights are changed by it."""
         loss = super().training_step(*arguments, **options)
         if not torch.isfinite(loss):
-            raise LabelerError(
+            raise DivergedError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
                 "kept: try a lower --learning-rate and --new-learning-rate, or --precision fp32"
             )
@@ -81,12 +81,17 @@ class LabelTrainer(PairTrainer):
 
     def __init__(self, fit: Fit, **options: Any):
         """Train what `fit` holds."""
-        loss = None if fit.options.plain_loss else self.chosen_loss
+        loss = None if fit.options.plain_loss and not fit.teachers else self.chosen_loss
         super().__init__(fit, fit.model, eval_dataset=fit.validation_pairs, compute_loss_func=loss, **options)
 
     def chosen_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return the loss that the options ask for, in place of the model's own."""
-        return self.fit.loss(outputs.logits, labels)
+        return self.fit.loss(outputs.logits, labels, self.soft_targets)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Return the batch's loss; the teachers' probabilities are for it alone, the model never sees them."""
+        self.soft_targets = inputs.pop("soft_targets", None)
+        return super().compute_loss(model, inputs, *arguments, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.fit.averaged:  # before the rest, so that a checkpoint that is whole has them
@@ -192,6 +197,8 @@ class Watch(TrainerCallback):
         self.bar.clear()
         log.info("%s", line)
         self.bar.refresh()
+        if self.fit.report:
+            self.fit.report(epoch, metrics["eval_metric"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

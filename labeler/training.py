@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from labeler.artifacts import (
     BadInputError,
     InterruptedRun,
     Recipe,
+    UsageError,
     already_made,
     input_of,
     making,
@@ -28,6 +29,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
+from labeler.distillation import teacher_inputs
 from labeler.models import check_name
 from labeler.training_options import TrainOptions, options_for
 
@@ -41,6 +43,11 @@ class Trained(NamedTuple):
     already: bool
     history: dict[str, Any]
 
+    @property
+    def best(self) -> float:
+        """Return the best epoch's validation metric."""
+        return self.history["epochs"][self.history["best_epoch"] - 1]["validation_metric"]
+
 
 def train(
     model: str,
@@ -49,28 +56,36 @@ def train(
     options: TrainOptions | None = None,
     *,
     seed: int = 0,
+    teachers: Sequence[Path] = (),
     resume: bool = False,
     force: bool = False,
     device: str = "auto",
+    report: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train `model` on the train split of the store `data` and publish the run `out`.
 
     The weights kept are those of the epoch that was best on the validation split: by macro F1 (single) or mean
     average precision (multi). The test split is not read. The seed decides the new weights, the order of the
     pairs and the dropout. An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there.
+    `teachers` are runs, trained on the same store, whose probabilities the model learns beside the labels (see
+    `labeler.distillation`). `report` is called after each epoch with its number and its validation metric; what it
+    raises ends training.
 
-    Raises UsageError for an unknown model, and for a detector that is to be fine-tuned; BadInputError when `data` is no store or
-    lacks a split, or its pictures are gone that a fine-tuned image tower reads; LabelerError when the loss is no longer a number;
-    InterruptedRun after Ctrl-C, once a checkpoint is written.
+    Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned; BadInputError when `data` is
+    no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a fine-tuned image tower reads;
+    DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
     """
     options = options or options_for(check_name(model))
+    if out.resolve() in [teacher.resolve() for teacher in teachers]:
+        raise UsageError(f"{out}: a teacher itself, which the new run would replace; choose another --out")
     manifest = verify(data, "preprocess")
-    recipe = Recipe("train", (input_of(data, manifest),), {"model": model, **asdict(options)}, seed)
+    inputs = (input_of(data, manifest), *teacher_inputs(teachers, data, manifest))
+    recipe = Recipe("train", inputs, {"model": model, **asdict(options)}, seed)
     if not force and already_made(out, recipe):
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
     from labeler.fitting import Fit  # torch and transformers are imported only when there is something to train
 
-    fit = Fit(model, data, options, seed, device)
+    fit = Fit(model, data, options, seed, device, teachers, report)
     continued = resume and interrupted_run(out, recipe)
     if not continued and (work_folder(out) / "trainer").is_dir():
         log.warning("%s: an interrupted run is started anew (--resume would have gone on with it)", out)
@@ -103,7 +118,7 @@ def train_seeds(
 
 def over_seeds(results: Sequence[Trained]) -> dict[str, Any]:
     """Return mean and standard deviation of the runs' best validation metric (None for one run), and each run's value."""
-    best = [result.history["epochs"][result.history["best_epoch"] - 1]["validation_metric"] for result in results]
+    best = [result.best for result in results]
     runs = [{"out": result.out, "already": result.already, "validation_metric": value}
             for result, value in zip(results, best, strict=True)]  # fmt: skip
     sd = stdev(best) if len(best) > 1 else None
@@ -159,9 +174,10 @@ def model_card(model: str, data: Path, recipe: Recipe, history: dict[str, Any]) 
     tower = ""
     if recipe.arguments["finetune_image"]:
         tower = "`image-tower/` is the image tower that was fine-tuned; `labeler preprocess --image-encoder` takes it too.\n"
+    teachers = "".join(f" --teacher {teacher.path}" for teacher in recipe.inputs[1:])
     return f"""# {model}
 
-Trained by `labeler train {model} {data}` with seed {recipe.seed} on {time.strftime("%Y-%m-%d", time.gmtime())}.
+Trained by `labeler train {model} {data}{teachers}` with seed {recipe.seed} on {time.strftime("%Y-%m-%d", time.gmtime())}.
 Best of {len(history["epochs"])} epochs: epoch {history["best_epoch"]}, validation {history["metric"]}
 {best["validation_metric"]:.4f} on {history["validation_pairs"]} pairs; trained on {history["train_pairs"]} pairs.
 

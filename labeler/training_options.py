@@ -1,12 +1,15 @@
-"""How a model is trained: the settings, and each model's own defaults. Imports no torch."""
+"""How a model is trained: the settings, each model's own defaults, what a search may try. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import LabelerError, UsageError
-from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, model_names, training_defaults
+from labeler.artifacts import BadInputError, LabelerError, UsageError
+from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, constant, model_names, training_defaults
 
 COATTENTION_OPTIONS = ("n_coattn", "coattention", "coattn_place")  # of models whose own defaults name them
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
@@ -23,6 +26,7 @@ FROZEN = (
     "--{}: the image tower is frozen and its visual tokens are stored, no picture is seen in training; add --finetune-image, "
     "or leave it out"
 )
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class TrainOptions:
     without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none; pretrain:
     epochs without labels before the first with them, see `labeler.pretraining`; finetune_image: train the image tower too,
     with weights of its own in the run, image_learning_rate: its rate, augment: what is done to its training pictures,
-    `none` or `light` (`labeler.end_to_end.augmentation`).
+    `none` or `light` (`labeler.end_to_end.augmentation`); teacher_weight, teacher_temperature: share of the loss that is the
+    teachers', and what logits are divided by in it (`labeler.losses`).
 
     Raises UsageError for augmentation while the image tower is frozen.
     """
@@ -66,6 +71,8 @@ class TrainOptions:
     finetune_image: bool = False
     image_learning_rate: float = 1e-5
     augment: str = "none"
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         if self.augment != "none" and not self.finetune_image:
@@ -109,7 +116,62 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     for name in ("label_smoothing", "modality_dropout", "ema"):
         if not 0 <= getattr(options, name) < 1:
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
+    if not 0 <= options.teacher_weight <= 1:
+        raise LabelerError(f"teacher-weight is {options.teacher_weight}, expected from 0 to 1")
+    if not 0 < options.teacher_temperature < float("inf"):
+        raise LabelerError(f"teacher-temperature is {options.teacher_temperature}, expected more than 0")
     for name in ("logit_adjustment", "focal_gamma"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
     return options
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Return the training options in a JSON file, by name; it may hold any of the fields of `TrainOptions`.
+
+    Raises BadInputError when the file cannot be read or a value is of the wrong kind; UsageError naming the closest for an
+    option that there is not.
+    """
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: no readable JSON ({error}); expected training options by name") from error
+    if not isinstance(given, dict):
+        raise BadInputError(f'{path}: expected training options by name, for example {{"epochs": 5}}')
+    kinds = {name: type(value) for name, value in asdict(TrainOptions()).items()}
+    for name, value in given.items():
+        kind = kinds[check_choice(f"option in {path}:", name, kinds)]
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            raise BadInputError(f"{path}: {name} is {value!r}, expected {KINDS[kind]}")
+    return {name: kinds[name](value) for name, value in given.items()}
+
+
+def own_options(model: str, options: TrainOptions) -> dict[str, Any]:
+    """Return the options that mean something, by name; `read_options` reads them again.
+
+    Those of co-attention mean something where the model has it, those of the image tower where it is trained.
+    """
+    idle = set(COATTENTION_OPTIONS) - training_defaults(model).keys()
+    idle |= set() if options.finetune_image else {"image_learning_rate", "augment"}
+    return {name: value for name, value in asdict(options).items() if name not in idle}
+
+
+def search_space(model: str, fixed: Collection[str] = ()) -> dict[str, Any]:
+    """Return what `labeler tune` tries for each option but the `fixed` ones, the model's defaults in the middle or at the edge.
+
+    (low, high): a range, of whole numbers where its ends are; (low, high, "log"): in which factors count; a list: one of it.
+    The constant TUNING in a model's file adds options, changes them, or leaves them out (None).
+    """
+    default = options_for(model)
+    space = {
+        "learning_rate": (default.learning_rate / 4, default.learning_rate * 4, "log"),
+        "new_learning_rate": (default.new_learning_rate / 4, default.new_learning_rate * 4, "log"),
+        "epochs": ((default.epochs + 1) // 2, default.epochs * 2),
+        "warmup": (0.0, 0.3),
+        "weight_decay": (1e-3, 0.1, "log"),
+        "label_smoothing": (0.0, 0.2),
+        "modality_dropout": (0.0, 0.3),
+        "ema": [0.0, 0.9, 0.98],  # the average of about 10 or 50 steps: an epoch of 1,600 pairs has 50
+    }
+    space |= constant(model, "TUNING")
+    return {name: values for name, values in space.items() if values is not None and name not in fixed}

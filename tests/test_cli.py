@@ -58,10 +58,10 @@ def ingested(place) -> Result:
 def test_help_lists_the_stages_in_order_and_imports_nothing_heavy(place):
     result = labeler("--help", cwd=place, python=("-X", "importtime"))
     assert result.code == 0
-    stages = result.out.partition("Stages, in their order:")[2]
-    places = [stages.index(f"\n  {name} ") for name in COMMANDS]
-    stages_and_tools = ["ingest", "inspect", "preprocess", "train", "evaluate", "report", "predict", "export-tasks"]
-    assert list(COMMANDS) == stages_and_tools
+    shown = result.out.partition("Stages, in their order:")[2]
+    places = [shown.index(f"\n  {name} ") for name in COMMANDS]
+    stages = ["ingest", "inspect", "preprocess", "train", "tune", "evaluate", "report", "predict", "export-tasks"]
+    assert list(COMMANDS) == stages
     assert places == sorted(places)
     assert "click" in result.imported, "importtime was read"
     assert not result.imported & HEAVY

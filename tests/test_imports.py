@@ -34,17 +34,19 @@ encoders.visualbert  end_to_end
 models
 models.*
 prediction  runs  training_options
+distillation
 trainer
+pretraining
 fitting
 training
-scoring  labelling  report
+tuning  scoring  labelling  report
 cli
 __main__
 """
 # A stage hands over to the code that needs torch only when there is something to do; nowhere else may a function
 # import what its module could not.
 HAND_OVERS = {("preprocessing", "encoders.image"), ("preprocessing", "encoders.text")}
-HEAVY = {"torch", "torchvision", "transformers", "timm", "lance"}
+HEAVY = {"torch", "torchvision", "transformers", "timm", "lance", "optuna"}
 
 
 class Import(NamedTuple):
@@ -188,7 +190,8 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "looks", "splits", "selection", "ingestion", "preprocessing",
-         "training", "scoring", "labelling", "runs", "store", "export", "inspection", "models", "encoders.weights"]  # fmt: skip
+         "training", "tuning", "distillation", "scoring", "labelling", "runs", "store", "export", "inspection", "models",
+         "encoders.weights"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT + [name for name in module_names() if name.startswith("sources")])
@@ -218,6 +221,6 @@ def test_importing_the_command_loads_nothing_heavy():
     assert not loaded & {*HEAVY, "pandas", "pydantic", "numpy", "PIL", "scipy", "sklearn"}
 
 
-@pytest.mark.parametrize("module", ["labeler.ingestion", "labeler.training"])
+@pytest.mark.parametrize("module", ["labeler.ingestion", "labeler.training", "labeler.tuning"])
 def test_importing_a_stage_loads_no_torch(module):
     assert not loaded_by(module) & {*HEAVY, "pandas", "scipy", "sklearn"}

@@ -8,7 +8,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from labeler.losses import TrainingLoss, balanced_weights, labelling_loss, log_prior
+from labeler.losses import TrainingLoss, balanced_weights, distillation_loss, labelling_loss, log_prior
 from labeler.training_options import TrainOptions
 
 NUMBERS = torch.tensor([0, 2, 1, 1, 0, 0, 0])
@@ -106,6 +106,41 @@ def test_the_shift_leads_from_the_plain_minimum_to_the_losss_own(task, options):
     loss(logits.expand(len(labels), 3), labels).backward()
     assert logits.grad.abs().max() < 1e-6
     assert loss.shift().abs().max() > 0.1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_by_a_loop(single, multi, temperature):
+    teachers = {
+        task: torch.randn(rows, 3, generator=torch.Generator().manual_seed(2))
+        for task, rows in (("single", 7), ("multi", 5))
+    }
+    soft, total = (teachers["single"] / temperature).softmax(1), 0.0
+    soft[0] = torch.tensor([0.0, 1, 0])  # 0 log 0 is 0
+    for row, targets in zip(single.tolist(), soft.tolist(), strict=True):
+        share = sum(np.exp(logit / temperature) for logit in row)
+        for logit, target in zip(row, targets, strict=True):
+            total += target * (np.log(target) - np.log(np.exp(logit / temperature) / share)) if target else 0.0
+    expected = temperature**2 * total / 7
+    assert distillation_loss("single", single, soft, temperature).item() == pytest.approx(expected, rel=1e-5)
+    soft, total = (teachers["multi"] / temperature).sigmoid(), 0.0
+    for row, targets in zip(multi.tolist(), soft.tolist(), strict=True):
+        for logit, target in zip(row, targets, strict=True):
+            p = 1 / (1 + np.exp(-logit / temperature))
+            total -= target * np.log(p) + (1 - target) * np.log(1 - p)
+    expected = temperature**2 * total / 15
+    assert distillation_loss("multi", multi, soft, temperature).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["single", "multi"])
+def test_the_teachers_have_their_share_beside_any_loss_of_labels(single, multi, task):
+    logits, labels = (single, NUMBERS) if task == "single" else (multi, MARKS)
+    soft = torch.rand(logits.shape, generator=torch.Generator().manual_seed(3))
+    soft = soft / soft.sum(1, keepdim=True)
+    chosen = {"loss": "focal", "class_weights": "balanced", "logit_adjustment": 1.0}
+    loss = make(task, teacher_weight=0.3, teacher_temperature=4.0, **chosen)
+    expected = 0.7 * make(task, **chosen)(logits, labels) + 0.3 * distillation_loss(task, logits, soft, 4.0)
+    torch.testing.assert_close(loss(logits, labels, soft), expected)
+    assert torch.equal(loss(logits, labels), make(task, **chosen)(logits, labels))
 
 
 @pytest.mark.parametrize("task", ["single", "multi"])

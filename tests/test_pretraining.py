@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from labeler.artifacts import BadInputError, InterruptedRun, UsageError, work_folder
 from labeler.batches import collate
+from labeler.end_to_end import TOWER
 from labeler.fitting import Fit
 from labeler.pretraining import IGNORED, Objectives, mask_words, pretrain, swap_pictures, told
 from labeler.trainer import Watch
@@ -64,6 +65,7 @@ def test_the_losses_are_those_of_a_plain_loop(build, pairs, monkeypatch, name):
     objectives = Objectives(built.model, built.tokenizer).eval()
     torch.nn.init.normal_(objectives.matching.weight, std=0.3)
     batch = collate(pairs(36), built.tokenizer.pad_token_id)
+    del batch["labels"]
     torch.manual_seed(3)
     losses = objectives(**batch)
 
@@ -101,7 +103,7 @@ def test_a_batch_without_pictures_or_words_has_a_loss_and_a_slope(build, pairs):
     words = [pair._replace(has_image=False, visual_tokens=pair.visual_tokens * 0) for pair in pairs(3)]
     pictures = [pair._replace(input_ids=[]) for pair in pairs(3)]
     for batch in (words, pictures):
-        losses = objectives(**collate(batch, built.tokenizer.pad_token_id))
+        losses = objectives(**collate([pair._replace(label=None) for pair in batch], built.tokenizer.pad_token_id))
         assert losses["matching"].item() == 0
         assert math.isfinite(losses["loss"].item())
         losses["loss"].backward()
@@ -127,9 +129,11 @@ def test_words_and_pictures_are_learned_without_labels(store, options, tmp_path,
     assert curve[-1]["words_loss"] < curve[0]["words_loss"] - 0.5
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_a_run_with_pretraining_says_so(store, pretraining, tmp_path, name):
-    run = train(name, store, tmp_path / "run", pretraining, device="cpu").out
+@pytest.mark.parametrize(("name", "tuned"), [("visualbert", False), ("visualbert-coattn", True)])
+def test_a_run_with_pretraining_says_so(store, pretraining, tmp_path, name, tuned):
+    chosen = dataclasses.replace(pretraining, finetune_image=tuned)
+    run = train(name, store, tmp_path / "run", chosen, device="cpu").out
+    assert (run / TOWER).is_dir() == tuned
     history = json.loads((run / "history.json").read_text(encoding="utf-8"))
     assert [entry["epoch"] for entry in history["pretraining"]["epochs"]] == [1, 2]
     assert len(history["epochs"]) == 1

@@ -36,7 +36,7 @@ from labeler.scoring import describe, evaluate
 from labeler.store import Store
 from labeler.trainer import LabelTrainer, Watch, training_arguments
 from labeler.training import over_seeds, train, train_seeds
-from labeler.training_options import METRICS, TrainOptions, options_for
+from labeler.training_options import METRICS, TrainOptions, options_for, own_options, read_options
 
 FILES = {"README.md", "config.json", "history.json", "labels.json", "manifest.json", "model.safetensors",
          "preprocessor.json", "tensorboard", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
@@ -487,3 +487,34 @@ def test_a_text_tower_that_reaches_less_far_cuts_the_texts(store, options):
 def test_the_records_are_no_store(store, tmp_path):
     with pytest.raises(BadInputError, match="made by `labeler ingest`, expected the output of `labeler preprocess`"):
         train("visualbert", store.parent / "records", tmp_path / "run", device="cpu")
+
+
+def test_options_are_read_from_a_file_and_the_command_line_wins(store, tmp_path):
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps({"epochs": 1, "batch_size": 5, "ema": 0, "vocabulary": "character"}))
+    arguments = ["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--options", str(file)]
+    cli.main([*arguments, "--batch-size", "7"], standalone_mode=False)
+    recorded = read_manifest(tmp_path / "run")["arguments"]
+    assert [recorded[name] for name in ("epochs", "batch_size", "vocabulary", "patience")] == [1, 7, "character", 5]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "match"),
+    [('{"learning_rat": 1}', UsageError, "unknown option in .*options.json: 'learning_rat'; did you mean 'learning_rate'"),
+     ('{"epochs": 1.5}', BadInputError, "epochs is 1.5, expected a whole number"),
+     ('{"epochs": true}', BadInputError, "epochs is True, expected a whole number"),
+     ('{"ema": "0.9"}', BadInputError, "ema is '0.9', expected a number"),
+     ('{"loss": null}', BadInputError, "loss is None, expected a word"),
+     ("[1]", BadInputError, "expected training options by name"),
+     ("{epochs: 1}", BadInputError, "options.json: no readable JSON")],
+)  # fmt: skip
+def test_a_wrong_file_of_options_is_named(tmp_path, content, error, match):
+    (tmp_path / "options.json").write_text(content)
+    with pytest.raises(error, match=match):
+        read_options(tmp_path / "options.json")
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_models_own_options_are_read_again(tmp_path, name):
+    (tmp_path / "options.json").write_text(json.dumps(own_options(name, options_for(name))))
+    assert options_for(name, read_options(tmp_path / "options.json")) == options_for(name)

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show a data set: labels, duplicates, leaks, likely errors.",
     "preprocess": "Decode every picture once and show it to the frozen towers.",
     "train": "Train a model on the train split.",
+    "tune": "Search a model's training options on the validation split.",
     "evaluate": "Measure a run, and the baselines, on held-out pairs.",
     "report": "Compare runs: one offline HTML page, JSON and Markdown.",
     "predict": "Label folders, pictures, jsonl or csv files.",

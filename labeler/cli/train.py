@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from labeler.artifacts import UsageError
 from labeler.cli import options
 
 
@@ -42,11 +43,22 @@ from labeler.cli import options
               help="Keep the weights' moving average over about 1 / (1 - DECAY) steps [default: 0, none].")  # fmt: skip
 @click.option("--pretrain", type=int, metavar="EPOCHS",
               help="First learn hidden words and matching pictures, without labels [default: 0].")  # fmt: skip
-@click.option("--finetune-image", is_flag=True, help="Train the image tower too, from the pictures themselves.")
+@click.option(
+    "--finetune-image", is_flag=True, default=None, help="Train the image tower too, from the pictures themselves."
+)
 @click.option("--image-learning-rate", type=float, help="Its rate [default: 1e-5].")
 @click.option("--augment", type=click.Choice(["none", "light"]),
               help="What is done to its training pictures [default: light with --finetune-image].")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), help="auto: bf16 where the processor has it.")
+@click.option("--options", "file", type=options.FOLDER, metavar="FILE",
+              help="JSON with options by name, as `labeler tune` writes it; the command line wins over it.")  # fmt: skip
+@click.option("--teacher", "teachers", type=options.FOLDER, multiple=True, metavar="RUN",
+              help="A run on the same store to learn from, beside the labels; repeatable: the mean of several.")  # fmt: skip
+@click.option(
+    "--teacher-weight", type=float, metavar="W", help="Share of the loss that is the teachers' [default: 0.5]."
+)
+@click.option("--teacher-temperature", type=float, metavar="T",
+              help="Both sides' logits are divided by T; above 1 the unlikely counts more [default: 2].")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
 @options.seed
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N",
@@ -55,8 +67,8 @@ from labeler.cli import options
 @options.force
 @options.as_json
 def command(
-    model: str, store: Path, out: Path, resume: bool, seed: int, seeds: int | None, device: str, force: bool,
-    as_json: bool, **given: Any,
+    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], resume: bool, seed: int,
+    seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
@@ -64,16 +76,19 @@ def command(
     checkpoint; --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
     """
     from labeler.training import over_seeds, train, train_seeds
-    from labeler.training_options import options_for
+    from labeler.training_options import options_for, read_options
 
-    chosen = options_for(model, given)
+    typed = {name: value for name, value in given.items() if value is not None}
+    without = sorted(name for name in typed if name.startswith("teacher_"))
+    if without and not teachers:
+        raise UsageError(f"--{without[0].replace('_', '-')} without a teacher; name one with --teacher RUN")
+    chosen = options_for(model, (read_options(file) if file else {}) | typed)
+    how: dict[str, Any] = {"teachers": teachers, "resume": resume, "force": force, "device": device}
     if seeds is None:
-        result = train(model, store, out, chosen, seed=seed, resume=resume, force=force, device=device)
+        result = train(model, store, out, chosen, seed=seed, **how)
         options.say("\n".join(said(result)), {"out": out, "already": result.already, **result.history}, as_json)
         return
-    results = train_seeds(
-        model, store, out, chosen, range(seed, seed + seeds), resume=resume, force=force, device=device
-    )
+    results = train_seeds(model, store, out, chosen, range(seed, seed + seeds), **how)
     summary = over_seeds(results)
     lines = [line for result in results for line in said(result)]
     spread = "" if summary["sd"] is None else f" ± {summary['sd']:.4f} (standard deviation)"

@@ -73,13 +73,18 @@ def check_choice(kind: str, name: str, names: Collection[str]) -> str:
 
 
 def training_defaults(name: str) -> dict[str, Any]:
-    """Return the constant TRAINING of a model's file, {} where it has none.
+    """Return the constant TRAINING of a model's file: the training options that are its own; {} where it has none."""
+    return constant(name, "TRAINING")
+
+
+def constant(name: str, wanted: str) -> dict[str, Any]:
+    """Return a constant of a model's file, {} where it has none.
 
     It is read from the source, since importing the file imports torch, which a stage with nothing to do can spare.
     """
     source = (Path(__file__).parent / f"{check_name(name).replace('-', '_')}.py").read_text(encoding="utf-8")
     for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "TRAINING":
+        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == wanted:
             return cast("dict[str, Any]", ast.literal_eval(statement.value))
     return {}
 

@@ -26,6 +26,7 @@ from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 TRAINING = {"epochs": 30, "new_learning_rate": 1e-3, "patience": 5}  # nothing in it is pretrained
+TUNING = {"learning_rate": None, "vocabulary": ["word", "character"]}
 PAD, UNKNOWN = "<pad>", "<unk>"
 MIN_COUNT = 2
 MAX_WORDS = 30_000

@@ -33,6 +33,7 @@ from labeler.losses import labelling_loss
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 
 TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before"}
+TUNING = {"n_coattn": (1, 2), "coattention": ["vilbert", "seed", "hieco"], "coattn_place": ["before", "between"]}
 
 
 class Config(VisualBertConfig):

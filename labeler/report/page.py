@@ -216,7 +216,10 @@ def _how(model: Model) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if not model.baseline:
         manifest, said = model.run.manifest, model.run.manifest["arguments"]
-        values |= {"seed": model.metrics["seed"], "trained on": [item["path"] for item in manifest["inputs"]]}
+        paths = [item["path"] for item in manifest["inputs"]]  # the store, then the teachers
+        values |= {"seed": model.metrics["seed"], "trained on": paths[:1]} | (
+            {"teachers": paths[1:]} if paths[1:] else {}
+        )
         values |= {"artifact sha256": manifest["content_sha256"], "versions": manifest["versions"]}
         values |= {f"argument {key}": value for key, value in said.items()}
     values |= {key: value for key, value in model.metrics["settings"].items() if said.get(key) != value}
