@@ -20,7 +20,6 @@ from labeler.evaluation import HEADLINE, Predictions, decide, mean_average_preci
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # scikit-learn's C: the higher, the less is the fit held back
 PROBE_STRENGTHS = (0.0001, 0.001, 0.01)
 SCALINGS = {"standardised": False, "unit length, standardised": True}
-PROBE_CHOSEN_BY = {"single": "macro_f1", "multi": "mean_average_precision"}
 ITERATIONS = 300
 TOLERANCE = 1e-4
 
@@ -240,17 +239,16 @@ def linear_probe(
 ) -> Probe:
     """Return the regression of truth [N, L] on standardised features [N, D] that is best on the validation rows.
 
-    Only well held back fits are tried (C up to 0.01): this is a start and no end, and a head that fits the training
-    rows perfectly leaves a model nothing to learn from. A label that all or none of the rows carry gets no
-    weights, and the logit of its smoothed share as bias.
+    Only well held back fits are tried (C up to 0.01), and the one with the lowest log loss is taken: this is a start and no
+    end, and a head that fits the training rows too well leaves a model nothing to learn from. A label that all or none of
+    the rows carry gets no weights, and the logit of its smoothed share as bias.
     """
     center, scale = features.mean(axis=0), features.std(axis=0)
     # a feature that hardly ever varies must not be blown up: its gradient would drown all others
     scale = np.maximum(scale, max(scale.mean() / 10, 1e-6))
     x, x_validation = (features - center) / scale, (validation - center) / scale
     fits = [fit for _, fit in _fits(task, x, truth, PROBE_STRENGTHS)]
-    metric = PROBE_CHOSEN_BY[task]
-    fit = max(fits, key=lambda fit: _value(task, metric, _scores(task, fit, x_validation, truth), validation_truth))
+    fit = min(fits, key=lambda fit: _log_loss(task, _scores(task, fit, x_validation, truth), validation_truth))
     share = (truth.sum(axis=0) + 1) / (len(truth) + 2)
     weights, bias = np.zeros((features.shape[1], truth.shape[1])), np.log(share / (1 - share))
     weights[:, _varying(truth)], bias[_varying(truth)] = fit.weights, fit.bias

@@ -7,11 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, average_precision_score
+from sklearn.metrics import accuracy_score, average_precision_score, log_loss
 
 from labeler import baselines
-from labeler.baselines import STRENGTHS, Features, logistic_regression, majority
+from labeler.baselines import PROBE_STRENGTHS, STRENGTHS, Features, linear_probe, logistic_regression, majority
 from labeler.evaluation import HEADLINE
 
 
@@ -186,3 +187,26 @@ def test_many_labels_and_wide_features_take_seconds():
     assert time.perf_counter() - started < 30
     assert found.settings["C"] in STRENGTHS
     assert found.parameters == 61 * 417
+
+
+@pytest.mark.parametrize("task", ["single", "multi"])
+def test_the_heads_start_is_the_probe_of_the_lowest_validation_loss(task, monkeypatch):
+    train, validation, _ = parts(task)
+    joined = [np.hstack([part.image, part.text]) for part in (train, validation)]
+    losses, biases = [], []
+
+    def probe():
+        return linear_probe(task, joined[0], train.truth, joined[1], validation.truth)
+
+    chosen = probe()
+    for strength in PROBE_STRENGTHS:
+        monkeypatch.setattr(baselines, "PROBE_STRENGTHS", (strength,))
+        one = probe()
+        logits = (joined[1] - one.center) / one.scale @ one.weights + one.bias
+        if task == "single":
+            losses.append(log_loss(validation.truth.argmax(axis=1), softmax(logits, axis=1)))
+        else:
+            losses.append(np.mean([log_loss(*pair) for pair in zip(validation.truth.T, expit(logits).T, strict=True)]))
+        biases.append(one.bias)
+    assert len(set(losses)) == len(losses)
+    np.testing.assert_allclose(chosen.bias, biases[int(np.argmin(losses))], atol=1e-3)
