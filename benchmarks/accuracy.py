@@ -1,10 +1,11 @@
 """Accuracy of every model on held-out pairs: three seeds, paired differences with intervals.
 
-    python -m benchmarks.accuracy [clipart-category clipart-tags mvsa-single]
+    python -m benchmarks.accuracy [clipart-category clipart-tags mvsa-single meld-emotion]
     python -m benchmarks.accuracy tables
 
 Results are kept in `benchmarks/results/`, a file a data set; runs that are already made are not made again. mvsa-single
-is read from the folder that LABELER_DATA names (it holds mvsa_single/train.jsonl) and is left out where that is not set.
+and meld-emotion (text alone, the official splits) are read from the folder that LABELER_DATA names (it holds
+mvsa_single/train.jsonl and meld/) and are left out where that is not set.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def data_sets() -> list[DataSet]:
     """Return the data sets that are at hand."""
     clipart = ROOT / "data" / "clipart" / "pairs.jsonl"
     found = [DataSet("clipart-category", clipart, "category"), DataSet("clipart-tags", clipart, "tags")]
-    elsewhere = Path(os.environ.get("LABELER_DATA", "/nonexistent")) / "mvsa_single" / "train.jsonl"
-    return found + ([DataSet("mvsa-single", elsewhere, "label")] if elsewhere.is_file() else [])
+    elsewhere = Path(os.environ.get("LABELER_DATA", "/nonexistent"))
+    found.append(DataSet("mvsa-single", elsewhere / "mvsa_single" / "train.jsonl", "label"))
+    found.append(DataSet("meld-emotion", elsewhere / "meld", "emotion"))
+    return [data_set for data_set in found if data_set.source.exists()]
 
 
 def main(wanted: list[str]) -> None:
@@ -75,10 +78,10 @@ def main(wanted: list[str]) -> None:
             print(table(measure(data_set.name, stored(data_set), trials, SEEDS, COMPARED, target)), flush=True)
 
 
-def stored(data_set: DataSet) -> Path:
-    """Return the data set's store, in a folder of its own under LABELER_BENCH; made if need be."""
+def stored(data_set: DataSet, split: str = "auto") -> Path:
+    """Return the data set's store, in a folder of its own under LABELER_BENCH; made if need be, with its splits by `split`."""
     work = Path(os.environ.get("LABELER_BENCH", ROOT / "checkpoints" / "bench")) / data_set.name
-    ingest([data_set.source], work / "records", IngestOptions(label=data_set.label))
+    ingest([data_set.source], work / "records", IngestOptions(label=data_set.label, split=split))
     preprocess(work / "records", work / "store")
     return work / "store"
 
