@@ -18,7 +18,7 @@ ORDER = """
 labeler  encoders
 artifacts
 records  evaluation  encoders.weights
-images  splits  baselines
+images  splits  baselines  keys  lines
 sources
 decoding  chunks  looks  pictures
 selection
@@ -185,8 +185,9 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "looks", "splits", "selection", "ingestion", "preprocessing",
-         "training", "scoring", "labelling", "runs", "store", "export", "inspection", "models", "encoders.weights"]  # fmt: skip
+LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
+         "preprocessing", "training", "scoring", "labelling", "runs", "store", "export", "inspection", "models",
+         "encoders.weights"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT + [name for name in module_names() if name.startswith("sources")])
