@@ -68,7 +68,7 @@ def in_workers(
 ) -> Generator[Any, None, None]:
     """Yield `function(*item)` for each of `items`, in their order, or the ImageError that it raised; None for None.
 
-    Where `then` is given, a thread of this process does that with each result first.
+    Where `then` is given, a thread of this process does that with each result, beside the next item's work.
 
     Lazy: at most `ahead` items are drawn beyond the one whose result is yielded. A process a core does the work, each
     started when it is first needed and after it has died; closing the iterator ends them. `function` is found by its
@@ -81,7 +81,8 @@ def in_workers(
     workers = Workers(seconds, then)
     # only the main thread, and no worker, is to hear Ctrl-C: a process inherits its mask from the thread that starts it
     quiet = (signal.SIG_BLOCK, {signal.SIGINT})
-    pool = ThreadPoolExecutor(cores(), initializer=signal.pthread_sigmask, initargs=quiet)
+    # twice as many threads as processes, so that none waits for what a thread does between two items
+    pool = ThreadPoolExecutor(2 * cores(), initializer=signal.pthread_sigmask, initargs=quiet)
     waiting: deque[Future[Any]] = deque()
     try:
         for item in items:
@@ -102,27 +103,31 @@ def cores() -> int:
 
 
 class Workers:
-    """A process for each thread that calls."""
+    """Processes, at most one a core, for any number of threads that call."""
 
     def __init__(self, seconds: float, then: Callable[[Any], Any] | None):
         self.seconds = seconds
         self.then = then
-        self.own = threading.local()
+        self.free = threading.Semaphore(cores())
+        self.idle: list[Worker] = []
         self.started: set[Worker] = set()
         self.lock = threading.Lock()
         self.closed = False
 
     def call(self, function: Callable[..., Any], item: tuple[Any, ...] | None) -> Any:
-        """Return `function(*item)` from this thread's process, or the ImageError that it ended in."""
+        """Return `function(*item)` from a process, or the ImageError that it ended in."""
         if item is None:
             return None
         for _ in range(TRIES):
-            worker = self.worker()
-            try:
-                answer = worker.call(function, item)
-                break
-            except (EOFError, OSError):
-                code = self.stop(worker)
+            with self.free:
+                worker = self.worker()
+                try:
+                    answer = worker.call(function, item)
+                except (EOFError, OSError):
+                    code = self.stop(worker)
+                    continue
+                self.idle.append(worker)
+            break
         else:
             return death(item[0], code, self.seconds)
         if isinstance(answer, ImageError):
@@ -132,26 +137,25 @@ class Workers:
         return self.then(answer) if self.then else answer
 
     def worker(self) -> Worker:
-        """Return this thread's process; raises LabelerError when it cannot be started."""
-        if getattr(self.own, "worker", None) is None:
-            with self.lock:
-                if self.closed:
-                    raise LabelerError("closed")
-                worker = Worker(self.seconds)
-                self.started.add(worker)
-            try:
-                receive(worker.channel)  # it is ready
-            except (EOFError, OSError):
-                code = self.stop(worker)
-                raise LabelerError(
-                    f"a process for decoding ended at its start (exit code {code}); is there memory?"
-                ) from None
-            self.own.worker = worker
-        return self.own.worker
+        """Return an idle process or a new one; raises LabelerError when it cannot be started."""
+        with self.lock:
+            if self.idle:
+                return self.idle.pop()
+            if self.closed:
+                raise LabelerError("closed")
+            worker = Worker(self.seconds)
+            self.started.add(worker)
+        try:
+            receive(worker.channel)  # it is ready
+        except (EOFError, OSError):
+            code = self.stop(worker)
+            raise LabelerError(
+                f"a process for decoding ended at its start (exit code {code}); is there memory?"
+            ) from None
+        return worker
 
     def stop(self, worker: Worker) -> int:
         """Leave nothing of a process that has died; return its exit code."""
-        self.own.worker = None
         with self.lock:
             self.started.discard(worker)
         return worker.close()

@@ -180,7 +180,8 @@ def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Im
             if side:
                 image.draft(None, enough(image.size, side))
             image.load()  # verify() would pass a truncated JPEG
-            return to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # else an upright picture is copied
+            return to_rgb(image)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:  # Pillow's own limit, checked before ours can be
@@ -240,7 +241,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def load_image(path: Path) -> Image.Image:
@@ -259,12 +260,12 @@ def stretch(pixels: np.ndarray, side: int) -> np.ndarray:
         return torch.nn.functional.interpolate(picture, (height, width), mode="bicubic", antialias=True)
 
     height, width = pixels.shape[:2]
-    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # stored by pixel, which is the fast way
     if height > max(
         side, 2 * width - side
     ):  # upright ones first in height, as by Pillow: values are cut off at 0 and 255
         picture = resized(picture, side, width)
-    return np.ascontiguousarray(resized(picture, side, side)[0].permute(1, 2, 0))
+    return resized(picture, side, side)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def thumbnail(image: Image.Image) -> bytes:
