@@ -105,7 +105,7 @@ def cores() -> int:
 class Workers:
     """Processes, at most one a core, for any number of threads that call."""
 
-    def __init__(self, seconds: float, then: Callable[[Any], Any] | None):
+    def __init__(self, seconds: float, then: Callable[[Any], Any] | None = None):
         self.seconds = seconds
         self.then = then
         self.free = threading.Semaphore(cores())
