@@ -6,23 +6,20 @@ What must be known of all rows at once is held as arrays, some sixty bytes a row
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from unicodedata import category
 
 import numpy as np
-import orjson
-from xxhash import xxh3_64_intdigest
 
 from labeler.images import ImageError, resolve_image
+from labeler.keys import comparables, encoded, keys_of, word_counts
+from labeler.lines import Fields, lines_of
 from labeler.records import (
-    MAX_TEXT_CHARACTERS,
     SPLITS,
     Reject,
     Row,
@@ -30,7 +27,6 @@ from labeler.records import (
     Split,
     canonical_fields,
     find_field,
-    json_bytes,
     named_fields,
     parse_labels,
     parse_split,
@@ -38,16 +34,12 @@ from labeler.records import (
 from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
-from labeler.sources.jsonl import MAX_LINE_BYTES, PLAIN, Piece, rows_of
+from labeler.sources.jsonl import Piece, plain_columns, rows_of
 
 LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired
-GAP = b"\0"  # stands in a record's line where its split will; JSON escapes it, so that no line holds one
 BREAK = ord("\n")
-BLANK = np.array([chr(code).isspace() and code < 128 for code in range(256)])
 PLACES: dict[Split | None, int] = {None: -1} | {split: place for place, split in enumerate(SPLITS)}
-JSON_VALUE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|null')
-HEAD = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*"),"image":("(?:[^"\\]|\\.)*"|null)')  # how a record's line begins
 
 
 @dataclass(frozen=True)
@@ -67,20 +59,6 @@ class RowReading:
     labels_file: str = ""
     answers: frozenset[str] | None = None
     reading: Reading = field(default_factory=Reading)
-
-
-class Fields(NamedTuple):
-    """N records field by field, and where each one stood: lists of N."""
-
-    line: list[int]
-    source: list[str]
-    id: list[str]
-    image: list[str | None]
-    text: Sequence[str | None]
-    labels: list[tuple[str, ...]]
-    split: list[Split | None]
-    group: list[str | None]
-    meta: list[dict[str, Any]]
 
 
 class Columns(NamedTuple):
@@ -145,31 +123,20 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
 
     That is what `chunk_of` returns, in a third of the time: what can be asked of all rows at once is not asked of each.
     """
-    raw = piece.data.removesuffix(b"\n").split(b"\n")
-    if how.fix_text or how.labels is not None or how.answers is not None or max(map(len, raw)) > MAX_LINE_BYTES:
+    if how.fix_text or how.labels is not None or how.answers is not None:
         return None
-    try:
-        rows = list(map(orjson.loads, raw))  # a blank line is an error too
-    except orjson.JSONDecodeError:
+    column = plain_columns(piece.data)
+    if column is None:
         return None
-    keys = tuple(rows[0]) if type(rows[0]) is dict else ()
-    if not keys or set(map(type, rows)) != {dict} or set(map(tuple, rows)) != {keys}:
+    names = named_fields(tuple(column), tuple(how.mapping.items()))
+    if names.image or names.group or "answers" in column or not {names.id, names.text, names.labels} <= set(column):
         return None
-    names = named_fields(keys, tuple(how.mapping.items()))
-    if names.image or names.group or "answers" in keys or not {names.id, names.text, names.labels} <= set(keys):
+    strings = {name: values for name, values in column.items() if type(values[0]) is str}
+    if not {names.id, names.text, names.labels} <= strings.keys():
         return None
-    column = dict(zip(keys, zip(*map(dict.values, rows), strict=True), strict=True))
-    strings = {key: "".join(values) for key, values in column.items() if set(map(type, values)) == {str}}
-    plain = all(key in strings or set(map(type, values)) <= PLAIN - {str} for key, values in column.items())
-    colons = sum(map(str.count, [*keys, *strings.values()], repeat(":"))) + (len(rows) - 1) * "".join(keys).count(":")
-    if not plain or b"\\u003" in piece.data or piece.data.count(b":") != len(keys) * len(rows) + colons:
-        return None  # a key may stand twice, see `labeler.sources.jsonl.is_plain`
-    joined = "".join([*keys, *strings.values()])
-    if not {names.id, names.text, names.labels} <= strings.keys() or not joined.isascii() or "\0" in joined:
-        return None
-    ids, texts = (list(map(str.strip, column[str(key)])) for key in (names.id, names.text))
-    longest = max(max(map(len, column[key])) for key in strings)
-    if not all(ids) or not all(texts) or longest > MAX_TEXT_CHARACTERS:
+    ids, texts = (list(map(str.strip, strings[str(key)])) for key in (names.id, names.text))
+    rows = len(ids)
+    if not all(ids) or not all(texts):
         return None
     try:
         labels = {value: parse_labels(value, how.separator) for value in set(column[str(names.labels)])}
@@ -180,17 +147,17 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
         return None
     others = zip(*(column[name] for name in names.others), strict=True)
     records = Fields(
-        line=list(range(piece.first, piece.first + len(rows))),
-        source=[piece.path] * len(rows),
+        line=list(range(piece.first, piece.first + rows)),
+        source=[piece.path] * rows,
         id=ids,
-        image=[None] * len(rows),
+        image=[None] * rows,
         text=texts,
         labels=[labels[value] or () for value in column[str(names.labels)]],
-        split=[splits[value] for value in column[names.split]] if names.split else [None] * len(rows),
-        group=[None] * len(rows),
-        meta=[dict(zip(names.others, values, strict=True)) for values in others] or [{} for _ in rows],
+        split=[splits[value] for value in column[names.split]] if names.split else [None] * rows,
+        group=[None] * rows,
+        meta=[dict(zip(names.others, values, strict=True)) for values in others] or [{} for _ in range(rows)],
     )
-    counts: Counter[Any] = Counter({"rows": len(rows)} | {("field", name): len(rows) for name in names.others})
+    counts: Counter[Any] = Counter({"rows": rows} | {("field", name): rows for name in names.others})
     return chunk_from(records, any(len(value or ()) > 1 for value in labels.values()), [], counts)
 
 
@@ -247,9 +214,10 @@ def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Co
     texts, number = records.text, len(records.id)
     sources, labels = numbered(records.source), numbered(chain.from_iterable(records.labels))
     nothing = np.zeros(number, np.int32)
-    for group, meta in zip(records.group, records.meta, strict=True):
-        if group is not None:
-            meta["group"] = group
+    if any(records.group):
+        for group, meta in zip(records.group, records.meta, strict=True):
+            if group is not None:
+                meta["group"] = group
     lines = lines_of(records)
     columns = Columns(
         line=np.array(records.line, np.int64),
@@ -270,48 +238,6 @@ def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Co
     codes = np.fromiter(map(labels.__getitem__, chain.from_iterable(records.labels)), np.int32)
     images = records.image if any(records.image) else []
     return Chunk(lines, images, [], columns, list(sources), list(labels), codes, several, rejects, counts, {})
-
-
-def lines_of(records: Fields) -> bytes:
-    """Return the records' lines, with GAP for their splits; a record's group is its id until groups are known."""
-    ids = each_json(records.id)
-    names = {labels: json_bytes(labels) for labels in set(records.labels)}
-    columns = (
-        (b'{"id":', ids),
-        (b',"image":', each_json(records.image) if any(records.image) else repeat(b"null")),
-        (b',"text":', each_json(records.text)),
-        (b',"labels":', map(names.__getitem__, records.labels)),
-        (b',"split":' + GAP + b',"group":', ids),
-        # as slices, since orjson's own bytes keep a kilobyte each
-        (b',"meta":{', [json_bytes(meta)[1:] for meta in records.meta] if any(records.meta) else repeat(b"}")),
-    )
-    parts = chain.from_iterable((repeat(name), values) for name, values in columns)
-    return b"".join(chain.from_iterable(zip(*parts, repeat(b"}\n"), strict=False)))
-
-
-def each_json(values: Sequence[str | None]) -> list[bytes]:
-    """Return each of the values as JSON."""
-    whole = json_bytes(values)
-    if values and all(values) and b'\\"' not in whole:  # half the time
-        return [b'"%b"' % value for value in whole[2:-2].split(b'","')]
-    return JSON_VALUE.findall(whole)
-
-
-def encoded(values: Sequence[str | None]) -> list[bytes | None]:
-    """Return the values in UTF-8; None for None and for nothing."""
-    return list(map(str.encode, values)) if all(values) else [value.encode() if value else None for value in values]  # type: ignore[arg-type]
-
-
-def word_counts(texts: Sequence[str | None]) -> np.ndarray:
-    """Return [N] int32: how many words each of the texts has, 0 for None."""
-    if not all(texts) or not (whole := "".join(texts)).isascii():  # type: ignore[arg-type]
-        return np.array([len(text.split()) if text else 0 for text in texts], np.int32)
-    starts = np.cumsum([0, *map(len, texts)])[:-1]  # type: ignore[arg-type]
-    blank = BLANK.take(np.frombuffer(whole.encode(), np.uint8))
-    begins = ~blank  # a word begins after a blank, or with its text
-    begins[1:] &= blank[:-1]
-    begins[starts] = ~blank[starts]
-    return np.add.reduceat(begins, starts, dtype=np.int32)
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
@@ -338,48 +264,6 @@ def relative_image(row: Row, name: str, how: RowReading) -> str:
     return Path(os.path.relpath(path, how.root)).as_posix()
 
 
-def with_meta(line: bytes, name: str, value: str) -> bytes:
-    """Return the record's line with one more string in its meta, last."""
-    comma = b"" if line.endswith(b"{}}\n") else b","
-    return b"%b%b%b:%b}}\n" % (line[:-3], comma, orjson.dumps(name), orjson.dumps(value))
-
-
-def json_id(line: bytes) -> bytes:
-    """Return the id of a record's line, as JSON."""
-    return HEAD.match(line)[1]  # type: ignore[index]
-
-
-def json_image(line: bytes) -> bytes:
-    """Return what a record's line calls its image, as JSON."""
-    return HEAD.match(line)[2]  # type: ignore[index]
-
-
-def without_image(line: bytes) -> bytes:
-    """Return the record's line with no image."""
-    return HEAD.sub(rb'{"id":\1,"image":null', line, count=1)
-
-
-def with_labels(line: bytes, labels: Iterable[str]) -> bytes:
-    """Return the record's line with other labels."""
-    head, tail = line.split(GAP)
-    return b'%b,"labels":%b,"split":%b%b' % (head[: head.rindex(b',"labels":[')], orjson.dumps(list(labels)), GAP, tail)
-
-
-def in_split(line: bytes, split: bytes, group: bytes | None) -> bytes:
-    """Return the record's line with its split and, where it is not its own, its group's name; both as JSON."""
-    head, tail = line.split(GAP)
-    if group is not None:
-        tail = b',"group":%b%b' % (group, tail[len(b',"group":') + len(json_id(line)) :])
-    return head + split + tail
-
-
-def in_splits(lines: bytes, splits: list[bytes]) -> bytes:
-    """Return several records' lines, each with its split as JSON."""
-    whole = [b""] * (2 * len(splits) + 1)
-    whole[0::2], whole[1::2] = lines.split(GAP), splits
-    return b"".join(whole)
-
-
 def fixed_text(row: Row, mapping: dict[str, str]) -> Row:
     """Return the row with its text repaired where one encoding was taken for another; the row itself where none was."""
     from ftfy import fix_text
@@ -393,47 +277,3 @@ def fixed_text(row: Row, mapping: dict[str, str]) -> Row:
         fix_character_width=False, fix_line_breaks=False, normalization=None,
     )  # fmt: skip
     return row if fixed == row.fields[name] else row._replace(fields=row.fields | {name: fixed})
-
-
-def keys_of(values: Sequence[bytes | None]) -> np.ndarray:
-    """Return [N] uint64, equal for equal values, with every run and on every machine; 0 for None alone."""
-    found = filter(None, values)
-    there = np.fromiter(map(bool, values), bool, len(values))
-    keys = np.zeros(len(values), np.uint64)
-    keys[there] = np.fromiter(map(xxh3_64_intdigest, found), np.uint64)
-    keys[there & (keys == 0)] = 1  # one value in 2**64: it is given another's
-    return keys
-
-
-class Compared(dict[int, "int | None"]):
-    """A table for str.translate: letters, marks, numbers and symbols stay, all else goes."""
-
-    def __missing__(self, code: int) -> int | None:
-        self[code] = code if category(chr(code))[0] in "LMNS" else None
-        return self[code]
-
-
-COMPARED = Compared()
-LOWER = bytes(ord(chr(code).lower()) if code < 128 else code for code in range(256))
-IGNORED = bytes(code for code in range(128) if COMPARED[code] is None)
-IGNORED_IN_LINES = IGNORED.replace(b"\n", b"")
-
-
-def comparables(texts: Sequence[str | None]) -> list[bytes | None]:
-    """Return `comparable` of each of the texts, None for None; of plain ones all at once."""
-    if all(texts) and (whole := "\n".join(texts)).isascii():  # type: ignore[arg-type]
-        found = whole.encode().translate(LOWER, IGNORED_IN_LINES).split(b"\n")
-        if len(found) == len(texts) and all(found):
-            return found  # type: ignore[return-value]
-    return [comparable(text) if text else None for text in texts]
-
-
-def comparable(text: str) -> bytes:
-    """Return what texts are compared by: no case, blanks or punctuation; emoji and Indic vowel signs count.
-
-    A text of nothing else stands for itself.
-    """
-    if text.isascii():  # a fifth of the time
-        return text.encode().translate(LOWER, IGNORED) or text.lower().encode()
-    folded = text.casefold()
-    return (folded.translate(COMPARED) or folded).encode()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,12 +22,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from labeler.artifacts import LabelerError
-from labeler.images import Examined, ImageError, Prepared, examine_image, prepare_image
+from labeler.images import Examined, ImageError, Prepared, examine_image, prepare_image, stretch
 
 TIME_LIMIT = 60.0  # seconds of CPU time for one picture
 WAITING = 5  # times as long by the clock, since other work on the machine may leave a process little of it
@@ -48,9 +49,14 @@ def prepare_images(
     """Yield what the towers and the store take of each picture, or why it cannot be used; None for None.
 
     `pictures` are paths, each with the sha256 that its file must have, or None, and with its bytes where they are at
-    hand: then no file is read. See `in_workers`.
+    hand: then no file is read. They are stretched in this process, which has PyTorch. See `in_workers`.
     """
-    return in_workers(prepare_image, (None if item is None else (item[0], side, *item[1:]) for item in pictures))
+
+    def stretched(picture: Prepared) -> Prepared:
+        return picture._replace(pixels=stretch(picture.pixels, side))
+
+    items = (None if item is None else (item[0], side, *item[1:]) for item in pictures)
+    return in_workers(prepare_image, items, then=stretched)
 
 
 def in_workers(
@@ -58,8 +64,11 @@ def in_workers(
     items: Iterable[tuple[Any, ...] | None],
     seconds: float = TIME_LIMIT,
     ahead: int = AHEAD,
+    then: Callable[[Any], Any] | None = None,
 ) -> Generator[Any, None, None]:
     """Yield `function(*item)` for each of `items`, in their order, or the ImageError that it raised; None for None.
+
+    Where `then` is given, a thread of this process does that with each result, beside the next item's work.
 
     Lazy: at most `ahead` items are drawn beyond the one whose result is yielded. A process a core does the work, each
     started when it is first needed and after it has died; closing the iterator ends them. `function` is found by its
@@ -69,10 +78,11 @@ def in_workers(
 
     Raises LabelerError when processes cannot be started, and any other error of `function`.
     """
-    workers = Workers(seconds)
+    workers = Workers(seconds, then)
     # only the main thread, and no worker, is to hear Ctrl-C: a process inherits its mask from the thread that starts it
     quiet = (signal.SIG_BLOCK, {signal.SIGINT})
-    pool = ThreadPoolExecutor(cores(), initializer=signal.pthread_sigmask, initargs=quiet)
+    # twice as many threads as processes, so that none waits for what a thread does between two items
+    pool = ThreadPoolExecutor(2 * cores(), initializer=signal.pthread_sigmask, initargs=quiet)
     waiting: deque[Future[Any]] = deque()
     try:
         for item in items:
@@ -93,53 +103,59 @@ def cores() -> int:
 
 
 class Workers:
-    """A process for each thread that calls."""
+    """Processes, at most one a core, for any number of threads that call."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, then: Callable[[Any], Any] | None = None):
         self.seconds = seconds
-        self.own = threading.local()
+        self.then = then
+        self.free = threading.Semaphore(cores())
+        self.idle: list[Worker] = []
         self.started: set[Worker] = set()
         self.lock = threading.Lock()
         self.closed = False
 
     def call(self, function: Callable[..., Any], item: tuple[Any, ...] | None) -> Any:
-        """Return `function(*item)` from this thread's process, or the ImageError that it ended in."""
+        """Return `function(*item)` from a process, or the ImageError that it ended in."""
         if item is None:
             return None
         for _ in range(TRIES):
-            worker = self.worker()
-            try:
-                answer = worker.call(function, item)
-                break
-            except (EOFError, OSError):
-                code = self.stop(worker)
+            with self.free:
+                worker = self.worker()
+                try:
+                    answer = worker.call(function, item)
+                except (EOFError, OSError):
+                    code = self.stop(worker)
+                    continue
+                self.idle.append(worker)
+            break
         else:
             return death(item[0], code, self.seconds)
-        if isinstance(answer, Exception) and not isinstance(answer, ImageError):
+        if isinstance(answer, ImageError):
+            return answer
+        if isinstance(answer, Exception):
             raise answer
-        return answer
+        return self.then(answer) if self.then else answer
 
     def worker(self) -> Worker:
-        """Return this thread's process; raises LabelerError when it cannot be started."""
-        if getattr(self.own, "worker", None) is None:
-            with self.lock:
-                if self.closed:
-                    raise LabelerError("closed")
-                worker = Worker(self.seconds)
-                self.started.add(worker)
-            try:
-                worker.connection.recv()  # it is ready
-            except (EOFError, OSError):
-                code = self.stop(worker)
-                raise LabelerError(
-                    f"a process for decoding ended at its start (exit code {code}); is there memory?"
-                ) from None
-            self.own.worker = worker
-        return self.own.worker
+        """Return an idle process or a new one; raises LabelerError when it cannot be started."""
+        with self.lock:
+            if self.idle:
+                return self.idle.pop()
+            if self.closed:
+                raise LabelerError("closed")
+            worker = Worker(self.seconds)
+            self.started.add(worker)
+        try:
+            receive(worker.channel)  # it is ready
+        except (EOFError, OSError):
+            code = self.stop(worker)
+            raise LabelerError(
+                f"a process for decoding ended at its start (exit code {code}); is there memory?"
+            ) from None
+        return worker
 
     def stop(self, worker: Worker) -> int:
         """Leave nothing of a process that has died; return its exit code."""
-        self.own.worker = None
         with self.lock:
             self.started.discard(worker)
         return worker.close()
@@ -161,7 +177,7 @@ class Worker:
     """A process that decodes one picture at a time, and ends when its caller does."""
 
     def __init__(self, seconds: float):
-        ours, theirs = socket.socketpair()
+        self.channel, theirs = socket.socketpair()
         with theirs:
             code = (
                 f"import sys; sys.path[:] = {sys.path!r}; from labeler.decoding import serve; "
@@ -172,17 +188,46 @@ class Worker:
                 [sys.executable, "-I", "-c", code], pass_fds=[theirs.fileno()], env=os.environ | ENVIRONMENT,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        self.connection = Connection(ours.detach())
 
     def call(self, function: Callable[..., Any], item: tuple[Any, ...]) -> Any:
         """Return `function(*item)`, or the exception it ended with; raises EOFError or OSError when the process dies."""
-        self.connection.send((function, item))
-        return self.connection.recv()
+        send(self.channel, (function, item))
+        return receive(self.channel)
 
     def close(self) -> int:
-        """Close this end of the connection, which ends the process; return its exit code."""
-        self.connection.close()
+        """Close this end of the channel, which ends the process; return its exit code."""
+        self.channel.close()
         return self.process.wait()
+
+
+def send(channel: socket.socket, value: Any) -> None:
+    """Send a value; the memory of its arrays goes as it is, since to pickle it too takes many times as long."""
+    arrays: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    parts = [memoryview(head), *(array.raw() for array in arrays)]
+    channel.sendall(struct.pack(f"=Q{len(parts)}Q", len(parts), *map(len, parts)))
+    for part in parts:
+        channel.sendall(part)
+
+
+def receive(channel: socket.socket) -> Any:
+    """Return what was sent; raises EOFError when the other end is closed before."""
+    (count,) = struct.unpack("=Q", received(channel, 8))
+    sizes = struct.unpack(f"={count}Q", received(channel, 8 * count))
+    head, *arrays = [received(channel, size) for size in sizes]
+    return pickle.loads(head, buffers=arrays)
+
+
+def received(channel: socket.socket, size: int) -> bytearray:
+    """Return the next `size` bytes; raises EOFError where there are fewer."""
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        count = channel.recv_into(rest)
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return data
 
 
 def death(path: Any, code: int, seconds: float) -> ImageError:
@@ -201,11 +246,11 @@ def serve(descriptor: int, seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     gc.set_threshold(100_000)  # thousands of rows at a time are no reason to look for cycles
     threading.Thread(target=end_with_caller, args=(descriptor,), daemon=True).start()
-    connection = Connection(descriptor)
-    connection.send(None)  # ready
+    channel = socket.socket(fileno=descriptor)
+    send(channel, None)  # ready
     while True:
         try:
-            function, item = connection.recv()
+            function, item = receive(channel)
             set_limits(seconds)
             answer = function(*item)
         except MemoryError:
@@ -215,7 +260,7 @@ def serve(descriptor: int, seconds: float) -> None:
         except Exception as error:
             answer = error
         set_limits(0)
-        connection.send(answer)
+        send(channel, answer)
 
 
 def set_limits(seconds: float) -> None:

@@ -36,19 +36,10 @@ from labeler.artifacts import (
     sha256_json,
     write_json,
 )
-from labeler.chunks import (
-    Chunk,
-    Columns,
-    RowReading,
-    chunk_of,
-    chunk_of_lines,
-    chunk_of_piece,
-    json_id,
-    with_meta,
-    without_image,
-)
+from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece
 from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
+from labeler.lines import json_id, with_meta, without_image
 from labeler.pictures import Pictures
 from labeler.profile import counted, label_counts, profile_of, taxonomy_counts
 from labeler.records import Reject, Row, RowError, clean_text, label_set

@@ -27,7 +27,7 @@ from labeler.artifacts import (
 )
 from labeler.decoding import prepare_images
 from labeler.encoders.weights import tower_sha256
-from labeler.images import ImageError, Prepared
+from labeler.images import STRETCHED_BY, ImageError, Prepared
 from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.store import BOXES, DATASET, THUMBNAIL_MIME, TOKENS
 
@@ -77,6 +77,7 @@ def preprocess(
         "image_encoder": image_encoder,
         "weights": hashes,
         "thumbnails": THUMBNAIL_MIME,
+        "stretched_by": STRETCHED_BY,
     }
     recipe = Recipe("preprocess", (input_of(records, manifest),), asked)
     rows = sum(1 for _ in read_records(records))
@@ -93,7 +94,8 @@ def preprocess(
     }
     kept = None if force else other_towers_tokens(out, recipe)
     # Lance names its files at random: what stands for the content is what it was made from
-    with making(out, recipe, content=sha256_json([manifest["content_sha256"], towers])) as folder:
+    content = sha256_json([manifest["content_sha256"], towers, STRETCHED_BY])
+    with making(out, recipe, content=content) as folder:
         with tqdm(total=rows, desc="preprocessing", unit="pair", disable=None) as bar:
             if kept is None:
                 write_dataset(folder / DATASET, counted(load_batches(records, image.size), bar), records, image, text)

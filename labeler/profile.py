@@ -14,7 +14,7 @@ from labeler.selection import Records, Selected
 from labeler.sources.captions import LEFT_OUT
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
-from labeler.splits import Keys, RowLabels, leaks
+from labeler.splits import Keys, RowLabels, leaks, repeated
 
 MOST_PAIRS = 50
 MOST_LABELS = 12
@@ -139,11 +139,9 @@ def duplicates(keys: Keys) -> dict[str, dict[str, int]]:
     """Return, by kind, how many values stand on more than one row, and on how many rows they stand."""
     found = {}
     for kind, values in keys.items():
-        ordered = np.sort(values[values != 0])
-        same = ordered[1:] == ordered[:-1]
-        more, values_of_several = int(same.sum()), int((same & ~np.append(False, same[:-1])).sum())
-        if kind != "group" and more:
-            found[kind] = {"values": values_of_several, "rows": more + values_of_several}
+        rows = repeated(values)
+        if kind != "group" and len(rows):
+            found[kind] = {"values": len(np.unique(values[rows])), "rows": len(rows)}
     return found
 
 

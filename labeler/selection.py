@@ -15,10 +15,11 @@ import numpy as np
 import orjson
 
 from labeler.artifacts import BadInputError, UsageError
-from labeler.chunks import Chunk, Columns, in_split, in_splits, json_id, json_image, with_labels, with_unknown
+from labeler.chunks import Chunk, Columns, with_unknown
+from labeler.lines import in_split, in_splits, json_id, json_image, with_labels
 from labeler.looks import look_groups
 from labeler.records import SPLITS, Reject, Task
-from labeler.splits import Keys, RowLabels, group_rows, leaking, split_groups
+from labeler.splits import Keys, RowLabels, group_rows, leaking, repeated, split_groups
 
 KEPT, DUPLICATE, ID_CONFLICT, LABEL_COUNT, LEAK = range(5)
 CODES = ("", "duplicate", "id-conflict", "label-count", "leak")
@@ -261,7 +262,8 @@ def repeated_ids(records: Records) -> tuple[np.ndarray, np.ndarray]:
     """Return reasons and what they are about: of equal records with one id the first is kept, of differing ones none."""
     ids = records.columns.id
     reason, about = np.zeros(len(ids), np.int8), np.zeros(len(ids), np.int64)
-    order = np.argsort(ids, kind="stable")
+    again = repeated(ids)
+    order = again[np.argsort(ids[again], kind="stable")]
     same = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     runs = np.split(same, np.flatnonzero(np.diff(same) > 1) + 1) if len(same) else []
     for run in runs:

@@ -66,10 +66,16 @@ def joined(a: np.ndarray, b: np.ndarray, rows: int) -> np.ndarray:
 
 def shared_pairs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return row numbers (a, b), enough of them to join all rows of equal values; 0 equals nothing."""
-    order = np.argsort(values, kind="stable")
-    order = order[values[order] != 0]
+    rows = repeated(values)
+    order = rows[np.argsort(values[rows], kind="stable")]
     same = values[order[1:]] == values[order[:-1]]
     return order[:-1][same], order[1:][same]
+
+
+def repeated(values: np.ndarray) -> np.ndarray:
+    """Return the numbers of the rows whose value is another row's too, in order; 0 equals nothing."""
+    ordered = np.sort(values[values != 0])  # in half the time of argsort, and mostly few values are left
+    return np.flatnonzero(places(values, ordered[1:][ordered[1:] == ordered[:-1]]) >= 0)
 
 
 def split_groups(groups: np.ndarray, labels: RowLabels, fractions: Sequence[float], seed: int) -> np.ndarray:
@@ -144,7 +150,10 @@ def dealt(lacking: list[float], wanted_rows: list[float], rows: int) -> np.ndarr
 def labels_of_groups(members: np.ndarray, labels: RowLabels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return, sorted by group, each (group, label code, number of its rows with that label) that occurs."""
     number = int(labels.codes.max(initial=0)) + 1
-    pairs, count = np.unique(members[labels.rows] * number + labels.codes, return_counts=True)
+    pairs = members[labels.rows] * number + labels.codes
+    count = np.ones(len(pairs), int)
+    if (pairs[1:] <= pairs[:-1]).any():  # else each row is a group
+        pairs, count = np.unique(pairs, return_counts=True)
     return pairs // number, pairs % number, count
 
 
@@ -174,12 +183,12 @@ def shuffled(count: int, seed: int) -> np.ndarray:
 
 def leaks(keys: Keys, splits: np.ndarray) -> dict[str, np.ndarray]:
     """Return {kind: [N] bool}: the rows outside train that share a key of that kind with a train row."""
-    rows = np.flatnonzero(splits != TRAIN)
     found = {}
     for kind, values in keys.items():
-        leaked = np.zeros(len(splits), bool)
-        leaked[rows] = places(values[rows], np.sort(values[splits == TRAIN])) >= 0
-        found[kind] = leaked
+        rows = repeated(values)
+        others, train = rows[splits[rows] != TRAIN], rows[splits[rows] == TRAIN]
+        found[kind] = np.zeros(len(splits), bool)
+        found[kind][others] = places(values[others], np.sort(values[train])) >= 0
     return found
 
 

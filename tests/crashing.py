@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from labeler.images import Examined, ImageError, Prepared, decode_image, examine_image, prepare_image
 
 if TYPE_CHECKING:
@@ -50,6 +52,18 @@ def crashing_prepare(path: Path, side: int, sha256: str | None = None, data: byt
     """Return `prepare_image` of the picture, unless its name says otherwise."""
     decode(path)
     return prepare_image(path, side, sha256, data)
+
+
+def arrays(path: Path, pixels: np.ndarray) -> list[np.ndarray]:
+    """Return the array that came, and others of every kind that goes another way between processes."""
+    return [
+        pixels,
+        pixels[::2, ::-1],
+        pixels[:0],
+        np.array(3.5),
+        np.array(["a", None], object),
+        np.asfortranarray(pixels),
+    ]
 
 
 def fuzzed(data: bytes) -> tuple[str, tuple[int, int], list[str], int]:

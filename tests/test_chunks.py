@@ -10,21 +10,9 @@ from unicodedata import category
 import numpy as np
 import pytest
 
-from labeler.chunks import (
-    Chunk,
-    Columns,
-    RowReading,
-    chunk_of,
-    comparable,
-    expanded,
-    in_split,
-    in_splits,
-    json_id,
-    keys_of,
-    plain_records,
-    with_meta,
-    without_image,
-)
+from labeler.chunks import Chunk, Columns, RowReading, chunk_of, expanded, plain_records
+from labeler.keys import comparable, keys_of
+from labeler.lines import in_split, in_splits, json_id, with_meta, without_image
 from labeler.records import Record, Reject, Row, RowError, record_from
 from labeler.sources.jsonl import MAX_LINE_BYTES, Piece, pieces, read, rows_of
 
@@ -207,9 +195,16 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "change", [*CHANGES, "{", "", " ", "[1]", "{'id': 1}", '{"id": "1", "id": "2"}', '{"a":"\\u003a"}']
-)
+ROW = json.dumps(PLAIN_ROWS[0])
+LINES = [
+    "{", "", " ", "[1]", "{'id': 1}", '{"id": "1", "id": "2"}', '{"a":"\\u003a"}',
+    f" {ROW}", f"{ROW}\r", f"{ROW},", f"{ROW},{ROW}",
+    # as many objects as lines, which are no lines of objects
+    '{"a":[1\n{"b":1}]},5', f'{{"a":"b}}\n{{","c":"}}\n{ROW},{ROW}', f'{{"a":{{}}\n{{}}}},{ROW}', f'{ROW}\n\n{ROW},{ROW}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *LINES])
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_plain_rows_at_once_are_what_they_are_one_by_one(tmp_path, change, everywhere):
     lines = []

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from crashing import ENDS, decode
+from crashing import ENDS, arrays, decode
 from PIL import Image
 
 from labeler.artifacts import LabelerError
 from labeler.decoding import AHEAD, cores, examine_images, in_workers, prepare_images
-from labeler.images import ImageError, Prepared, examine_image
+from labeler.images import ImageError, Prepared, examine_image, load_image, stretch
 
 ROOT = Path(__file__).parent.parent
 
@@ -203,6 +203,21 @@ def test_pictures_are_examined_and_prepared(tmp_path):
     np.testing.assert_array_equal(prepared[0].pixels, prepared[2].pixels)
     assert isinstance(prepared[2], Prepared)
     assert (prepared[3].code, str(prepared[3])) == ("image-changed", f"{paths[0]}: another picture than at ingest")
+
+
+def test_arrays_come_back_as_they_were():
+    sent = [np.random.default_rng(n).integers(0, 256, (n, 600, 3), dtype=np.uint8) for n in (0, 1, 700)]
+    for pixels, found in zip(sent, in_workers(arrays, [(Path("a"), pixels) for pixels in sent]), strict=True):
+        for one, other in zip(found, arrays(Path("a"), pixels), strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+        assert found[0].flags.writeable
+
+
+def test_pictures_come_as_they_are_stretched_here(tmp_path):
+    paths = [photo(tmp_path / f"{number}.png", (300 - number, 100 + 99 * number), number) for number in range(3)]
+    for path, found in zip(paths, prepare_images([(path, None) for path in paths], 32), strict=True):
+        np.testing.assert_array_equal(found.pixels, stretch(np.array(load_image(path)), 32))
 
 
 @pytest.mark.slow

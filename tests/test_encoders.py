@@ -13,7 +13,6 @@ import timm
 import torch
 import torchvision
 from huggingface_hub import constants
-from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from transformers import VisualBertConfig, VisualBertModel
@@ -34,7 +33,7 @@ BUILDINGS = ("palace", "monastery", "bell cote", "castle", "boathouse")
 
 def sample(name: str, side: int) -> np.ndarray:
     """Return a photo that comes with scikit-learn as [side, side, 3] uint8."""
-    return stretch(Image.fromarray(load_sample_image(name)), side)
+    return stretch(load_sample_image(name).copy(), side)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_the_embedded_image_tower_sees(embedded, picture, names, among):
 
 
 def test_pixels_are_stretched_and_normalised_as_the_weights_were_trained(embedded):
-    pixels = embedded.normalised(upright(stretch(Image.new("RGB", (30, 90), (255, 127, 0)), 224)))
+    pixels = embedded.normalised(upright(stretch(np.full((90, 30, 3), (255, 127, 0), np.uint8), 224)))
     assert pixels.shape == (1, 3, 224, 224)
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, 0.0, -127 / 128]), atol=1e-5, rtol=0)
 

@@ -19,12 +19,15 @@ from PIL import Image, ImageCms
 from labeler.images import (
     FORMATS,
     MAX_FILE_BYTES,
+    MAX_SENT,
     ImageError,
     decode_image,
     difference_hash,
     load_image,
+    prepare_image,
     read_image_file,
     resolve_image,
+    stretch,
     thumbnail,
 )
 
@@ -317,3 +320,35 @@ def test_importing_images_is_cheap():
     code = "import sys, labeler.images; print('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    "size", [(640, 360), (360, 640), (300, 280), (90, 500), (500, 90), (7, 3), (1, 900), (224, 224)], ids=str
+)
+@pytest.mark.parametrize("kind", ["photo", "noise", "edges"])
+def test_a_picture_is_stretched_as_by_pillow(size, kind):
+    chance = np.random.default_rng(0)
+    pixels = chance.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    if kind == "photo":
+        pixels = np.array(photo(900).resize(size))
+    elif kind == "edges":  # a bicubic goes beyond them, and is cut off after each of its two passes
+        pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC))
+    found = stretch(pixels, 224)
+    assert (found.shape, found.dtype) == ((224, 224, 3), np.uint8)
+    away = np.abs(found.astype(int) - expected)
+    assert away.max() <= 2
+    assert (away > 1).mean() < 1e-3
+
+
+def test_pictures_are_sent_small_and_giants_stretched(tmp_path):
+    paths = [tmp_path / name for name in ("a.jpg", "b.png", "giant.png")]
+    photo(900).resize((1280, 720)).save(paths[0])
+    photo(300).save(paths[1])
+    giant = photo(30).resize((2500, MAX_SENT // 2500 + 1))
+    giant.save(paths[2], compress_level=0)
+    found = [prepare_image(path, 64).pixels for path in paths]
+    assert [pixels.shape for pixels in found] == [(180, 320, 3), (300, 300, 3), (64, 64, 3)]
+    np.testing.assert_array_equal(found[1], np.asarray(photo(300)))
+    np.testing.assert_array_equal(found[2], np.asarray(giant.resize((64, 64), Image.Resampling.BICUBIC)))
+    np.testing.assert_array_equal(stretch(found[2], 64), found[2])

@@ -20,7 +20,7 @@ artifacts
 records  encoders.weights
 taxonomy
 evaluation
-images  splits  baselines
+images  splits  baselines  keys  lines
 sources
 decoding  chunks  looks  pictures
 selection
@@ -189,8 +189,9 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "looks", "splits", "selection", "ingestion", "preprocessing",
-         "training", "tuning", "distillation", "scoring", "labelling", "runs", "store", "export", "inspection", "models",
+LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
+         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling", "runs", "store", "export", "inspection",
+         "models",
          "encoders.weights"]  # fmt: skip
 
 

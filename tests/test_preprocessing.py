@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labeler.artifacts import BadInputError, LabelerError, read_manifest, verify, work_folder
+from labeler.artifacts import MANIFEST, BadInputError, LabelerError, read_manifest, verify, work_folder, write_json
 from labeler.encoders.image import load_image_encoder
 from labeler.encoders.text import load_text_encoder
-from labeler.images import stretch
+from labeler.images import STRETCHED_BY, stretch
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.records import read_records
@@ -47,7 +47,7 @@ def test_tokens_are_the_towers_on_the_original_pictures(store, image_tower):
             assert not row.any()
             continue
         with Image.open(store.parent / "source" / record.image) as picture:
-            seen = tower.visual_tokens([stretch(picture.convert("RGB"), tower.size)])[0].numpy()
+            seen = tower.visual_tokens([stretch(np.array(picture.convert("RGB")), tower.size)])[0].numpy()
         np.testing.assert_allclose(row.astype(np.float32), seen.astype(np.float32), atol=2e-3, rtol=2e-3)
     assert len({row.tobytes() for row in tokens[real.any(axis=1)]}) == 36
 
@@ -96,6 +96,14 @@ def test_a_second_call_makes_nothing(copied, towers):
     assert again == (copied / "store", True, 38)
     assert read_manifest(copied / "store") == before
     assert not preprocess(copied / "records", copied / "store", **towers, force=True).already
+
+
+def test_a_store_whose_pictures_were_stretched_otherwise_is_made_again(copied, towers):
+    manifest = read_manifest(copied / "store")
+    del manifest["arguments"]["stretched_by"]
+    write_json(copied / "store" / MANIFEST, manifest)
+    assert not preprocess(copied / "records", copied / "store", **towers).already
+    assert read_manifest(copied / "store")["arguments"]["stretched_by"] == STRETCHED_BY
 
 
 def test_the_content_hash_depends_on_records_and_towers_alone(copied, towers, tmp_path):
