@@ -26,10 +26,10 @@ from labeler.fitting import Fit
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
 from labeler.models import model_names
-from labeler.pixels import FILE, stored_pixels
+from labeler.pixels import FILE, pixels_for, stored_pixels
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
-from labeler.scoring import describe, evaluate, pixels_for, score_split
+from labeler.scoring import describe, evaluate, score_split
 from labeler.store import Store
 from labeler.trainer import LabelTrainer, training_arguments
 from labeler.training import train
