@@ -2,7 +2,7 @@
 
 The two objectives of VisualBERT (Li et al. 2019, section 3.3), at once and in one pass:
 
-    half of the pairs get another pair's picture -> which are they?                     (sigmoid on the pooled features)
+    half of the pairs get another pair's picture -> which are they?                     (sigmoid)
     15 % of the words of all pairs are hidden     -> which were they, where picture and words belong together?  (softmax)
 
 The embedded towers have never seen the other's output; this is where they can learn to, before any label is looked at. Only the
@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 
 from labeler.artifacts import BadInputError, UsageError, write_json
 from labeler.end_to_end import EndToEnd
-from labeler.layers import Streams, fused_features
+from labeler.layers import Streams, masked_mean
 from labeler.trainer import PairTrainer, Watch, keep_freed_memory, newest_checkpoint, training_arguments
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Objectives(nn.Module):
         nn.init.zeros_(first.bias)
         self.transform = nn.Sequential(first, nn.GELU(), nn.LayerNorm(width))
         self.word_bias = nn.Parameter(torch.zeros(words))
-        self.matching = nn.Linear(sum(reader(model).head.widths), 1)
+        self.matching = nn.Linear(width, 1)
 
     def forward(
         self,
@@ -114,11 +114,20 @@ class Objectives(nn.Module):
         streams: Streams = reader(self.model).streams(masked.input_ids, text_mask, visual_tokens, visual_mask)
         guess = (masked.targets != IGNORED) & own.bool()[:, None]  # [B, T]
         words = self.words_loss(streams.text[guess], masked.targets[guess])
-        features = fused_features(streams, text_mask, visual_mask, visual_tokens)[has_both]
         matching = functional.binary_cross_entropy_with_logits(
-            self.matching(features).float().squeeze(1), own[has_both], reduction="sum"
-        ) / max(len(features), 1)
+            self.match(streams, text_mask, visual_mask)[has_both], own[has_both], reduction="sum"
+        ) / has_both.sum().clamp(min=1)
         return {"loss": words + matching, "words": words.detach(), "matching": matching.detach()}
+
+    def match(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Tensor:
+        """Return how much each text and its picture seem to belong together, as logits [B].
+
+        From the product of the two streams' means, element by element, as in ViLBERT (Lu et al. 2019, section 3.2), each
+        brought to variance 1: one layer on the two side by side cannot tell what they have in common.
+        """
+        means = masked_mean(streams.text, text_mask).float(), masked_mean(streams.visual, visual_mask).float()
+        text, visual = (functional.layer_norm(mean, mean.shape[1:]) for mean in means)
+        return cast(Tensor, self.matching(text * visual)).float().squeeze(1)
 
     def words_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of guessing targets [M] from hidden [M, D]; 0 where nothing was hidden."""

@@ -88,7 +88,9 @@ def test_the_losses_are_those_of_a_plain_loop(build, pairs, monkeypatch, name):
             )
             words.append(-scores.log_softmax(0)[masked.targets[row, place]].item())
         if both[row]:
-            score = objectives.matching(built.model.features(*one))[0, 0]
+            means = text[one[1][0]].mean(0), built.model.streams(*one).visual[0][one[3][0]].mean(0)
+            alike = torch.stack([(mean - mean.mean()) / mean.std(correction=0) for mean in means]).prod(0)
+            score = objectives.matching(alike)[0]
             matching.append(-functional.logsigmoid(score if own[row] else -score).item())
     assert len(words) > 3
     assert 0 < own.sum() < 36
