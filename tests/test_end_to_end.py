@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_prediction import lines_of, write_pairs
-from test_training import interrupt_at
+from test_resume import interrupt_at
 from transformers import AutoTokenizer
 
 from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, read_manifest, verify

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from labeler.artifacts import (
     BadInputError,
-    InterruptedRun,
     LabelerError,
-    UsageError,
     read_manifest,
     sha256_file,
     verify,
@@ -110,76 +107,6 @@ def test_force_trains_again_and_other_options_too(store, options, tmp_path):
     other = dataclasses.replace(one, batch_size=5)
     assert not train("resnet-gru", store, tmp_path / "run", other, device="cpu").already
     assert read_manifest(tmp_path / "run")["arguments"]["batch_size"] == 5
-
-
-def interrupt_at(monkeypatch, step: int) -> None:
-    """Press Ctrl-C during that step."""
-    before = Watch.on_step_end
-
-    def press(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            signal.raise_signal(signal.SIGINT)
-        before(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(Watch, "on_step_end", press)
-
-
-@pytest.fixture
-def resumed(store, options, tmp_path, monkeypatch):
-    """Return a function that trains until Ctrl-C at that step, goes on with --resume, and returns the run."""
-
-    def make(name: str, step: int, options=options) -> Path:
-        out, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, step)
-            with pytest.raises(InterruptedRun, match=f"stopped after step {step}; .* --resume"):
-                train(name, store, out, options, device="cpu")
-        assert not out.exists()
-        assert signal.getsignal(signal.SIGINT) == handler
-        assert (work_folder(out) / "trainer" / f"checkpoint-{step}").is_dir()
-        steps = []
-        before = Watch.on_step_end
-        monkeypatch.setattr(Watch, "on_step_end", lambda self, args, state, *rest, **options: (
-            steps.append(state.global_step), before(self, args, state, *rest, **options))[1])  # fmt: skip
-        train(name, store, out, options, device="cpu", resume=True)
-        assert steps == list(range(step + 1, 9))
-        return out
-
-    return make
-
-
-def test_an_interrupted_run_goes_on_from_its_last_step_and_ends_whole(resumed):
-    run = resumed("visualbert-coattn", 6)
-    verify(run, "train")
-    assert {path.name for path in run.iterdir()} == FILES
-    history = json.loads((run / "history.json").read_text(encoding="utf-8"))
-    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2]
-    assert load_run(run).name == "visualbert-coattn"
-
-
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [("resnet-gru", 4), ("visualbert", 2), ("visualbert", 8), ("visualbert-coattn", 6)],
-)
-def test_an_interrupt_changes_no_weight(trained, resumed, name, step):
-    run = resumed(name, step)
-    ours, theirs = (
-        json.loads((folder / "history.json").read_text(encoding="utf-8")) for folder in (run, trained(name))
-    )
-    for epoch in ours["epochs"] + theirs["epochs"]:
-        del epoch["train_loss"]  # the mean since the last logged step or the start
-    assert ours["epochs"] == theirs["epochs"]
-    assert equal(run, trained(name))
-
-
-@pytest.mark.parametrize("step", [2, 6])
-def test_an_interrupt_changes_no_average_and_no_dropped_modality(resumed, store, options, tmp_path, step):
-    special = dataclasses.replace(options, ema=0.8, modality_dropout=0.5, loss="focal", class_weights="balanced")
-    run = resumed("late-fusion", step, special)
-    whole = train("late-fusion", store, tmp_path / "whole", special, device="cpu").out
-    assert equal(run, whole)
-    without_dropping = dataclasses.replace(special, modality_dropout=0.0)
-    assert not equal(train("late-fusion", store, tmp_path / "other", without_dropping, device="cpu").out, whole)
 
 
 def test_the_weights_kept_are_the_average_of_those_after_each_step(store, options, tmp_path, monkeypatch):
@@ -292,26 +219,6 @@ def test_a_picture_tower_of_another_width_and_a_vocabulary_of_characters(store, 
     assert run.model.config.visual_width == 512
     assert run.tokenizer.tokenize("red one") == list("redone")
     assert evaluate(tmp_path / "run", tmp_path / "store", device="cpu").metrics["n"] == 7
-
-
-def test_resuming_with_other_settings_is_refused(store, options, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1)
-        with pytest.raises(InterruptedRun, match="--resume"):
-            train("resnet-gru", store, tmp_path / "run", options, device="cpu")
-    with pytest.raises(BadInputError, match="the interrupted run had other arguments or data"):
-        train("resnet-gru", store, tmp_path / "run", options, seed=3, device="cpu", resume=True)
-    checkpoint = work_folder(tmp_path / "run") / "trainer" / "checkpoint-1" / "model.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(BadInputError, match="no whole checkpoint to resume from; leave out --resume"):
-        train("resnet-gru", store, tmp_path / "run", options, device="cpu", resume=True)
-    assert not train("resnet-gru", store, tmp_path / "run", options, device="cpu").already
-
-
-def test_resume_with_nothing_to_resume_starts_at_the_first_step(trained, store, options, tmp_path):
-    assert equal(
-        train("resnet-gru", store, tmp_path / "a", options, device="cpu", resume=True).out, trained("resnet-gru")
-    )
 
 
 @pytest.mark.parametrize("rate", [math.inf, 1e38])
@@ -432,33 +339,6 @@ def test_everything_in_the_baseline_is_new(store, options, tmp_path):
     assert {group["lr"] for group in groups.values()} == {options.new_learning_rate}
 
 
-@pytest.mark.parametrize(
-    ("given", "match"),
-    [({"epochs": 0}, "epochs is 0, expected more than 0"), ({"learning_rate": -1.0}, "learning-rate is -1.0"),
-     ({"new_learning_rate": math.nan}, "new-learning-rate is nan"), ({"n_coattn": -1}, "n-coattn must be 0 or more"),
-     ({"label_smoothing": 1.0}, "label-smoothing is 1.0, expected from 0 up to 1"), ({"ema": -0.1}, "ema is -0.1"),
-     ({"modality_dropout": math.nan}, "modality-dropout is nan"), ({"logit_adjustment": math.inf}, "logit-adjustment is inf"),
-     ({"focal_gamma": -1.0}, "focal-gamma is -1.0, expected 0 or more"),
-     ({"loss": "focl"}, "unknown --loss 'focl'; did you mean 'focal'"),
-     ({"warmup": 1.0}, "warmup a share"), ({"batch_size": 0}, "batch-size is 0")],
-)  # fmt: skip
-def test_settings_out_of_range_are_named(given, match):
-    with pytest.raises(LabelerError, match=match):
-        options_for("visualbert", given)
-
-
-@pytest.mark.parametrize(
-    ("model", "given", "match"),
-    [("visualbert-coattn", {"coattention": "hico"}, "unknown --coattention 'hico'; did you mean 'hieco'"),
-     ("visualbert-coattn", {"coattn_place": "after"}, "unknown --coattn-place 'after'; .*There are: before, between"),
-     ("visualbert", {"coattention": "seed"}, "no co-attention; leave out --coattention, or train visualbert-coattn"),
-     ("resnet-gru", {"n_coattn": 2}, "resnet-gru has no co-attention; leave out --n-coattn,")],
-)  # fmt: skip
-def test_co_attention_that_there_is_not_is_refused(model, given, match):
-    with pytest.raises(UsageError, match=match):
-        options_for(model, given)
-
-
 def test_a_saved_run_has_the_co_attention_that_it_was_trained_with(store, options, tmp_path):
     chosen = {"n_coattn": 1, "coattention": "hieco", "coattn_place": "between"}
     train("visualbert-coattn", store, tmp_path / "run", dataclasses.replace(options, epochs=1, **chosen), device="cpu")
@@ -474,11 +354,6 @@ def test_a_saved_run_has_the_co_attention_that_it_was_trained_with(store, option
     assert (settings["coattention"], settings["coattn_place"]) == ("vilbert", "before")
 
 
-def test_a_given_setting_wins_and_none_does_not():
-    own = options_for("visualbert")
-    assert options_for("visualbert", {"epochs": 99, "patience": None}) == dataclasses.replace(own, epochs=99)
-
-
 def test_a_text_tower_that_reaches_less_far_cuts_the_texts(store, options):
     fit = Fit("visualbert", store, dataclasses.replace(options, max_text_tokens=500), 0, "cpu")
     assert fit.max_tokens == 40
@@ -487,31 +362,6 @@ def test_a_text_tower_that_reaches_less_far_cuts_the_texts(store, options):
 def test_the_records_are_no_store(store, tmp_path):
     with pytest.raises(BadInputError, match="made by `labeler ingest`, expected the output of `labeler preprocess`"):
         train("visualbert", store.parent / "records", tmp_path / "run", device="cpu")
-
-
-def test_options_are_read_from_a_file_and_the_command_line_wins(store, tmp_path):
-    file = tmp_path / "options.json"
-    file.write_text(json.dumps({"epochs": 1, "batch_size": 5, "ema": 0, "vocabulary": "character"}))
-    arguments = ["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--options", str(file)]
-    cli.main([*arguments, "--batch-size", "7"], standalone_mode=False)
-    recorded = read_manifest(tmp_path / "run")["arguments"]
-    assert [recorded[name] for name in ("epochs", "batch_size", "vocabulary", "patience")] == [1, 7, "character", 5]
-
-
-@pytest.mark.parametrize(
-    ("content", "error", "match"),
-    [('{"learning_rat": 1}', UsageError, "unknown option in .*options.json: 'learning_rat'; did you mean 'learning_rate'"),
-     ('{"epochs": 1.5}', BadInputError, "epochs is 1.5, expected a whole number"),
-     ('{"epochs": true}', BadInputError, "epochs is True, expected a whole number"),
-     ('{"ema": "0.9"}', BadInputError, "ema is '0.9', expected a number"),
-     ('{"loss": null}', BadInputError, "loss is None, expected a word"),
-     ("[1]", BadInputError, "expected training options by name"),
-     ("{epochs: 1}", BadInputError, "options.json: no readable JSON")],
-)  # fmt: skip
-def test_a_wrong_file_of_options_is_named(tmp_path, content, error, match):
-    (tmp_path / "options.json").write_text(content)
-    with pytest.raises(error, match=match):
-        read_options(tmp_path / "options.json")
 
 
 @pytest.mark.parametrize("name", model_names())

@@ -1,0 +1,75 @@
+"""Training options: what is out of range or unknown is named, and the command line wins over a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from labeler.artifacts import (
+    BadInputError,
+    LabelerError,
+    UsageError,
+    read_manifest,
+)
+from labeler.cli import cli
+from labeler.training_options import options_for, read_options
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [({"epochs": 0}, "epochs is 0, expected more than 0"), ({"learning_rate": -1.0}, "learning-rate is -1.0"),
+     ({"new_learning_rate": math.nan}, "new-learning-rate is nan"), ({"n_coattn": -1}, "n-coattn must be 0 or more"),
+     ({"label_smoothing": 1.0}, "label-smoothing is 1.0, expected from 0 up to 1"), ({"ema": -0.1}, "ema is -0.1"),
+     ({"modality_dropout": math.nan}, "modality-dropout is nan"), ({"logit_adjustment": math.inf}, "logit-adjustment is inf"),
+     ({"focal_gamma": -1.0}, "focal-gamma is -1.0, expected 0 or more"),
+     ({"loss": "focl"}, "unknown --loss 'focl'; did you mean 'focal'"),
+     ({"warmup": 1.0}, "warmup a share"), ({"batch_size": 0}, "batch-size is 0")],
+)  # fmt: skip
+def test_settings_out_of_range_are_named(given, match):
+    with pytest.raises(LabelerError, match=match):
+        options_for("visualbert", given)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "match"),
+    [("visualbert-coattn", {"coattention": "hico"}, "unknown --coattention 'hico'; did you mean 'hieco'"),
+     ("visualbert-coattn", {"coattn_place": "after"}, "unknown --coattn-place 'after'; .*There are: before, between"),
+     ("visualbert", {"coattention": "seed"}, "no co-attention; leave out --coattention, or train visualbert-coattn"),
+     ("resnet-gru", {"n_coattn": 2}, "resnet-gru has no co-attention; leave out --n-coattn,")],
+)  # fmt: skip
+def test_co_attention_that_there_is_not_is_refused(model, given, match):
+    with pytest.raises(UsageError, match=match):
+        options_for(model, given)
+
+
+def test_a_given_setting_wins_and_none_does_not():
+    own = options_for("visualbert")
+    assert options_for("visualbert", {"epochs": 99, "patience": None}) == dataclasses.replace(own, epochs=99)
+
+
+def test_options_are_read_from_a_file_and_the_command_line_wins(store, tmp_path):
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps({"epochs": 1, "batch_size": 5, "ema": 0, "vocabulary": "character"}))
+    arguments = ["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--options", str(file)]
+    cli.main([*arguments, "--batch-size", "7"], standalone_mode=False)
+    recorded = read_manifest(tmp_path / "run")["arguments"]
+    assert [recorded[name] for name in ("epochs", "batch_size", "vocabulary", "patience")] == [1, 7, "character", 5]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "match"),
+    [('{"learning_rat": 1}', UsageError, "unknown option in .*options.json: 'learning_rat'; did you mean 'learning_rate'"),
+     ('{"epochs": 1.5}', BadInputError, "epochs is 1.5, expected a whole number"),
+     ('{"epochs": true}', BadInputError, "epochs is True, expected a whole number"),
+     ('{"ema": "0.9"}', BadInputError, "ema is '0.9', expected a number"),
+     ('{"loss": null}', BadInputError, "loss is None, expected a word"),
+     ("[1]", BadInputError, "expected training options by name"),
+     ("{epochs: 1}", BadInputError, "options.json: no readable JSON")],
+)  # fmt: skip
+def test_a_wrong_file_of_options_is_named(tmp_path, content, error, match):
+    (tmp_path / "options.json").write_text(content)
+    with pytest.raises(error, match=match):
+        read_options(tmp_path / "options.json")
