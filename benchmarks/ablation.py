@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.accuracy import RESULTS, Trial, data_sets, measure, stored, table
+from benchmarks.accuracy import RESULTS, Trial, data_sets, measure, several, stored, table
 from labeler.models import COATTENTIONS, COATTN_PLACES
 
 NONE = "visualbert"
@@ -35,19 +35,12 @@ def trials(variants: list[str], epochs: int | None = None) -> list[Trial]:
     return found
 
 
-def split_variants(context: click.Context, parameter: click.Parameter, value: str | None) -> list[str]:
-    """Return the variants of a list with commas; all of them where none is given."""
-    chosen = value.split(",") if value else VARIANTS
-    for name in chosen:
-        if name not in VARIANTS:
-            raise click.BadParameter(f"{name!r} is none of {', '.join(VARIANTS)}")
-    return chosen
-
-
 @click.command()
 @click.option("--data", type=click.Choice([data_set.name for data_set in data_sets()]), default="clipart-category")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--variants", callback=split_variants, help="KIND-PLACE-BLOCKS, with commas between [default: all].")
+@click.option(
+    "--variants", callback=several, default=",".join(VARIANTS), help="KIND-PLACE-BLOCKS, commas between [default: all]."
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Fewer, to try it out [default: the model's].")
 @click.option(
     "--results", type=click.Path(path_type=Path), default=RESULTS, help="Where ablation-DATA.json is written."

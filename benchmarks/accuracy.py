@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
 
 from labeler.artifacts import versions, write_json
@@ -76,6 +77,15 @@ def main(wanted: list[str]) -> None:
         if not wanted or data_set.name in wanted:
             target = RESULTS / f"{data_set.name}.json"
             print(table(measure(data_set.name, stored(data_set), trials, SEEDS, COMPARED, target)), flush=True)
+
+
+def several(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    """Return the names of an option's list with commas; they have to be among those of its default value."""
+    known, chosen = str(parameter.get_default(context)).split(","), value.split(",")
+    for name in chosen:
+        if name not in known:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
+    return chosen
 
 
 def stored(data_set: DataSet, split: str = "auto") -> Path:

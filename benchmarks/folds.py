@@ -1,6 +1,6 @@
 """Accuracy over five folds of a data set: every pair is a test pair once, none shares a picture, text or group with a train pair.
 
-    python -m benchmarks.folds [--data mvsa-single] [--seeds 3] [--models late-fusion,visualbert,visualbert-coattn]
+    python -m benchmarks.folds [--data mvsa-single] [--seeds 3] [--models late-fusion,visualbert]
 
 Each fold has a store (`labeler ingest --split 2/5`), validation rows and a logistic regression on the frozen features of its
 own, and the default settings. Runs that are already made are found. The predictions of the five folds are joined; intervals and
@@ -17,7 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.accuracy import COMPARED, MODELS, RESULTS, DataSet, data_sets, difference, row, stored, table
+from benchmarks.accuracy import COMPARED, MODELS, RESULTS, DataSet, data_sets, difference, row, several, stored, table
 from labeler.artifacts import versions, write_json
 from labeler.evaluation import HEADLINE, SECOND, Predictions, read_predictions, resample, statistics
 from labeler.scoring import evaluate
@@ -77,19 +77,10 @@ def about(model: str, paths: list[Path]) -> dict[str, Any]:
             "pairs_per_second": entries[0].get("pairs_per_second")}  # fmt: skip
 
 
-def split_models(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    """Return the models of a list with commas."""
-    chosen = value.split(",")
-    for name in chosen:
-        if name not in MODELS:
-            raise click.BadParameter(f"{name!r} is none of {', '.join(MODELS)}")
-    return chosen
-
-
 @click.command()
 @click.option("--data", type=click.Choice([data_set.name for data_set in data_sets()]), default="mvsa-single")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--models", callback=split_models, default="late-fusion,visualbert,visualbert-coattn", show_default=True)
+@click.option("--models", callback=several, default=",".join(MODELS), show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where folds-DATA.json is written.")
 def main(data: str, seeds: int, models: list[str], results: Path) -> None:
     """Train what is missing, write folds-DATA.json after every seed, print the table."""

@@ -164,16 +164,20 @@ def verify(folder: Path, made_by: str | None = None, name: str = MANIFEST) -> di
     Raises BadInputError naming the first file that is missing or differs.
     """
     manifest = read_manifest(folder, made_by, name)
+    if problem := damage(folder, manifest, name):
+        raise BadInputError(f"{problem}; make it again with `labeler {manifest['stage']} --force`")
+    return manifest
+
+
+def damage(folder: Path, manifest: dict[str, Any], name: str = MANIFEST) -> str | None:
+    """Return what is wrong with the first file that is missing or differs from its sha256 in `manifest`, None if none is."""
     for file, expected in manifest["files"].items():
         path = folder / file
         if not path.is_file():
-            raise BadInputError(f"{path}: missing; make it again with `labeler {manifest['stage']} --force`")
+            return f"{path}: missing"
         if sha256_file(path) != expected:
-            raise BadInputError(
-                f"{path}: damaged (its sha256 is not the one in {name}); make it again with "
-                f"`labeler {manifest['stage']} --force`"
-            )
-    return manifest
+            return f"{path}: damaged (its sha256 is not the one in {name})"
+    return None
 
 
 def input_of(folder: Path, manifest: dict[str, Any]) -> Input:
@@ -186,9 +190,12 @@ def already_made(folder: Path, recipe: Recipe, name: str = MANIFEST) -> bool:
     if not (folder / name).is_file():
         return False
     try:
-        manifest = verify(folder, recipe.stage, name)
+        manifest = read_manifest(folder, recipe.stage, name)
     except BadInputError as error:
         log.warning("%s", error)
+        return False
+    if problem := damage(folder, manifest, name):
+        log.warning("%s; making it again", problem)
         return False
     changed = differences(manifest, recipe)
     for line in changed:

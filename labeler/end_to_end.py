@@ -105,6 +105,11 @@ class EndToEnd(nn.Module):
         self.encoder.save(folder / TOWER)
 
 
+def reader(model: Any) -> Any:
+    """Return the model that reads visual tokens: `model` itself, or the one behind its image tower."""
+    return model.model if isinstance(model, EndToEnd) else model
+
+
 def make_contiguous(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
     """Make a state dict's tensors contiguous, which safetensors asks for and channels-last weights are not."""
     state.update({name: value.contiguous() for name, value in state.items()})

@@ -23,7 +23,7 @@ from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
 from labeler.distillation import teachers_say
-from labeler.end_to_end import EndToEnd
+from labeler.end_to_end import EndToEnd, reader
 from labeler.evaluation import Predictions, fit_thresholds, settle, statistics
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
@@ -137,21 +137,19 @@ class Fit:
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - started
-        pretrained = {"pretraining": told(pretraining)} if self.options.pretrain else {}
-        return (
-            self.history(trainer.state.log_history)
-            | pretrained
-            | {
-                "train_seconds": round(seconds, 2),
-                "pairs_per_second": round(watch.pairs / watch.seconds, 2) if watch.seconds else None,
-                "precision": "bf16" if trainer.args.bf16 else "fp32",
-                "device": str(self.device),
-            }
-        )
+        history = self.history(trainer.state.log_history)
+        if self.options.pretrain:
+            history["pretraining"] = told(pretraining)
+        return history | {
+            "train_seconds": round(seconds, 2),
+            "pairs_per_second": round(watch.pairs / watch.seconds, 2) if watch.seconds else None,
+            "precision": "bf16" if trainer.args.bf16 else "fp32",
+            "device": str(self.device),
+        }
 
     def start_head(self) -> None:
         """Fit the head as a linear probe on what the untrained model gives; one without `features` keeps its own."""
-        model: Any = self.model.model if isinstance(self.model, EndToEnd) else self.model
+        model = reader(self.model)
         if not hasattr(model, "features"):
             return
         parts, padding = (self.train_pairs, self.validation_pairs), self.tokenizer.pad_token_id

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 
 from labeler.artifacts import BadInputError, UsageError, write_json
-from labeler.end_to_end import EndToEnd
+from labeler.end_to_end import reader
 from labeler.layers import Streams, masked_mean
 from labeler.trainer import PairTrainer, Watch, keep_freed_memory, newest_checkpoint, training_arguments
 
@@ -134,11 +134,6 @@ class Objectives(nn.Module):
         embeddings = reader(self.model).fused.embeddings.word_embeddings.weight
         logits = functional.linear(self.transform(hidden), embeddings, self.word_bias)
         return functional.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
-
-
-def reader(model: Any) -> Any:
-    """Return the model that reads visual tokens: `model` itself, or the one behind an image tower."""
-    return model.model if isinstance(model, EndToEnd) else model
 
 
 class PretrainingTrainer(PairTrainer):
