@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from simplejpeg import decode_jpeg
 
 from labeler.artifacts import sha256_bytes
 
@@ -81,11 +82,12 @@ def prepare_image(path: Path, side: int, sha256: str | None = None, data: bytes 
     data = read_image_file(path) if data is None else data
     if sha256 not in (None, sha256_bytes(data)):
         raise ImageError("image-changed", f"{path}: another picture than at ingest")
-    image = decode_file(path, data, side)
+    pixels = scaled_jpeg(data, side)
+    image = decode_file(path, data, side) if pixels is None else Image.fromarray(pixels)
     small = thumbnail(image)
     if image.width * image.height > MAX_SENT:  # takes long to send; stretching the longest takes a gigabyte
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
-    return Prepared(np.array(image), small)
+        return Prepared(np.array(image.resize((side, side), Image.Resampling.BICUBIC)), small)
+    return Prepared(np.array(image) if pixels is None else pixels, small)
 
 
 def decode_file(path: Path, data: bytes, side: int | None = None) -> Image.Image:
@@ -190,6 +192,30 @@ def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Im
         raise ImageError("image-unreadable", f"not a picture of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken data
         raise ImageError("image-unreadable", f"a broken picture ({error})"[:300]) from None
+
+
+def scaled_jpeg(data: bytes, side: int) -> np.ndarray | None:
+    """Return the pixels [H, W, 3] uint8 of the JPEG in `data` as `decode_image` gives them with `side`, a fifth sooner.
+
+    None where it is no upright RGB JPEG, or anything is wrong with it: then `decode_image` is to judge.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=("JPEG",))
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        if image.mode != "RGB" or not upright or image.width * image.height > MAX_PIXELS:
+            return None
+        least = enough(image.size, side)
+        for factor in (8, 4, 2, 1):  # others are slower: only these are written for the processor's wide instructions
+            width, height = (-(-length // factor) for length in image.size)
+            if width >= least[0] and height >= least[1]:
+                break
+        return decode_jpeg(data, "RGB", min_width=width, min_height=height)
+    except Exception:  # as many kinds as there are broken files
+        return None
 
 
 def enough(size: tuple[int, int], side: int) -> tuple[int, int]:

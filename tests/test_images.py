@@ -27,6 +27,7 @@ from labeler.images import (
     prepare_image,
     read_image_file,
     resolve_image,
+    scaled_jpeg,
     stretch,
     thumbnail,
 )
@@ -352,3 +353,29 @@ def test_pictures_are_sent_small_and_giants_stretched(tmp_path):
     np.testing.assert_array_equal(found[1], np.asarray(photo(300)))
     np.testing.assert_array_equal(found[2], np.asarray(giant.resize((64, 64), Image.Resampling.BICUBIC)))
     np.testing.assert_array_equal(stretch(found[2], 64), found[2])
+
+
+@pytest.mark.parametrize(
+    "size", [(1280, 720), (1281, 723), (719, 1283), (3001, 2003), (640, 480), (225, 223), (30, 900)]
+)
+@pytest.mark.parametrize(
+    "options", [{"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"restart_marker_rows": 1}]
+)
+def test_the_fast_way_gives_the_same_pixels(size, options):
+    data = encode(photo(200).resize(size), "JPEG", quality=80, **options)
+    found = scaled_jpeg(data, 224)
+    assert found is not None
+    np.testing.assert_array_equal(found, np.asarray(decode_image(data, side=224)))
+
+
+def test_what_the_fast_way_does_not_know_is_left_to_the_other():
+    picture = photo(900)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    whole = encode(picture, "JPEG")
+    left = [encode(picture, "JPEG", exif=turned), encode(picture.convert("L"), "JPEG"), encode(picture.convert("CMYK"), "JPEG"),
+            encode(picture, "PNG"), whole[: len(whole) // 2], b"", b"\xff\xd8\xff"]  # fmt: skip
+    assert [scaled_jpeg(data, 224) for data in left] == [None] * len(left)
+    rotated = decode_image(left[0], side=224)
+    assert rotated.size == (450, 450)
+    assert abs(np.asarray(rotated).astype(int) - np.rot90(scaled_jpeg(whole, 224), -1)).max() <= 1
