@@ -146,7 +146,10 @@ def test_drawing_thresholds_together_helps_unseen_rows_of_rare_labels():
     values = []
     for seed in range(8):
         (scores, truth), (unseen, unseen_truth) = calibrated(150, seed), calibrated(2000, 100 + seed)
-        own = [evaluation._best_threshold(scores[:, i], truth[:, i]) if truth[:, i].any() else 0.5 for i in range(40)]
+        own = [
+            evaluation.thresholds._best_threshold(scores[:, i], truth[:, i]) if truth[:, i].any() else 0.5
+            for i in range(40)
+        ]
         for thresholds in (fit_thresholds(scores, truth), own):
             predicted = decide("multi", unseen, thresholds)
             values.append(reference.f1_score(unseen_truth, predicted, average="macro", zero_division=0))
@@ -296,7 +299,7 @@ def test_groups_are_drawn_together_and_widen_the_interval():
     alone = grouped._replace(groups=grouped.ids)
     width = [np.ptp(measure("single", NAMES, p)["accuracy_ci95"]) for p in (alone, grouped)]
     assert width[1] > 1.6 * width[0]
-    for weights in evaluation._draws(grouped.groups, 0, 20):
+    for weights in evaluation.bootstrap._draws(grouped.groups, 0, 20):
         by_group = weights.reshape(60, 4, -1)
         assert (by_group == by_group[:, :1]).all()
 
@@ -304,7 +307,7 @@ def test_groups_are_drawn_together_and_widen_the_interval():
 def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
     found = make("multi", rows=50)
     whole = resample("multi", found, seed=3, draws=101)
-    monkeypatch.setattr(evaluation, "CELLS", 50 * 7)
+    monkeypatch.setattr(evaluation.bootstrap, "CELLS", 50 * 7)
     pieces = resample("multi", found, seed=3, draws=101)
     for name, values in whole.items():
         assert len(values) == 101

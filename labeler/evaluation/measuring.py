@@ -1,0 +1,70 @@
+"""One model's figures on one split, ready for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from labeler.evaluation.bootstrap import interval, resample
+from labeler.evaluation.metrics import per_class, statistics
+from labeler.evaluation.predictions import Predictions
+
+COUNTED = ("accuracy", "subset_accuracy")
+FEW_POSITIVES = 5
+
+
+def measure(task: str, names: list[str], predictions: Predictions, seed: int = 0, draws: int = 2000) -> dict[str, Any]:
+    """Return the metrics of `predictions`, ready for JSON: fractions in 0..1, None with a reason in `notes`.
+
+    Every metric of `statistics` with its 95 % interval as `<metric>_ci95` (bootstrap of `draws` draws of groups),
+    `n` rows, `groups`, `per_class`, and for task single `confusion` (rows are the truth).
+    """
+    truth, predicted = predictions.truth, predictions.predicted
+    result: dict[str, Any] = {"n": len(predictions.ids), "groups": len(set(predictions.groups))}
+    notes: list[str] = []
+    result |= _estimates(task, predictions, seed, draws, notes)
+    result["per_class"] = per_class(task, names, predictions)
+    if task == "single":
+        assert (np.stack([truth, predicted]).sum(axis=2) == 1).all(), "task single: one label a row"
+        result["confusion"] = (truth.T.astype(int) @ predicted.astype(int)).tolist()
+    support, claimed = truth.sum(axis=0), predicted.sum(axis=0)
+    rare = (support > 0) & (support < FEW_POSITIVES)
+    for found, text in (
+        (support == 0, "no row carries these labels; recall and F1 are null, and macro averages leave them out"),
+        ((claimed == 0) & (support > 0), "never predicted; precision is null, F1 is 0"),
+        (rare, f"fewer than {FEW_POSITIVES} rows carry these labels; their values are mostly chance"),
+    ):
+        if found.any():
+            notes.append(f"{text}: {', '.join(names[i] for i in np.flatnonzero(found))}")
+    return result | {"notes": notes}
+
+
+def _estimates(task: str, predictions: Predictions, seed: int, draws: int, notes: list[str]) -> dict[str, Any]:
+    """Return {metric: value, metric_ci95: interval}, adding to `notes` why one of them is None."""
+    result: dict[str, Any] = {}
+    found = statistics(task, predictions, np.ones((len(predictions.ids), 1)))
+    drawn = resample(task, predictions, seed, draws) if predictions.ids else {}
+    for metric, (estimate,) in found.items():
+        known = not np.isnan(estimate)
+        result[metric] = float(estimate) if known else None
+        result[f"{metric}_ci95"] = bounds = None if not known else _bounds(metric, estimate, drawn[metric], predictions)
+        if not known:
+            reason = "no row carries a label" if predictions.ids else "the split holds no row"
+            notes.append(f"{metric}: not defined, {reason}")
+        elif bounds is None:
+            notes.append(f"{metric}: no interval, the bootstrap draws do not differ (every row alike, or one group)")
+    return result
+
+
+def _bounds(metric: str, estimate: float, drawn: np.ndarray, predictions: Predictions) -> list[float] | None:
+    """Return the interval of a metric within 0..1; where all draws are equal, exact for 0 or 1 and else None."""
+    groups = len(set(predictions.groups))
+    if np.nanmax(drawn) - np.nanmin(drawn) > 1e-12:
+        found = interval(metric, estimate, drawn)
+        return found and [max(found[0], 0.0), min(found[1], 1.0)]
+    if metric not in COUNTED or groups < 2:
+        return None
+    exact = binomtest(round(estimate * groups), groups).proportion_ci(0.95, method="exact")
+    return [float(exact.low), float(exact.high)]

@@ -1,0 +1,138 @@
+"""Predictions: what a model said about rows, as labels with parents or without, in memory and as a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from labeler.artifacts import BadInputError, write_text
+from labeler.taxonomy import Taxonomy
+
+
+class Predictions(NamedTuple):
+    """What a model said about N rows and L labels, beside what is true."""
+
+    ids: list[str]
+    groups: list[str]  # rows with the same group are not independent of each other
+    truth: np.ndarray  # [N, L] bool
+    scores: np.ndarray  # [N, L] float64 in 0..1
+    predicted: np.ndarray  # [N, L] bool
+
+
+def round_scores(scores: np.ndarray) -> np.ndarray:
+    """Return `scores` as float64 with 6 decimals: the values that a predictions file holds."""
+    return np.round(np.asarray(scores, dtype=np.float64), 6)
+
+
+def decide(task: str, scores: np.ndarray, thresholds: list[float] | None = None) -> np.ndarray:
+    """Return the labels that scores [N, L] stand for, as bool [N, L].
+
+    Task single: the highest score, the first of equals. Task multi: each score that reaches its label's
+    threshold (0.5 where no thresholds are given). Give rounded scores, or a file read back may decide otherwise.
+    """
+    if task == "multi":
+        return scores >= (0.5 if thresholds is None else np.asarray(thresholds))
+    return np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
+
+
+def settle(
+    taxonomy: Taxonomy, scores: np.ndarray, thresholds: list[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rounded scores [N, L] and the labels [N, L] bool that a model's `scores` stand for.
+
+    Task multi: a parent's score is the highest of its own and its children's, and a label that is chosen brings its
+    parent, whatever the parent's threshold is.
+    """
+    rounded = round_scores(scores)
+    if taxonomy.task == "single":
+        return rounded, decide("single", rounded)
+    consistent = taxonomy.scores(rounded)
+    return consistent, taxonomy.flags(decide("multi", consistent, thresholds))
+
+
+def with_parents(taxonomy: Taxonomy, predictions: Predictions) -> Predictions:
+    """Return predictions for L labels as predictions for all M names of the taxonomy, in its order."""
+    truth, predicted = taxonomy.flags(predictions.truth), taxonomy.flags(predictions.predicted)
+    return predictions._replace(truth=truth, scores=taxonomy.scores(predictions.scores), predicted=predicted)
+
+
+def without_parents(taxonomy: Taxonomy, predictions: Predictions) -> Predictions:
+    """Return the predictions for L labels that `with_parents` was called with."""
+    truth, predicted = taxonomy.own_flags(predictions.truth), taxonomy.own_flags(predictions.predicted)
+    return predictions._replace(truth=truth, scores=taxonomy.own_scores(predictions.scores), predicted=predicted)
+
+
+def of_parents(taxonomy: Taxonomy, predictions: Predictions) -> tuple[list[str], Predictions]:
+    """Return the names at the top of the taxonomy, and predictions for L labels as predictions for these."""
+    whole, tops = with_parents(taxonomy, predictions), taxonomy.tops
+    return [taxonomy.names[top] for top in tops], Predictions(*whole[:2], *(part[:, tops] for part in whole[2:]))
+
+
+def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
+    """Return the predictions for `rows`, given by their numbers."""
+    ids, groups = ([names[row] for row in rows] for names in predictions[:2])
+    return Predictions(ids, groups, *(values[rows] for values in predictions[2:]))
+
+
+def write_predictions(path: Path, names: list[str], predictions: Predictions) -> None:
+    """Write one JSON line a row: id, group, truth and predicted as label names, scores by label."""
+    rows = zip(
+        *predictions[:2], predictions.truth, round_scores(predictions.scores), predictions.predicted, strict=True
+    )
+    lines = []
+    for row_id, group, truth, scores, predicted in rows:
+        line = {
+            "id": row_id,
+            "group": group,
+            "truth": [names[i] for i in np.flatnonzero(truth)],
+            "predicted": [names[i] for i in np.flatnonzero(predicted)],
+            "scores": dict(zip(names, scores.tolist(), strict=True)),
+        }
+        lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def read_predictions(path: Path, names: list[str]) -> Predictions:
+    """Return what `write_predictions` wrote.
+
+    Raises BadInputError, with the file and the line, when the file is missing, a line is not such a row, its labels
+    are not `names`, a score is not a number in 0..1, or an id comes twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path}: no readable predictions file; run `labeler evaluate` again") from error
+    rows, seen = [], set()
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
+        try:
+            rows.append(_row(line, names))
+            if rows[-1][0] in seen:
+                raise ValueError(f"the id {rows[-1][0]!r} comes a second time")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise BadInputError(
+                f"{path}:{number}: not a row of predictions ({reason}); run `labeler evaluate` again"
+            ) from error
+        seen.add(rows[-1][0])
+    ids, groups, truth, scores, predicted = zip(*rows, strict=True) if rows else ([], [], [], [], [])
+    shape = (len(rows), len(names))
+    flags = [np.array(values, dtype=bool).reshape(shape) for values in (truth, predicted)]
+    return Predictions(list(ids), list(groups), flags[0], np.array(scores, dtype=np.float64).reshape(shape), flags[1])
+
+
+def _row(line: str, names: list[str]) -> tuple[str, str, list[bool], list[float], list[bool]]:
+    """Return id, group, truth, scores, predicted of one line; raises what `read_predictions` catches."""
+    row = json.loads(line)
+    scores = row["scores"]
+    if scores.keys() != set(names):
+        raise ValueError(f"scores for {sorted(scores)}, expected {sorted(names)}")
+    values = [float(scores[name]) for name in names]
+    if not all(0.0 <= value <= 1.0 for value in values):
+        raise ValueError("a score is not in 0..1")
+    unknown = {*row["truth"], *row["predicted"]} - set(names)
+    if unknown or not isinstance(row["id"], str) or not isinstance(row["group"], str):
+        raise ValueError(f"unknown labels {sorted(unknown)}" if unknown else "id and group are not both text")
+    return row["id"], row["group"], [n in row["truth"] for n in names], values, [n in row["predicted"] for n in names]
