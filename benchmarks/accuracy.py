@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from labeler.artifacts import versions, write_json
-from labeler.evaluation import HEADLINE, SECOND, read_predictions, resample
+from labeler.evaluation import HEADLINE, SECOND, Resampled, differences, mean_of, read_predictions, resample
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.scoring import evaluate
@@ -133,7 +133,7 @@ def summary(name: str, runs: list[tuple[str, Path]], compared: list[tuple[str, s
         models[entry["name"]] = [(entry, first / entry["predictions"])]
     for (model, run), entry in zip(runs, metrics, strict=True):
         models.setdefault(model, []).append((entry, run / "predictions-test.jsonl"))
-    draws = {model: mean_draws(task, names, [path for _, path in items]) for model, items in models.items()}
+    draws = {model: mean_of([resampled(task, names, path) for _, path in items]) for model, items in models.items()}
     figures = [HEADLINE[task], SECOND[task], "macro_f1"]
     return {
         "data": metrics[0]["data"] | {"n": metrics[0]["n"], "store": None},
@@ -141,19 +141,13 @@ def summary(name: str, runs: list[tuple[str, Path]], compared: list[tuple[str, s
         "task": task,
         "versions": versions(),
         "models": [row(model, [entry for entry, _ in items], figures) for model, items in models.items()],
-        "comparisons": [difference(task, a, b, draws, models) for a, b in compared if {a, b} <= models.keys()],
+        "comparisons": [difference(task, a, b, draws) for a, b in compared if {a, b} <= models.keys()],
     }
 
 
-def mean_draws(task: str, names: tuple[str, ...], seeds: list[Path]) -> dict[str, np.ndarray]:
-    """Return each metric's bootstrap draws [D], averaged over seeds; all use the same draws of the same groups."""
-    drawn = [draws_of(task, names, path) for path in seeds]
-    return {metric: np.mean([one[metric] for one in drawn], axis=0) for metric in drawn[0]}
-
-
 @functools.cache
-def draws_of(task: str, names: tuple[str, ...], path: Path) -> dict[str, np.ndarray]:
-    """Return each metric's bootstrap draws [D] for the predictions in `path`."""
+def resampled(task: str, names: tuple[str, ...], path: Path) -> Resampled:
+    """Return the metrics of the predictions in `path` on bootstrap draws, the same of the same rows."""
     return resample(task, read_predictions(path, list(names)))
 
 
@@ -172,18 +166,17 @@ def row(model: str, entries: list[dict[str, Any]], figures: list[str]) -> dict[s
     }
 
 
-def difference(task: str, a: str, b: str, draws: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
-    """Return b minus a, averaged over seeds, with a 95% interval over the drawn groups."""
-    result: dict[str, Any] = {"a": a, "b": b}
-    for metric in (HEADLINE[task], SECOND[task]):
-        values = draws[b][metric] - draws[a][metric]
-        means = [np.mean([entry[metric] for entry, _ in models[name]]) for name in (a, b)]
-        low, high = np.percentile(values, [2.5, 97.5])
-        result[metric] = {
-            "delta": round(float(means[1] - means[0]), 4),
-            "ci95": [round(float(low), 4), round(float(high), 4)],
+def difference(task: str, a: str, b: str, draws: dict[str, Resampled]) -> dict[str, Any]:
+    """Return b minus a, averaged over seeds, with a 95 % interval over the drawn groups."""
+    found = differences(draws[b].minus(draws[a]), *(metrics := (HEADLINE[task], SECOND[task])))
+    intervals = ("ci95", f"delta_{metrics[1]}_ci95")
+    return {"a": a, "b": b} | {
+        metric: {
+            "delta": round(found[f"delta_{metric}"], 4),
+            "ci95": found[key] and [round(edge, 4) for edge in found[key]],
         }
-    return result
+        for metric, key in zip(metrics, intervals, strict=True)
+    }
 
 
 def table(result: dict[str, Any]) -> str:
@@ -206,7 +199,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for item in result["comparisons"]:
         cells = [
-            f"{item[name]['delta']:+.3f} [{item[name]['ci95'][0]:+.3f}, {item[name]['ci95'][1]:+.3f}]"
+            f"{item[name]['delta']:+.3f} "
+            + ("[{:+.3f}, {:+.3f}]".format(*item[name]["ci95"]) if item[name]["ci95"] else "–")
             for name in figures[:2]
         ]
         lines.append(f"| {item['b']} - {item['a']} | " + " | ".join(cells) + " |")

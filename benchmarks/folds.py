@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.accuracy import COMPARED, MODELS, RESULTS, DataSet, data_sets, difference, row, several, stored, table
 from labeler.artifacts import versions, write_json
-from labeler.evaluation import HEADLINE, SECOND, Predictions, read_predictions, resample, statistics
+from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, mean_of, read_predictions, resample
 from labeler.scoring import evaluate
 from labeler.training import train
 from labeler.training_options import options_for
@@ -48,23 +48,21 @@ def summary(name: str, runs: dict[str, list[list[Path]]]) -> dict[str, Any]:
         model: [[run / "predictions-test.jsonl" for run in fold] for fold in seeds] for model, seeds in runs.items()
     }
     models: dict[str, Any] = {}
-    draws: dict[str, Any] = {}
+    draws: dict[str, Resampled] = {}
     for model, seeds in files.items():
         entries, drawn = [], []
         for paths in seeds:
-            predictions = joined([read_predictions(path, names) for path in paths])
-            values = statistics(task, predictions, np.ones((len(predictions.ids), 1)))
-            entries.append(({figure: float(values[figure][0]) for figure in figures} | about(model, paths), paths[0]))
-            drawn.append(resample(task, predictions))
+            drawn.append(resample(task, joined([read_predictions(path, names) for path in paths])))
+            entries.append({figure: drawn[-1].estimate[figure] for figure in figures} | about(model, paths))
         models[model] = entries
-        draws[model] = {metric: np.mean([one[metric] for one in drawn], axis=0) for metric in figures}
+        draws[model] = mean_of(drawn)
     return {
         "data": {"n": sum(entry["n"] for entry in metrics), "folds": FOLDS},
         "name": name,
         "task": task,
         "versions": versions(),
-        "models": [row(model, [entry for entry, _ in entries], figures) for model, entries in models.items()],
-        "comparisons": [difference(task, a, b, draws, models) for a, b in COMPARED if {a, b} <= models.keys()],
+        "models": [row(model, entries, figures) for model, entries in models.items()],
+        "comparisons": [difference(task, a, b, draws) for a, b in COMPARED if {a, b} <= models.keys()],
     }
 
 

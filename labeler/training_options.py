@@ -49,7 +49,7 @@ class TrainOptions:
 
     epochs: int = 3
     batch_size: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     new_learning_rate: float = 2.5e-4
     warmup: float = 0.1
     weight_decay: float = 0.01

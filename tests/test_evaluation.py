@@ -1,11 +1,9 @@
-"""Metrics against scikit-learn, intervals against simulation, McNemar against the binomial by hand."""
+"""Predictions on disk, thresholds, and metrics against scikit-learn."""
 
 from __future__ import annotations
 
 import json
-import time
 import warnings
-from math import comb
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from sklearn import metrics as reference
 
 from labeler import evaluation
 from labeler.artifacts import BadInputError
-from labeler.evaluation import Predictions, compare, decide, fit_thresholds, interval, measure, resample, statistics
+from labeler.evaluation import Predictions, decide, fit_thresholds, measure, statistics
 
 NAMES = ["anger", "joy", "neutral", "sadness", "surprise"]
 
@@ -279,120 +277,15 @@ def test_all_right_has_an_exact_interval_instead_of_a_point():
     assert measure("single", NAMES, one_group, draws=100)["accuracy_ci95"] is None
 
 
-def test_accuracy_intervals_cover_the_truth():
-    hits = 0
-    for seed in range(200):
-        right = np.random.default_rng(seed).random(150) < 0.75
-        truth = np.tile([True, False], (150, 1))
-        predicted = np.where(right[:, None], truth, ~truth)
-        ids = [str(i) for i in range(150)]
-        found = Predictions(ids, ids, truth, predicted.astype(float), predicted)
-        drawn = resample("single", found, seed, 400)["accuracy"]
-        low, high = interval("accuracy", right.mean(), drawn) or (1, 0)
-        hits += low <= 0.75 <= high
-    assert 0.90 <= hits / 200 <= 0.99
-
-
 def test_groups_are_drawn_together_and_widen_the_interval():
     found = rows_of(make(rows=60), np.repeat(np.arange(60), 4))
     grouped = found._replace(ids=[str(i) for i in range(240)])
     alone = grouped._replace(groups=grouped.ids)
     width = [np.ptp(measure("single", NAMES, p)["accuracy_ci95"]) for p in (alone, grouped)]
     assert width[1] > 1.6 * width[0]
-    for weights in evaluation.bootstrap._draws(grouped.groups, 0, 20):
+    for weights in evaluation.bootstrap.draw_weights(grouped.groups, 0, 20):
         by_group = weights.reshape(60, 4, -1)
         assert (by_group == by_group[:, :1]).all()
-
-
-def test_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
-    found = make("multi", rows=50)
-    whole = resample("multi", found, seed=3, draws=101)
-    monkeypatch.setattr(evaluation.bootstrap, "CELLS", 50 * 7)
-    pieces = resample("multi", found, seed=3, draws=101)
-    for name, values in whole.items():
-        assert len(values) == 101
-        assert values == pytest.approx(pieces[name], abs=1e-12)
-    assert not np.array_equal(whole["micro_f1"], resample("multi", found, seed=4, draws=101)["micro_f1"])
-
-
-def test_mean_average_precision_with_2000_draws_takes_seconds():
-    found = make("multi", rows=300, labels=61)
-    started = time.perf_counter()
-    assert len(resample("multi", found)["mean_average_precision"]) == 2000
-    assert time.perf_counter() - started < 10
-
-
-def test_reflected_intervals_hold_the_estimate_and_mend_the_draws_bias():
-    values = np.linspace(0.5, 0.7, 201)
-    assert interval("accuracy", 0.55, values) == pytest.approx([0.505, 0.695])
-    assert interval("macro_f1", 0.55, values) == pytest.approx([0.405, 0.595])
-    assert interval("macro_f1", 0.45, values) == pytest.approx([0.205, 0.45])
-    assert interval("accuracy", float("nan"), values) is None
-    assert interval("accuracy", 0.5, np.append(np.full(300, np.nan), values)) is None
-
-
-def test_compare_gives_mcnemars_exact_test():
-    a = make(rows=40)
-    a = a._replace(predicted=a.truth.copy())
-    b = a._replace(predicted=a.truth.copy())
-    a.predicted[:9] = np.roll(a.truth[:9], 1, axis=1)  # 9 rows that b alone has right
-    b.predicted[9:11] = np.roll(a.truth[9:11], 1, axis=1)  # 2 rows that a alone has right
-    found = compare("single", a, b)
-    by_hand = 2 * sum(comb(11, k) for k in range(3)) / 2**11
-    assert found["mcnemar_p"] == pytest.approx(by_hand)
-    assert (found["only_a_right"], found["only_b_right"]) == (2, 9)
-    assert found["delta_accuracy"] == pytest.approx(7 / 40)
-    turned = compare("single", b, a)
-    assert turned["delta_accuracy"] == -found["delta_accuracy"]
-    assert turned["ci95"] == pytest.approx([-found["ci95"][1], -found["ci95"][0]])
-    assert turned["mcnemar_p"] == found["mcnemar_p"]
-
-
-def test_compare_of_a_model_with_itself_cannot_tell():
-    for task in ("single", "multi"):
-        found = make(task)
-        result = compare(task, found, found, draws=100)
-        never_nan(result)
-        assert result["ci95"] == [0, 0]
-        assert result["verdict"] == "cannot tell"
-        assert result["mcnemar_p"] == (1.0 if task == "single" else None)
-
-
-@pytest.mark.parametrize("task", ["single", "multi"])
-def test_compare_tells_good_from_bad(task):
-    good, bad = make(task, rows=300, skill=3.0), make(task, rows=300, skill=0.5)
-    assert compare(task, bad, good, draws=300)["verdict"] == "better"
-    assert compare(task, good, bad, draws=300)["verdict"] == "worse"
-
-
-def test_compare_does_not_call_four_rows_a_difference():
-    a = make(rows=200)
-    b = a._replace(predicted=a.truth.copy())
-    a = a._replace(predicted=a.truth.copy())
-    a.predicted[:4] = np.roll(a.truth[:4], 1, axis=1)
-    found = compare("single", a, b)
-    assert found["ci95"][0] > 0
-    assert found["mcnemar_p"] == 0.125
-    assert found["verdict"] == "cannot tell"
-
-
-def test_compare_draws_both_models_together():
-    a, b = make(rows=150, skill=1.5), make(rows=150, skill=1.6)
-    given = compare("single", a, b, resampled=(resample("single", a), resample("single", b)))
-    assert given == compare("single", a, b)
-
-
-def test_compare_refuses_other_rows():
-    a = make(rows=20)
-    with pytest.raises(BadInputError, match=r"same rows.*20 and 19 rows, one ends before the other"):
-        compare("single", a, rows_of(a, np.arange(19)))
-    with pytest.raises(BadInputError, match="row 1 is 'r0' in one and 'r1' in the other"):
-        compare("single", a, rows_of(a, np.array([1, 0, *range(2, 20)])))
-    with pytest.raises(BadInputError, match="another truth or group"):
-        compare("single", a, a._replace(truth=np.roll(a.truth, 1, axis=1)))
-    none = rows_of(a, np.arange(0))
-    with pytest.raises(BadInputError, match="0 and 0 rows"):
-        compare("single", none, none)
 
 
 def test_rounding_is_what_a_file_holds():

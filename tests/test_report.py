@@ -227,7 +227,7 @@ def test_labels_texts_ids_and_names_are_inert(tmp_path, examples):
     markdown = (tmp_path / "report/comparison.md").read_text(encoding="utf-8")
     assert "<script" not in markdown
     widths = {line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}
-    assert widths == {14, 7, 6}
+    assert widths == {14, 9, 6}
 
 
 def test_a_picture_of_another_type_or_over_the_budget_is_left_out(tmp_path, examples, monkeypatch):

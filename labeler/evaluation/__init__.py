@@ -1,7 +1,7 @@
 """Evaluation: predictions, thresholds, metrics with intervals, and paired comparisons. Imports no torch."""
 
-from labeler.evaluation.bootstrap import interval, resample
-from labeler.evaluation.comparing import compare
+from labeler.evaluation.bootstrap import Resampled, mean_of, resample
+from labeler.evaluation.comparing import compare, differences, judge
 from labeler.evaluation.measuring import measure
 from labeler.evaluation.metrics import HEADLINE, SECOND, average_precision, mean_average_precision, statistics
 from labeler.evaluation.predictions import (
@@ -22,12 +22,15 @@ __all__ = [
     "HEADLINE",
     "SECOND",
     "Predictions",
+    "Resampled",
     "average_precision",
     "compare",
     "decide",
+    "differences",
     "fit_thresholds",
-    "interval",
+    "judge",
     "mean_average_precision",
+    "mean_of",
     "measure",
     "of_parents",
     "read_predictions",

@@ -1,16 +1,20 @@
-"""Two models on the same rows: the difference, its interval, an exact test, a verdict."""
+"""Models on the same rows: the difference of two, its interval, an exact test, and a verdict over all pairs."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from labeler.artifacts import BadInputError
-from labeler.evaluation.bootstrap import interval, resample
-from labeler.evaluation.metrics import HEADLINE, SECOND, statistics
+from labeler.evaluation.bootstrap import Resampled, resample
+from labeler.evaluation.metrics import HEADLINE, SECOND
 from labeler.evaluation.predictions import Predictions
+
+ALPHA = 0.05
+POWER = 0.8  # of the number of rows that would be needed
 
 
 def compare(
@@ -19,15 +23,15 @@ def compare(
     b: Predictions,
     seed: int = 0,
     draws: int = 2000,
-    resampled: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None = None,
+    resampled: tuple[Resampled, Resampled] | None = None,
 ) -> dict[str, Any]:
-    """Return how b differs from a on the same rows: differences (b - a), 95 % intervals, exact test, verdict.
+    """Return how b differs from a on the same rows: differences (b - a), 95 % intervals, tests, a verdict.
 
     The interval is a bootstrap of groups with the same draws for both (`resampled`: what `resample` gave for a and for
     b, where the caller has it). Task single adds McNemar's exact two-sided test on the rows that one of them alone has
-    right; it takes rows as independent. The verdict on b is "better" or "worse" when the interval excludes 0 and
-    the test, where there is one, gives p < 0.05; else "cannot tell". The test matters where few rows differ:
-    there a bootstrap interval is too narrow.
+    right; it takes rows as independent. `p` is the larger of the bootstrap's and McNemar's: the first knows of groups, the
+    second is exact where few rows differ. `rows_needed` is how many rows like these would tell a difference of this size
+    in four of five cases. The verdict is that of `judge` for this pair alone.
 
     Raises BadInputError when the rows are none, or not the same in the same order with the same truth.
     """
@@ -36,16 +40,63 @@ def compare(
             f"only predictions for the same rows can be compared: {len(a.ids)} and {len(b.ids)} rows, "
             f"{_first_difference(a, b)}; evaluate both on one store with `labeler evaluate RUN --data STORE`"
         )
-    one = np.ones((len(a.ids), 1))
-    before, after = statistics(task, a, one), statistics(task, b, one)
-    drawn_a, drawn_b = resampled or (resample(task, a, seed, draws), resample(task, b, seed, draws))
+    before, after = resampled or (resample(task, a, seed, draws), resample(task, b, seed, draws))
+    delta = after.minus(before)
+    headline, second = HEADLINE[task], SECOND[task]
+    tests = _mcnemar(a, b) if task == "single" else {"mcnemar_p": None}
+    found: dict[str, Any] = {"n": len(a.ids)} | differences(delta, headline, second) | tests
+    found["p"] = max(found["p"], tests["mcnemar_p"] or 0.0) if found["ci95"] else 1.0
+    judge([found])
+    return found
+
+
+def differences(delta: Resampled, headline: str, second: str) -> dict[str, Any]:
+    """Return the differences of two metrics with their intervals, the bootstrap's `p` for the first, and its standard error."""
     result: dict[str, Any] = {}
-    for metric, key in ((HEADLINE[task], "ci95"), (SECOND[task], f"delta_{SECOND[task]}_ci95")):
-        delta = float(after[metric][0] - before[metric][0])
-        result[f"delta_{metric}"] = None if np.isnan(delta) else delta
-        result[key] = interval(metric, delta, drawn_b[metric] - drawn_a[metric])
-    result |= _mcnemar(a, b) if task == "single" else {"mcnemar_p": None}
-    return result | {"verdict": _verdict(result["ci95"], result["mcnemar_p"])}
+    for metric, key in ((headline, "ci95"), (second, f"delta_{second}_ci95")):
+        value = delta.estimate[metric]
+        result[f"delta_{metric}"] = None if np.isnan(value) else value
+        result[key] = delta.interval(metric)
+    known = result["ci95"] is not None
+    return result | {
+        "p": delta.p_value(headline) if known else 1.0,
+        "standard_error": delta.error(headline) if known else None,
+    }
+
+
+def judge(comparisons: list[dict[str, Any]]) -> None:
+    """Set in each what `compare` found: `p_holm`, `verdict`, and `rows_needed` where the verdict is open.
+
+    `p_holm` is Holm's (1979) correction over all of them: with no difference anywhere, all verdicts together say that there
+    is one in at most 5 % of cases. The verdict on b is "better" or "worse" when the interval excludes 0 and `p_holm` < 0.05; else
+    "cannot tell".
+    """
+    for found, p in zip(comparisons, holm([found["p"] for found in comparisons]), strict=True):
+        bounds, found["p_holm"] = found["ci95"], p
+        told = bounds is not None and not bounds[0] <= 0 <= bounds[1] and p < ALPHA
+        found["verdict"] = ("better" if bounds[0] > 0 else "worse") if told else "cannot tell"
+        found["rows_needed"] = None if told else rows_needed(found)
+
+
+def rows_needed(found: dict[str, Any]) -> int | None:
+    """Return how many rows would tell a difference of the size found, in four of five cases; None where it is 0 or unknown.
+
+    From the standard error, which falls with the square root of the rows.
+    """
+    delta = next(value for key, value in found.items() if key.startswith("delta_") and not key.endswith("ci95"))
+    if not delta or not found["standard_error"]:
+        return None
+    ratio = (norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * found["standard_error"] / delta
+    return math.ceil(found["n"] * ratio**2)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Return each p corrected for all of them: the k-th smallest of m times m - k + 1, never below a smaller one's, at most 1."""
+    corrected, highest = [1.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
 
 
 def _first_difference(a: Predictions, b: Predictions) -> str:
@@ -61,9 +112,3 @@ def _mcnemar(a: Predictions, b: Predictions) -> dict[str, Any]:
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p = binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
     return {"mcnemar_p": float(p), "only_a_right": only_a, "only_b_right": only_b}
-
-
-def _verdict(bounds: list[float] | None, p: float | None) -> str:
-    if bounds is None or bounds[0] <= 0 <= bounds[1] or (p is not None and p >= 0.05):
-        return "cannot tell"
-    return "better" if bounds[0] > 0 else "worse"

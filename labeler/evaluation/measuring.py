@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from labeler.evaluation.bootstrap import interval, resample
+from labeler.evaluation.bootstrap import Resampled, defined, resample
 from labeler.evaluation.metrics import per_class, statistics
 from labeler.evaluation.predictions import Predictions
 
@@ -43,28 +43,29 @@ def measure(task: str, names: list[str], predictions: Predictions, seed: int = 0
 
 def _estimates(task: str, predictions: Predictions, seed: int, draws: int, notes: list[str]) -> dict[str, Any]:
     """Return {metric: value, metric_ci95: interval}, adding to `notes` why one of them is None."""
+    if not predictions.ids:
+        undefined = list(statistics(task, predictions, np.ones((0, 1))))
+        notes += [f"{metric}: not defined, the split holds no row" for metric in undefined]
+        return {key: None for metric in undefined for key in (metric, f"{metric}_ci95")}
     result: dict[str, Any] = {}
-    found = statistics(task, predictions, np.ones((len(predictions.ids), 1)))
-    drawn = resample(task, predictions, seed, draws) if predictions.ids else {}
-    for metric, (estimate,) in found.items():
+    resampled = resample(task, predictions, seed, draws)
+    for metric, estimate in resampled.estimate.items():
         known = not np.isnan(estimate)
-        result[metric] = float(estimate) if known else None
-        result[f"{metric}_ci95"] = bounds = None if not known else _bounds(metric, estimate, drawn[metric], predictions)
+        result[metric] = estimate if known else None
+        result[f"{metric}_ci95"] = bounds = _bounds(metric, resampled, predictions) if known else None
         if not known:
-            reason = "no row carries a label" if predictions.ids else "the split holds no row"
-            notes.append(f"{metric}: not defined, {reason}")
+            notes.append(f"{metric}: not defined, no row carries a label")
         elif bounds is None:
             notes.append(f"{metric}: no interval, the bootstrap draws do not differ (every row alike, or one group)")
     return result
 
 
-def _bounds(metric: str, estimate: float, drawn: np.ndarray, predictions: Predictions) -> list[float] | None:
-    """Return the interval of a metric within 0..1; where all draws are equal, exact for 0 or 1 and else None."""
-    groups = len(set(predictions.groups))
-    if np.nanmax(drawn) - np.nanmin(drawn) > 1e-12:
-        found = interval(metric, estimate, drawn)
-        return found and [max(found[0], 0.0), min(found[1], 1.0)]
+def _bounds(metric: str, resampled: Resampled, predictions: Predictions) -> list[float] | None:
+    """Return the interval of a metric; where all draws are equal, exact for 0 or 1 and else None."""
+    groups, drawn = len(set(predictions.groups)), defined(resampled.drawn[metric])
+    if len(drawn) and np.ptp(drawn) > 1e-12:
+        return resampled.interval(metric)
     if metric not in COUNTED or groups < 2:
         return None
-    exact = binomtest(round(estimate * groups), groups).proportion_ci(0.95, method="exact")
+    exact = binomtest(round(resampled.estimate[metric] * groups), groups).proportion_ci(0.95, method="exact")
     return [float(exact.low), float(exact.high)]

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from labeler.artifacts import SCHEMA_VERSION, sha256_file
-from labeler.evaluation import HEADLINE, Predictions, compare, resample
+from labeler.evaluation import HEADLINE, Predictions, compare, judge, resample
 from labeler.report.runs import Run, read_rows
 
 METRICS = {
@@ -71,8 +71,8 @@ def _unique(pairs: list[tuple[str, Run]]) -> list[str]:
 def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
     """Return what `comparison.json` holds: the data, a row for each model, all pairs in table order, seeds, the answer.
 
-    `comparisons` say how b differs from a (see `evaluation.compare`); `seeds` has the mean and the standard deviation
-    for each model that was trained more than once with nothing but another seed.
+    `comparisons` say how b differs from a (see `evaluation.compare`), judged over all pairs; `seeds` has the mean and the
+    standard deviation for each model that was trained more than once with nothing but another seed.
     """
     first = runs[0].metrics
     task = first["task"]
@@ -82,6 +82,7 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
         | compare(task, a.predictions, b.predictions, resampled=(drawn[a.name], drawn[b.name]))
         for a, b in combinations(models, 2)
     ]
+    judge(comparisons)
     result = {
         "schema_version": SCHEMA_VERSION,
         "data": {key: first["data"][key] for key in ("name", "sha256", "split")} | {"n": first["n"]},
@@ -143,16 +144,21 @@ def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
-    """Return how b differs from a: delta, ci95, mcnemar_p, verdict; for either order of the two."""
+    """Return how b differs from a: delta, ci95, mcnemar_p, p_holm, verdict, rows_needed; for either order of the two."""
     key = f"delta_{HEADLINE[comparison['task']]}"
     for found in comparison["comparisons"]:
-        if (found["a"], found["b"]) == (a, b):
-            return {"delta": found[key]} | {name: found[name] for name in ("ci95", "mcnemar_p", "verdict")}
-        if (found["a"], found["b"]) == (b, a):
-            turned = {"better": "worse", "worse": "better"}.get(found["verdict"], found["verdict"])
-            bounds = found["ci95"] and [-found["ci95"][1], -found["ci95"][0]]
-            return {"delta": -found[key], "ci95": bounds, "mcnemar_p": found["mcnemar_p"], "verdict": turned}
-    raise AssertionError(f"{a} and {b} are not compared")
+        if {found["a"], found["b"]} == {a, b}:
+            break
+    else:
+        raise AssertionError(f"{a} and {b} are not compared")
+    result = {"delta": found[key]} | {
+        name: found[name] for name in ("ci95", "mcnemar_p", "p_holm", "verdict", "rows_needed")
+    }
+    if found["a"] == a:
+        return result
+    turned = {"better": "worse", "worse": "better"}.get(found["verdict"], found["verdict"])
+    bounds = found["ci95"] and [-found["ci95"][1], -found["ci95"][0]]
+    return result | {"delta": -found[key], "ci95": bounds, "verdict": turned}
 
 
 def answer(comparison: dict[str, Any]) -> str:
@@ -195,10 +201,17 @@ def against_baseline(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def evidence(found: dict[str, Any]) -> str:
-    """Return the interval of a difference and McNemar's p in words."""
+    """Return the interval of a difference and its corrected p in words, and how many rows would tell where these cannot."""
     bounds = found["ci95"]
     text = f"95 % interval {points(bounds[0])} to {points(bounds[1])} points" if bounds else "no interval"
-    return text if found["mcnemar_p"] is None else f"{text}, McNemar p\u00a0{p_value(found['mcnemar_p'])}"
+    text += f", p\u00a0{p_value(found['p_holm'])}"
+    return f"{text}; about {round_up(found['rows_needed'])} rows would tell" if found["rows_needed"] else text
+
+
+def round_up(number: int) -> str:
+    """Return a number rounded up to two digits: 2,314 as "2,400"."""
+    step = 10 ** max(len(str(number)) - 2, 0)
+    return f"{-(-number // step) * step:,}"
 
 
 def _between(bounds: list[float] | None) -> str:
