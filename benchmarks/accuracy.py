@@ -148,7 +148,7 @@ def summary(name: str, runs: list[tuple[str, Path]], compared: list[tuple[str, s
 @functools.cache
 def resampled(task: str, names: tuple[str, ...], path: Path) -> Resampled:
     """Return the metrics of the predictions in `path` on bootstrap draws, the same of the same rows."""
-    return resample(task, read_predictions(path, list(names)))
+    return resample(task, read_predictions(path, list(names)), wanted=(HEADLINE[task], SECOND[task]))
 
 
 def row(model: str, entries: list[dict[str, Any]], figures: list[str]) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def _value(task: str, metric: str, scores: np.ndarray, truth: np.ndarray) -> flo
         value = mean_average_precision(scores, truth, weights)[0]
     else:
         predictions = Predictions([], [], truth, scores, decide(task, scores))
-        value = statistics(task, predictions, weights)[metric][0]
+        value = statistics(task, predictions, weights, [metric])[metric][0]
     return -1.0 if np.isnan(value) else float(value)
 
 

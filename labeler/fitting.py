@@ -187,7 +187,8 @@ class Fit:
         scores, predicted = settle(taxonomy_of(self.store.label_set), scores_of(self.task, values))
         nobody = [""] * len(truth)
         predictions = Predictions(nobody, nobody, truth, scores, predicted)
-        return loss, float(statistics(self.task, predictions, np.ones((len(truth), 1)))[METRICS[self.task]][0]), scores
+        metric = METRICS[self.task]
+        return loss, float(statistics(self.task, predictions, np.ones((len(truth), 1)), [metric])[metric][0]), scores
 
     def save(self, folder: Path, history: dict[str, Any]) -> None:
         """Write the trained model and all that is needed to label with it."""

@@ -40,8 +40,10 @@ def unlike(rows: int, labels: int, skill: float, seed: int) -> Predictions:
 @pytest.mark.parametrize("metric", ["accuracy", "weighted_f1", "macro_f1"])
 def test_intervals_cover_the_truth(metric):
     """500 samples: 93 to 97 % for what one would expect 95 %, within what 500 samples can tell."""
-    expected = statistics("single", unlike(200_000, 4, 1.5, 999), np.ones((200_000, 1)))[metric][0]
-    bounds = [resample("single", unlike(200, 4, 1.5, seed), seed, 1000).interval(metric) for seed in range(500)]
+    expected = statistics("single", unlike(200_000, 4, 1.5, 999), np.ones((200_000, 1)), [metric])[metric][0]
+    bounds = [
+        resample("single", unlike(200, 4, 1.5, seed), seed, 1000, [metric]).interval(metric) for seed in range(500)
+    ]
     covered = np.mean([low <= expected <= high for low, high in bounds])
     assert 0.93 <= covered <= 0.97
 
@@ -55,8 +57,8 @@ def test_intervals_of_mean_average_precision_cover_the_truth():
         return Predictions(ids, ids, truth, scores, scores > 0.5)
 
     metric = "mean_average_precision"
-    expected = statistics("multi", sample(200_000, 999), np.ones((200_000, 1)))[metric][0]
-    bounds = [resample("multi", sample(300, seed), seed, 600).interval(metric) for seed in range(500)]
+    expected = statistics("multi", sample(200_000, 999), np.ones((200_000, 1)), [metric])[metric][0]
+    bounds = [resample("multi", sample(300, seed), seed, 600, [metric]).interval(metric) for seed in range(500)]
     assert 0.93 <= np.mean([low <= expected <= high for low, high in bounds]) <= 0.97
 
 
@@ -65,12 +67,12 @@ def test_intervals_are_scipys_bca(metric):
     found = unlike(150, 3, 1.5, 3)
 
     def value(rows: np.ndarray) -> float:
-        return float(statistics("single", rows_of(found, rows), np.ones((len(rows), 1)))[metric][0])
+        return float(statistics("single", rows_of(found, rows), np.ones((len(rows), 1)), [metric])[metric][0])
 
     expected = stats.bootstrap(
         (np.arange(150),), value, method="BCa", n_resamples=6000, vectorized=False, rng=np.random.default_rng(0)
     ).confidence_interval
-    assert resample("single", found, draws=6000).interval(metric) == pytest.approx(
+    assert resample("single", found, draws=6000, wanted=[metric]).interval(metric) == pytest.approx(
         [expected.low, expected.high], abs=1 / 149
     )
 
@@ -128,7 +130,7 @@ def test_each_group_is_left_out_once_and_many_in_parts(monkeypatch):
 def test_mean_average_precision_with_2000_draws_takes_seconds():
     found = make("multi", rows=300, labels=61)
     started = time.perf_counter()
-    assert len(resample("multi", found).drawn["mean_average_precision"]) == 2000
+    assert len(resample("multi", found, wanted=["mean_average_precision"]).drawn["mean_average_precision"]) == 2000
     assert time.perf_counter() - started < 12
 
 
@@ -163,7 +165,7 @@ def test_equal_models_are_rarely_called_different():
         random = np.random.default_rng(seed)
         hard = random.random(200)  # rows are easy or hard for all of them
         models = [of_right(random.random(200) < 0.5 + 0.5 * hard) for _ in range(3)]
-        drawn = [resample("single", model, seed, 400) for model in models]
+        drawn = [resample("single", model, seed, 400, ["accuracy", "weighted_f1"]) for model in models]
         pairs = [
             compare("single", models[i], models[j], resampled=(drawn[i], drawn[j])) for i, j in ((0, 1), (0, 2), (1, 2))
         ]

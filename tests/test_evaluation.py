@@ -168,6 +168,25 @@ def test_average_precision_of_weighted_rows_is_scikit_learns(digits):
             assert value == pytest.approx(expected, abs=1e-12)
 
 
+def mean_area(found: Predictions, weight: np.ndarray) -> float:
+    """Return scikit-learn's area under the ROC curve, averaged over the labels that some drawn rows carry and some do not."""
+    drawn = weight > 0
+    divided = [i for i in range(5) if 0 < found.truth[drawn, i].sum() < drawn.sum()]
+    areas = [reference.roc_auc_score(found.truth[:, i], found.scores[:, i], sample_weight=weight) for i in divided]
+    return float(np.mean(areas))
+
+
+def test_the_area_counts_equal_scores_half():
+    found = make("multi", rows=80, digits=1)
+    result = measure("multi", NAMES, found, draws=10)
+    expected = reference.roc_auc_score(found.truth, found.scores, average=None)
+    assert [row["auroc"] for row in result["per_class"]] == pytest.approx(expected)
+
+
+def test_only_what_is_wanted_is_measured():
+    assert statistics("multi", make("multi"), np.ones((120, 1)), ["micro_f1"]).keys() == {"micro_f1"}
+
+
 def test_single_statistics_of_weighted_rows_are_scikit_learns():
     found = make(rows=60)
     truth, predicted = found.truth.argmax(axis=1), found.predicted.argmax(axis=1)
@@ -186,6 +205,12 @@ def test_single_statistics_of_weighted_rows_are_scikit_learns():
             "macro_f1": reference.f1_score(
                 truth, predicted, labels=present, average="macro", sample_weight=weight, zero_division=0
             ),
+            "auroc": mean_area(found, weight),
+        } | {
+            f"top_{k}_accuracy": reference.top_k_accuracy_score(
+                truth, found.scores, k=k, sample_weight=weight, labels=np.arange(5)
+            )
+            for k in (2, 3)
         }
         assert {name: value[draw] for name, value in values.items()} == pytest.approx(expected, abs=1e-12)
 
@@ -208,6 +233,7 @@ def test_multi_statistics_of_weighted_rows_are_scikit_learns():
                 found.truth[:, present], found.scores[:, present], sample_weight=weight
             ),
             "subset_accuracy": reference.accuracy_score(found.truth, found.predicted, sample_weight=weight),
+            "auroc": mean_area(found, weight),
         }
         assert {name: value[draw] for name, value in values.items()} == pytest.approx(expected, abs=1e-12)
 

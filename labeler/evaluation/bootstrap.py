@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,14 +87,16 @@ def _score(values: np.ndarray, place: float) -> float:
     return float(norm.ppf(np.clip(share, 0.5, len(known) - 0.5) / len(known)))
 
 
-def resample(task: str, predictions: Predictions, seed: int = 0, draws: int = 2000) -> Resampled:
-    """Return every metric of `statistics` on the rows, on `draws` bootstrap draws and with parts left out."""
+def resample(
+    task: str, predictions: Predictions, seed: int = 0, draws: int = 2000, wanted: Collection[str] | None = None
+) -> Resampled:
+    """Return the `wanted` metrics of `statistics` (all by default) on the rows, on `draws` draws and with parts left out."""
     rows = len(predictions.ids)
-    estimate = statistics(task, predictions, np.ones((rows, 1)))
+    estimate = statistics(task, predictions, np.ones((rows, 1)), wanted)
     return Resampled(
         {name: float(value) for name, (value,) in estimate.items()},
-        _over(task, predictions, draw_weights(predictions.groups, seed, draws)),
-        _over(task, predictions, left_out_weights(predictions.groups, seed)),
+        _over(task, predictions, draw_weights(predictions.groups, seed, draws), wanted),
+        _over(task, predictions, left_out_weights(predictions.groups, seed), wanted),
     )
 
 
@@ -108,8 +110,10 @@ def mean_of(models: Sequence[Resampled]) -> Resampled:
     )
 
 
-def _over(task: str, predictions: Predictions, weights: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
-    parts = [statistics(task, predictions, some) for some in weights]
+def _over(
+    task: str, predictions: Predictions, weights: Iterator[np.ndarray], wanted: Collection[str] | None
+) -> dict[str, np.ndarray]:
+    parts = [statistics(task, predictions, some, wanted) for some in weights]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -40,9 +40,9 @@ def compare(
             f"only predictions for the same rows can be compared: {len(a.ids)} and {len(b.ids)} rows, "
             f"{_first_difference(a, b)}; evaluate both on one store with `labeler evaluate RUN --data STORE`"
         )
-    before, after = resampled or (resample(task, a, seed, draws), resample(task, b, seed, draws))
-    delta = after.minus(before)
     headline, second = HEADLINE[task], SECOND[task]
+    before, after = resampled or (resample(task, one, seed, draws, (headline, second)) for one in (a, b))
+    delta = after.minus(before)
     tests = _mcnemar(a, b) if task == "single" else {"mcnemar_p": None}
     found: dict[str, Any] = {"n": len(a.ids)} | differences(delta, headline, second) | tests
     found["p"] = max(found["p"], tests["mcnemar_p"] or 0.0) if found["ci95"] else 1.0

@@ -54,7 +54,8 @@ def _estimates(task: str, predictions: Predictions, seed: int, draws: int, notes
         result[metric] = estimate if known else None
         result[f"{metric}_ci95"] = bounds = _bounds(metric, resampled, predictions) if known else None
         if not known:
-            notes.append(f"{metric}: not defined, no row carries a label")
+            reason = "no label divides the rows" if metric == "auroc" else "no row carries a label"
+            notes.append(f"{metric}: not defined, {reason}")
         elif bounds is None:
             notes.append(f"{metric}: no interval, the bootstrap draws do not differ (every row alike, or one group)")
     return result

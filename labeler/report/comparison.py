@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from labeler.artifacts import SCHEMA_VERSION, sha256_file
-from labeler.evaluation import HEADLINE, Predictions, compare, judge, resample
+from labeler.evaluation import HEADLINE, SECOND, Predictions, compare, judge, resample
 from labeler.report.runs import Run, read_rows
 
 METRICS = {
@@ -76,7 +76,8 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
     """
     first = runs[0].metrics
     task = first["task"]
-    drawn = {model.name: resample(task, model.predictions) for model in models}
+    compared = (HEADLINE[task], SECOND[task])
+    drawn = {model.name: resample(task, model.predictions, wanted=compared) for model in models}
     comparisons = [
         {"a": a.name, "b": b.name}
         | compare(task, a.predictions, b.predictions, resampled=(drawn[a.name], drawn[b.name]))
