@@ -24,7 +24,7 @@ from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
 from labeler.distillation import teachers_say
 from labeler.end_to_end import EndToEnd, reader
-from labeler.evaluation import Predictions, fit_thresholds, settle, statistics
+from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, statistics, write_named
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
 from labeler.pixels import stored_pixels
@@ -178,17 +178,19 @@ class Fit:
         return {"metric": METRICS[self.task], "best_epoch": best + 1, "epochs": epochs, "steps": steps,
                 "train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}  # fmt: skip
 
-    def validate(self) -> tuple[float, float, np.ndarray]:
-        """Return loss, metric and scores [N, L] on the validation split."""
+    def validation_logits(self) -> np.ndarray:
+        """Return logits [N, L] on the validation split."""
         model = self.averaged.model if self.averaged else self.model
-        values = logits(model, self.validation_pairs, self.tokenizer.pad_token_id)
-        truth = self.store.truth(self.validation_pairs.rows)
-        loss = labelling_loss(torch.from_numpy(values), torch.from_numpy(label_targets(truth, self.task))).item()
-        scores, predicted = settle(taxonomy_of(self.store.label_set), scores_of(self.task, values))
-        nobody = [""] * len(truth)
-        predictions = Predictions(nobody, nobody, truth, scores, predicted)
-        metric = METRICS[self.task]
-        return loss, float(statistics(self.task, predictions, np.ones((len(truth), 1)), [metric])[metric][0]), scores
+        return logits(model, self.validation_pairs, self.tokenizer.pad_token_id)
+
+    def validate(self) -> tuple[float, float]:
+        """Return loss and metric on the validation split."""
+        values, metric = self.validation_logits(), METRICS[self.task]
+        rows = self.validation_pairs.rows
+        predictions = predictions_of(self.store, rows, scores_of(self.task, values), None)
+        targets = label_targets(predictions.truth, self.task)
+        loss = labelling_loss(torch.from_numpy(values), torch.from_numpy(targets)).item()
+        return loss, float(statistics(self.task, predictions, np.ones((len(rows), 1)), [metric])[metric][0])
 
     def save(self, folder: Path, history: dict[str, Any]) -> None:
         """Write the trained model and all that is needed to label with it."""
@@ -202,7 +204,18 @@ class Fit:
         write_json(folder / "history.json", history)
         write_json(folder / "preprocessor.json", {"max_text_tokens": self.max_tokens, **towers})
         (folder / "labels.json").write_text(self.store.label_set.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        self.save_decisions(folder)
+
+    def save_decisions(self, folder: Path) -> None:
+        """Write what turns logits into scores and labels, all fitted on the validation split, and what it makes of that."""
+        values, rows, taxonomy = self.validation_logits(), self.validation_pairs.rows, taxonomy_of(self.store.label_set)
+        truth, thresholds = self.store.truth(rows), None
+        temperature = fit_temperature(self.task, values, truth)
+        write_json(folder / "calibration.json", {"fitted_on": "validation", "temperature": temperature})
+        scores = scores_of(self.task, values, temperature)
         if self.task == "multi":
-            _, _, scores = self.validate()
-            thresholds = fit_thresholds(scores, self.store.truth(self.validation_pairs.rows))
+            thresholds = fit_thresholds(taxonomy.scores(scores), truth)
             write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
+        write_named(
+            folder / "predictions-validation.jsonl", taxonomy, predictions_of(self.store, rows, scores, thresholds)
+        )

@@ -176,7 +176,7 @@ def label_items(
             run.tokenizer.pad_token_id,
             batch_size=batch_size,
         )
-        settled, chosen = settle(taxonomy, scores_of(taxonomy.task, values), run.thresholds)
+        settled, chosen = settle(taxonomy, scores_of(taxonomy.task, values, run.temperature), run.thresholds)
         scores, decided = iter(taxonomy.scores(settled).tolist()), zip(chosen, taxonomy.flags(chosen), strict=True)
     for item in items:
         record = item.record

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from labeler.artifacts import UsageError
 from labeler.batches import Pair, collate
-from labeler.evaluation import round_scores
+from labeler.evaluation import round_scores, scores_of_logits
 from labeler.records import Task
 
 if TYPE_CHECKING:
@@ -102,10 +102,9 @@ def model_outputs(
     return np.stack(result)
 
 
-def scores_of(task: Task, values: np.ndarray) -> np.ndarray:
-    """Return scores [N, L] in [0, 1] for logits [N, L], rounded as they are written: softmax for `single`, else sigmoid."""
-    tensor = torch.from_numpy(values).double()
-    return round_scores((tensor.softmax(dim=1) if task == "single" else tensor.sigmoid()).numpy())
+def scores_of(task: Task, values: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return calibrated scores [N, L] in 0..1 for logits [N, L], rounded as they are written."""
+    return round_scores(scores_of_logits(task, values, temperature))
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -19,7 +19,7 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 class Run(NamedTuple):
-    """A trained model, opened: its name, weights, tokenizer, labels, thresholds and what it takes as input.
+    """A trained model, opened: its name, weights, tokenizer, labels, temperature, thresholds and what it takes as input.
 
     The model is an EndToEnd where the run has an image tower of its own, which was fine-tuned with it.
     """
@@ -30,6 +30,7 @@ class Run(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     label_set: LabelSet
     thresholds: list[float] | None
+    temperature: float  # of its logits; 1.0 for runs that were made before it was fitted
     preprocessor: dict[str, Any]
     manifest: dict[str, Any]
     history: dict[str, Any]
@@ -64,7 +65,8 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
             f"{folder}: weights that {name} has now are not in it ({', '.join(missing[:3])}), an older labeler made it; train it "
             "again with `labeler train --force`"
         )
-    preprocessor, thresholds = read_json(folder / "preprocessor.json"), folder / "thresholds.json"
+    preprocessor = read_json(folder / "preprocessor.json")
+    thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
     if preprocessor["image"].get("fine_tuned"):
         from labeler.encoders.image import load_image_encoder
         from labeler.end_to_end import TOWER, EndToEnd
@@ -77,6 +79,7 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
         tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
         label_set=read_label_set(folder),
         thresholds=read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
+        temperature=read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
         preprocessor=preprocessor,
         manifest=manifest,
         history=read_json(folder / "history.json"),

@@ -23,6 +23,18 @@ from labeler.artifacts import (
     verify,
     write_json,
 )
+from labeler.evaluation import (
+    HEADLINE,
+    Predictions,
+    fit_thresholds,
+    measure,
+    of_parents,
+    predictions_of,
+    reliability,
+    rows_of,
+    settle,
+    write_named,
+)
 from labeler.records import SPLITS, Split
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import TrainOptions
@@ -65,12 +77,16 @@ def evaluate(
     baselines = make_baselines(store, split)
     with adding(run, recipe, name) as folder:
         pixels = pixels_for(opened, store)
-        predictions, seconds = score_split(opened, store, split, batch_size, pixels)
-        write_named(folder / f"predictions-{split}.jsonl", store, predictions)
+        predictions, before, seconds = score_split(opened, store, split, batch_size, pixels)
+        write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         for path in baselines.glob("baseline-*.jsonl"):
             shutil.copyfile(path, folder / path.name)
         metrics = describe(opened, store, split, trained) | measured(store, predictions)
         metrics |= measured_parents(store, predictions)
+        metrics["calibration"] = {"temperature": opened.temperature} | {
+            when: reliability(store.label_set.task, found)
+            for when, found in (("before", before), ("after", predictions))
+        }
         metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
         metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size, pixels)
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
@@ -99,8 +115,10 @@ def refuse_mismatch(run: Any, store: Any) -> None:
         )
 
 
-def score_split(run: Any, store: Any, split: Split, batch_size: int, pixels: Any = None) -> tuple[Any, float]:
-    """Return the run's Predictions on the split's rows, and the seconds that scoring took."""
+def score_split(
+    run: Any, store: Any, split: Split, batch_size: int, pixels: Any = None
+) -> tuple[Predictions, Predictions, float]:
+    """Return the run's predictions on the split's rows, those without its temperature, and the seconds that scoring took."""
     from labeler.batches import StorePairs
     from labeler.prediction import logits, scores_of
 
@@ -109,17 +127,20 @@ def score_split(run: Any, store: Any, split: Split, batch_size: int, pixels: Any
     started = time.perf_counter()
     values = logits(run.model, pairs, run.tokenizer.pad_token_id, batch_size=batch_size, progress=f"scoring {split}")
     seconds = time.perf_counter() - started
-    return predictions_of(store, rows, scores_of(store.label_set.task, values), run.thresholds), seconds
+    calibrated, raw = (
+        predictions_of(store, rows, scores_of(store.label_set.task, values, temperature), run.thresholds)
+        for temperature in (run.temperature, 1.0)
+    )
+    return calibrated, raw, seconds
 
 
 def score_modalities(
-    run: Any, store: Any, predictions: Any, split: Split, batch_size: int, pixels: Any = None
+    run: Any, store: Any, predictions: Predictions, split: Split, batch_size: int, pixels: Any = None
 ) -> dict[str, dict[str, Any]]:
     """Return {modality: figures} on the split's rows that have a text and a picture, so that nothing else differs."""
     import torch
 
     from labeler.batches import StorePairs, without
-    from labeler.evaluation import rows_of
     from labeler.prediction import model_outputs, scores_of
 
     def alone(**batch: torch.Tensor) -> torch.Tensor:  # [B, 2, L]
@@ -133,7 +154,7 @@ def score_modalities(
         progress = f"scoring {split}, text alone and image alone"
         values = model_outputs(run.model, pairs, run.tokenizer.pad_token_id, alone, progress, batch_size)
         for column, modality in enumerate(MODALITIES[1:]):
-            scores = scores_of(store.label_set.task, values[:, column])
+            scores = scores_of(store.label_set.task, values[:, column], run.temperature)
             found[modality] = predictions_of(store, rows[complete], scores, run.thresholds)
     figures = {modality: measured(store, found[modality]) for modality in MODALITIES}
     return {
@@ -142,33 +163,13 @@ def score_modalities(
     }
 
 
-def predictions_of(store: Any, rows: np.ndarray, scores: np.ndarray, thresholds: list[float] | None) -> Any:
-    """Return the Predictions that rounded scores [N, L] stand for on `rows`."""
-    from labeler.evaluation import Predictions, settle
-
-    ids, groups = ([store.rows[column][row] for row in rows] for column in ("id", "group"))
-    return Predictions(ids, groups, store.truth(rows), *settle(taxonomy_of(store.label_set), scores, thresholds))
-
-
-def write_named(path: Path, store: Any, predictions: Any) -> None:
-    """Write the predictions with the names of labels and parents."""
-    from labeler.evaluation import with_parents, write_predictions
-
-    taxonomy = taxonomy_of(store.label_set)
-    write_predictions(path, taxonomy.names, with_parents(taxonomy, predictions))
-
-
-def measured(store: Any, predictions: Any) -> dict[str, Any]:
+def measured(store: Any, predictions: Predictions) -> dict[str, Any]:
     """Return every figure with its interval."""
-    from labeler.evaluation import measure
-
     return measure(store.label_set.task, store.label_set.names, predictions)
 
 
-def measured_parents(store: Any, predictions: Any) -> dict[str, Any]:
+def measured_parents(store: Any, predictions: Predictions) -> dict[str, Any]:
     """Return `parents`: every figure with each label taken for its parent; nothing for task multi, where it is a label too."""
-    from labeler.evaluation import measure, of_parents
-
     taxonomy = taxonomy_of(store.label_set)
     if taxonomy.task == "multi" or not taxonomy.pairs:
         return {}
@@ -202,9 +203,7 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
 
 def asked(split: Split) -> dict[str, Any]:
     """Return what a manifest records of how a split is measured."""
-    from labeler.evaluation import HEADLINE
-
-    return {"split": split, "modalities": list(MODALITIES), "baselines_chosen_by": HEADLINE}
+    return {"split": split, "modalities": list(MODALITIES), "baselines_chosen_by": HEADLINE, "intervals": "BCa"}
 
 
 def make_baselines(store: Any, split: Split) -> Path:
@@ -214,7 +213,6 @@ def make_baselines(store: Any, split: Split) -> Path:
     if already_made(out, recipe):
         return out
     from labeler.baselines import Features, logistic_regression, majority
-    from labeler.evaluation import fit_thresholds, settle
 
     log.info("fitting the baselines on the frozen features")
     parts = []
@@ -231,7 +229,7 @@ def make_baselines(store: Any, split: Split) -> Path:
                 thresholds = fit_thresholds(validation_scores, parts[1].truth)
             predictions = predictions_of(store, rows, fitted.scores, thresholds)
             file = f"baseline-{fitted.name}-{split}.jsonl"
-            write_named(folder / file, store, predictions)
+            write_named(folder / file, taxonomy_of(store.label_set), predictions)
             entries.append({"name": fitted.name, "parameters": fitted.parameters, "settings": fitted.settings,
                             "train_seconds": round(fitted.train_seconds, 2), "predictions": file}
                            | measured(store, predictions) | measured_parents(store, predictions))  # fmt: skip

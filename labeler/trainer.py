@@ -112,7 +112,7 @@ class LabelTrainer(PairTrainer):
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the validation loss and metric, by the same inference path as every other stage."""
-        loss, metric, _ = self.fit.validate()
+        loss, metric = self.fit.validate()
         metrics = {"eval_loss": loss, "eval_metric": metric, "eval_train_loss": float(np.mean(self.fit.losses))}
         self.fit.losses.clear()
         self.log(dict(metrics))

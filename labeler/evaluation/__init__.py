@@ -1,6 +1,7 @@
 """Evaluation: predictions, thresholds, metrics with intervals, and paired comparisons. Imports no torch."""
 
 from labeler.evaluation.bootstrap import Resampled, mean_of, resample
+from labeler.evaluation.calibration import fit_temperature, reliability, scores_of_logits
 from labeler.evaluation.comparing import compare, differences, judge
 from labeler.evaluation.measuring import measure
 from labeler.evaluation.metrics import HEADLINE, SECOND, average_precision, mean_average_precision, statistics
@@ -8,12 +9,14 @@ from labeler.evaluation.predictions import (
     Predictions,
     decide,
     of_parents,
+    predictions_of,
     read_predictions,
     round_scores,
     rows_of,
     settle,
     with_parents,
     without_parents,
+    write_named,
     write_predictions,
 )
 from labeler.evaluation.thresholds import fit_thresholds
@@ -27,19 +30,24 @@ __all__ = [
     "compare",
     "decide",
     "differences",
+    "fit_temperature",
     "fit_thresholds",
     "judge",
     "mean_average_precision",
     "mean_of",
     "measure",
     "of_parents",
+    "predictions_of",
     "read_predictions",
+    "reliability",
     "resample",
     "round_scores",
     "rows_of",
+    "scores_of_logits",
     "settle",
     "statistics",
     "with_parents",
     "without_parents",
+    "write_named",
     "write_predictions",
 ]

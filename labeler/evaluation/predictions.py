@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from labeler.artifacts import BadInputError, write_text
-from labeler.taxonomy import Taxonomy
+from labeler.taxonomy import Taxonomy, taxonomy_of
 
 
 class Predictions(NamedTuple):
@@ -69,6 +69,17 @@ def of_parents(taxonomy: Taxonomy, predictions: Predictions) -> tuple[list[str],
     """Return the names at the top of the taxonomy, and predictions for L labels as predictions for these."""
     whole, tops = with_parents(taxonomy, predictions), taxonomy.tops
     return [taxonomy.names[top] for top in tops], Predictions(*whole[:2], *(part[:, tops] for part in whole[2:]))
+
+
+def predictions_of(store: Any, rows: np.ndarray, scores: np.ndarray, thresholds: list[float] | None) -> Predictions:
+    """Return the predictions that scores [N, L] stand for on `rows` of a `labeler.store.Store`."""
+    ids, groups = ([store.rows[column][row] for row in rows] for column in ("id", "group"))
+    return Predictions(ids, groups, store.truth(rows), *settle(taxonomy_of(store.label_set), scores, thresholds))
+
+
+def write_named(path: Path, taxonomy: Taxonomy, predictions: Predictions) -> None:
+    """Write predictions for L labels with the names of labels and parents."""
+    write_predictions(path, taxonomy.names, with_parents(taxonomy, predictions))
 
 
 def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
