@@ -216,6 +216,4 @@ class Fit:
         if self.task == "multi":
             thresholds = fit_thresholds(taxonomy.scores(scores), truth)
             write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
-        write_named(
-            folder / "predictions-validation.jsonl", taxonomy, predictions_of(self.store, rows, scores, thresholds)
-        )
+        write_named(folder / "validation.jsonl", taxonomy, predictions_of(self.store, rows, scores, thresholds))

@@ -85,11 +85,11 @@ def test_predict_gives_what_evaluate_measured_by_the_runs_own_tower(tuned, train
 
     opened, data = load_run(run), Store(store)
     monkeypatch.setattr(Store, "visual_tokens", lambda *_: pytest.fail("the store's tokens are another tower's"))
-    again, _ = score_split(opened, data, "test", 4, pixels_for(opened, data))
+    again, *_ = score_split(opened, data, "test", 4, pixels_for(opened, data))
     np.testing.assert_allclose(again.scores, measured.scores, atol=1e-5, rtol=0)
     original = load_image_encoder(opened.preprocessor["image"]["name"])
     opened.model.tower.load_state_dict(original.module.state_dict())
-    other, _ = score_split(opened, data, "test", 4, pixels_for(opened, data))
+    other, *_ = score_split(opened, data, "test", 4, pixels_for(opened, data))
     changed = np.abs(other.scores - measured.scores).max(axis=1)
     assert changed[-1] == 0, "a text alone is read without a tower"
     assert changed[:-1].max() > 1e-3

@@ -27,6 +27,7 @@ from labeler.cli import cli
 from labeler.evaluation import read_predictions
 from labeler.fitting import Fit
 from labeler.models import model_names
+from labeler.prediction import scores_of
 from labeler.preprocessing import preprocess
 from labeler.runs import PICKLED, load_run
 from labeler.scoring import describe, evaluate
@@ -35,8 +36,8 @@ from labeler.trainer import LabelTrainer, Watch, training_arguments
 from labeler.training import over_seeds, train, train_seeds
 from labeler.training_options import METRICS, TrainOptions, options_for, own_options, read_options
 
-FILES = {"README.md", "config.json", "history.json", "labels.json", "manifest.json", "model.safetensors",
-         "preprocessor.json", "tensorboard", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
+FILES = {"README.md", "calibration.json", "config.json", "history.json", "labels.json", "manifest.json", "model.safetensors",
+         "preprocessor.json", "tensorboard", "tokenizer.json", "tokenizer_config.json", "validation.jsonl"}  # fmt: skip
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -301,10 +302,16 @@ def assert_validation_is_scoring(run: Path, store: Path, options: TrainOptions, 
     opened = load_run(run)
     fit = Fit(name, store, options, 5, "cpu")
     fit.model = opened.model
-    _, metric, scores = fit.validate()
+    _, metric = fit.validate()
     metrics = evaluate(run, store, split="validation", device="cpu").metrics
-    written = read_predictions(run / "predictions-validation.jsonl", opened.label_set.names)
-    assert np.array_equal(written.scores, scores)
+    written = (run / "predictions-validation.jsonl").read_bytes()
+    assert written == (run / "validation.jsonl").read_bytes()
+    scores = scores_of(opened.label_set.task, fit.validation_logits(), opened.temperature)
+    kept = read_predictions(run / "validation.jsonl", opened.label_set.names)
+    assert np.array_equal(kept.scores, scores)
+    said = metrics["calibration"]
+    assert said["temperature"] == opened.temperature != 1.0
+    assert sum(found["n"] for found in said["after"]["bins"]) == sum(found["n"] for found in said["before"]["bins"])
     best = opened.history["epochs"][opened.history["best_epoch"] - 1]["validation_metric"]
     assert metric == pytest.approx(best, abs=1e-9), "the weights kept are not the best epoch's"
     assert metric == pytest.approx(metrics[METRICS[opened.label_set.task]], abs=1e-9)
