@@ -145,7 +145,7 @@ def test_drawing_thresholds_together_helps_unseen_rows_of_rare_labels():
     for seed in range(8):
         (scores, truth), (unseen, unseen_truth) = calibrated(150, seed), calibrated(2000, 100 + seed)
         own = [
-            evaluation.thresholds._best_threshold(scores[:, i], truth[:, i]) if truth[:, i].any() else 0.5
+            evaluation.thresholds.best_threshold(scores[:, i], truth[:, i]) if truth[:, i].any() else 0.5
             for i in range(40)
         ]
         for thresholds in (fit_thresholds(scores, truth), own):

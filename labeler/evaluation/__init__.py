@@ -1,5 +1,6 @@
 """Evaluation: predictions, thresholds, metrics with intervals, and paired comparisons. Imports no torch."""
 
+from labeler.evaluation.abstention import Promise, kept, promise, risk_coverage
 from labeler.evaluation.bootstrap import Resampled, mean_of, resample
 from labeler.evaluation.calibration import fit_temperature, reliability, scores_of_logits
 from labeler.evaluation.comparing import compare, differences, judge
@@ -19,13 +20,17 @@ from labeler.evaluation.predictions import (
     write_named,
     write_predictions,
 )
-from labeler.evaluation.thresholds import fit_thresholds
+from labeler.evaluation.thresholds import BEST_F1, Aim, aim_of, fit_thresholds
 
 __all__ = [
+    "BEST_F1",
     "HEADLINE",
     "SECOND",
+    "Aim",
     "Predictions",
+    "Promise",
     "Resampled",
+    "aim_of",
     "average_precision",
     "compare",
     "decide",
@@ -33,14 +38,17 @@ __all__ = [
     "fit_temperature",
     "fit_thresholds",
     "judge",
+    "kept",
     "mean_average_precision",
     "mean_of",
     "measure",
     "of_parents",
     "predictions_of",
+    "promise",
     "read_predictions",
     "reliability",
     "resample",
+    "risk_coverage",
     "round_scores",
     "rows_of",
     "scores_of_logits",
