@@ -22,6 +22,7 @@ from labeler.artifacts import write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
+from labeler.decisions import VALIDATION
 from labeler.distillation import teachers_say
 from labeler.end_to_end import EndToEnd, reader
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, statistics, write_named
@@ -216,4 +217,4 @@ class Fit:
         if self.task == "multi":
             thresholds = fit_thresholds(taxonomy.scores(scores), truth)
             write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
-        write_named(folder / "validation.jsonl", taxonomy, predictions_of(self.store, rows, scores, thresholds))
+        write_named(folder / VALIDATION, taxonomy, predictions_of(self.store, rows, scores, thresholds))

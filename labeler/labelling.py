@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -15,7 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from labeler.artifacts import BadInputError, UsageError
+from labeler.decisions import aimed, promised
 from labeler.decoding import prepare_images
+from labeler.evaluation import NEVER, Aim, settle
 from labeler.images import ImageError, check_size, resolve_image
 from labeler.records import Record, Reject, Row, RowError, record_from
 from labeler.sources import Reading, brings_pictures, image_root, read_source
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
     from labeler.encoders.image import ImageEncoder
     from labeler.runs import Run
+
+log = logging.getLogger("labeler")
 
 ITEMS_AT_A_TIME = 128
 FORMATS = ("jsonl", "csv")
@@ -44,10 +49,11 @@ class Item(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What `predict` did: how many items it wrote, and how many of them with an error."""
+    """What `predict` did: how many items it wrote, how many of them with an error, and for review."""
 
     items: int
     errors: int
+    review: int = 0
 
 
 def predict(
@@ -60,12 +66,16 @@ def predict(
     device: str = "auto",
     mapping: dict[str, str] | None = None,
     allow_outside: bool = False,
+    aim: Aim | None = None,
+    min_precision: float | None = None,
 ) -> Predicted:
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
 
     A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
     labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
-    error and no labels; the rest goes on. `out` None is standard output; a file appears whole or not at all. `format` is
+    error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
+    only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
+    `review`, true where one was withheld. `out` None is standard output; a file appears whole or not at all. `format` is
     jsonl or csv, by default what `out` ends in.
 
     Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format.
@@ -81,27 +91,41 @@ def predict(
     from labeler.prediction import choose_device
     from labeler.runs import load_run
 
-    run = load_run(model, choose_device(device))
+    run = aimed(load_run(model, choose_device(device)), aim)
+    least = None if min_precision is None else least_score(run, min_precision)
     tower = image_tower(run)
     rows: Iterable[Row | Reject] = chain.from_iterable(sources)
     if not any(brings_pictures(path) for path in inputs):  # those would fill the memory
         rows = list(rows)
     total = len(rows) if isinstance(rows, list) else None
-    count = errors = 0
+    count = errors = review = 0
     with (
         writing(out) as file,
         closing(read_items(rows, mapping or {}, allow_outside, tower.size)) as items,
         tqdm(total=total, desc="labelling", unit="item", disable=None) as bar,
     ):
-        write = LineWriter(file, form, taxonomy_of(run.label_set).names)
+        write = LineWriter(file, form, taxonomy_of(run.label_set).names, review=least is not None)
         while chunk := list(islice(items, ITEMS_AT_A_TIME)):
-            for line in label_items(chunk, run, tower, batch_size, str(model)):
+            for line in label_items(chunk, run, tower, batch_size, str(model), least):
                 write(line)
                 count += 1
+                review += line.get("review", False)
                 errors += line["error"] is not None
                 bar.update()
             bar.set_postfix(errors=errors, refresh=False)
-    return Predicted(count, errors)
+    return Predicted(count, errors, review)
+
+
+def least_score(run: Run, precision: float) -> float:
+    """Return what a label must score to be given with the precision; above every score where nothing can be promised."""
+    given = promised(run, precision)
+    if given.threshold is None:
+        log.warning("none of %d labels on the validation split are sure enough to promise a precision of %g: everything is left "
+                    "for review", given.total, precision)  # fmt: skip
+        return NEVER
+    log.info("precision %g: %d of %d labels on the validation split score %.3f or more, and %d of them are right",
+             precision, given.n, given.total, given.threshold, given.right)  # fmt: skip
+    return given.threshold
 
 
 def image_tower(run: Run) -> ImageEncoder:
@@ -158,16 +182,15 @@ def unusable(row: Row) -> Record:
 
 
 def label_items(
-    items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int, model: str
+    items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int, model: str, least: float | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the output line of every item, in order."""
-    from labeler.evaluation import settle
+    """Yield the output line of every item, in order; labels that score less than `least` are withheld."""
     from labeler.prediction import PairList, logits, scores_of
 
     usable = [item for item in items if item.error is None]
     taxonomy = taxonomy_of(run.label_set)
     scores: Iterator[list[float]] = iter(())
-    decided: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
+    decided: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]] = iter(())
     apart = taxonomy.task == "single" and bool(taxonomy.pairs)
     if usable:
         values = logits(
@@ -177,17 +200,24 @@ def label_items(
             batch_size=batch_size,
         )
         settled, chosen = settle(taxonomy, scores_of(taxonomy.task, values, run.temperature), run.thresholds)
-        scores, decided = iter(taxonomy.scores(settled).tolist()), zip(chosen, taxonomy.flags(chosen), strict=True)
+        given = chosen if least is None else chosen & (settled >= least)
+        withheld = (chosen & ~given).any(axis=1)
+        scores, decided = (
+            iter(taxonomy.scores(settled).tolist()),
+            zip(given, taxonomy.flags(given), withheld, strict=True),
+        )
     for item in items:
         record = item.record
         line: dict[str, Any] = {"id": record.id, "image": record.image, "text": record.text, "labels": [], "scores": {}}
         line |= {"model": model, "error": item.error} | ({"label": None} if apart else {})
+        line |= {} if least is None else {"review": False}
         if item.error is None:
             line["scores"] = dict(zip(taxonomy.names, next(scores), strict=True))
-            own, held = next(decided)
+            own, held, unsure = next(decided)
             line["labels"] = [name for name, one in zip(taxonomy.names, held, strict=True) if one]
-            if apart:
+            if apart and own.any():
                 line["label"] = run.label_set.names[own.argmax()]
+            line |= {} if least is None else {"review": bool(unsure)}
         yield line
 
 
@@ -225,13 +255,22 @@ def make_pairs(items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size:
 class LineWriter:
     """Writes lines as jsonl, or as csv with a column for each label's score."""
 
-    def __init__(self, file: IO[str], form: str, names: Sequence[str]):
-        """Write to `file`; for csv, the header first."""
-        self.file, self.names = file, names
+    def __init__(self, file: IO[str], form: str, names: Sequence[str], review: bool = False):
+        """Write to `file`; for csv, the header first, with a column for what is for review."""
+        self.file, self.names, self.extra = file, names, ["review"] if review else []
         self.table = csv.writer(file, lineterminator="\n") if form == "csv" else None
         if self.table:
             self.table.writerow(
-                ["id", "image", "text", "labels", "model", "error", *(neutral(f"score:{name}") for name in names)]
+                [
+                    "id",
+                    "image",
+                    "text",
+                    "labels",
+                    "model",
+                    "error",
+                    *self.extra,
+                    *(neutral(f"score:{name}") for name in names),
+                ]
             )
 
     def __call__(self, line: dict[str, Any]) -> None:
@@ -240,6 +279,7 @@ class LineWriter:
             self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
             return
         cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
+        cells += [str(line[name]).lower() for name in self.extra]
         self.table.writerow([neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names])
 
 

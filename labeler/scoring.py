@@ -23,14 +23,19 @@ from labeler.artifacts import (
     verify,
     write_json,
 )
+from labeler.decisions import aimed, promised
 from labeler.evaluation import (
+    BEST_F1,
     HEADLINE,
+    Aim,
     Predictions,
     fit_thresholds,
+    kept,
     measure,
     of_parents,
     predictions_of,
     reliability,
+    risk_coverage,
     rows_of,
     settle,
     write_named,
@@ -41,6 +46,7 @@ from labeler.training_options import TrainOptions
 
 log = logging.getLogger("labeler")
 MODALITIES = ("both", "text", "image")
+PROMISES = (0.8, 0.9, 0.95, 0.99)
 
 
 class Evaluated(NamedTuple):
@@ -52,19 +58,30 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    run: Path, data: Path, *, split: Split = "test", batch_size: int = 32, force: bool = False, device: str = "auto"
+    run: Path,
+    data: Path,
+    *,
+    split: Split = "test",
+    aim: Aim | None = None,
+    batch_size: int = 32,
+    force: bool = False,
+    device: str = "auto",
 ) -> Evaluated:
     """Score the run on one split of the store `data`; write `predictions-SPLIT.jsonl` and `metrics-SPLIT.json` into the run.
 
     The majority class and a logistic regression on the frozen features are measured on the same rows; their
     figures stand under `baselines`, their predictions in files of their own beside the run's. Under `modalities` stand the
-    run's figures on the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone.
+    run's figures on the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone; under
+    `calibration` how far scores are off, before and after the temperature; under `abstention` what the surest labels are
+    worth, and whether what the validation split promises of them holds. With an `aim`, thresholds are fitted for that, the
+    baselines' too.
 
-    Raises BadInputError when run or store are damaged, or the store's labels or image tower are not the run's.
+    Raises UsageError for an aim where rows have one label; BadInputError when run or store are damaged, or the store's labels
+    or image tower are not the run's.
     """
     trained, stored = verify(run, "train"), verify(data, "preprocess")
     name = f"manifest-{split}.json"
-    recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), asked(split))
+    recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), asked(split, aim))
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
     from labeler.pixels import pixels_for
@@ -72,9 +89,9 @@ def evaluate(
     from labeler.runs import load_run
     from labeler.store import Store
 
-    opened, store = load_run(run, choose_device(device)), Store(data, check=False)
+    opened, store = aimed(load_run(run, choose_device(device)), aim), Store(data, check=False)
     refuse_mismatch(opened, store)
-    baselines = make_baselines(store, split)
+    baselines = make_baselines(store, split, aim)
     with adding(run, recipe, name) as folder:
         pixels = pixels_for(opened, store)
         predictions, before, seconds = score_split(opened, store, split, batch_size, pixels)
@@ -87,6 +104,8 @@ def evaluate(
             when: reliability(store.label_set.task, found)
             for when, found in (("before", before), ("after", predictions))
         }
+        metrics["thresholds"] = opened.thresholds
+        metrics["abstention"] = abstention(opened, predictions)
         metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
         metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size, pixels)
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
@@ -201,15 +220,32 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
     }  # fmt: skip
 
 
-def asked(split: Split) -> dict[str, Any]:
+def abstention(run: Any, predictions: Predictions) -> dict[str, Any]:
+    """Return risk and coverage on the split, and of each of PROMISES whether it holds there; no promises of older runs."""
+    found = risk_coverage(predictions)
+    try:
+        given = [promised(run, precision) for precision in PROMISES]
+    except BadInputError as error:
+        log.warning("%s", error)
+        given = []
+    return found | {"promises": [kept(predictions, one) for one in given]}
+
+
+def asked(split: Split, aim: Aim | None) -> dict[str, Any]:
     """Return what a manifest records of how a split is measured."""
-    return {"split": split, "modalities": list(MODALITIES), "baselines_chosen_by": HEADLINE, "intervals": "BCa"}
+    return {
+        "split": split,
+        "aim": str(aim or BEST_F1),
+        "modalities": list(MODALITIES),
+        "baselines_chosen_by": HEADLINE,
+        "intervals": "BCa",
+    }
 
 
-def make_baselines(store: Any, split: Split) -> Path:
+def make_baselines(store: Any, split: Split, aim: Aim | None = None) -> Path:
     """Return the artifact with both baselines' figures and predictions on the split, made beside the store if need be."""
     out = store.folder.with_name(f"{store.folder.name}-baselines-{split}")
-    recipe = Recipe("baselines", (Input(str(store.folder), store.sha256),), asked(split))
+    recipe = Recipe("baselines", (Input(str(store.folder), store.sha256),), asked(split, aim))
     if already_made(out, recipe):
         return out
     from labeler.baselines import Features, logistic_regression, majority
@@ -226,7 +262,7 @@ def make_baselines(store: Any, split: Split) -> Path:
             thresholds = None
             if task == "multi":
                 validation_scores, _ = settle(taxonomy_of(store.label_set), fitted.validation_scores)
-                thresholds = fit_thresholds(validation_scores, parts[1].truth)
+                thresholds = fit_thresholds(validation_scores, parts[1].truth, aim or BEST_F1)
             predictions = predictions_of(store, rows, fitted.scores, thresholds)
             file = f"baseline-{fitted.name}-{split}.jsonl"
             write_named(folder / file, taxonomy_of(store.label_set), predictions)

@@ -34,7 +34,7 @@ encoders.visualbert  end_to_end
 models
 models.*
 prediction  runs  training_options
-distillation
+decisions  distillation
 trainer
 pretraining
 fitting
@@ -190,8 +190,8 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
-         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling", "runs", "store", "export", "inspection",
-         "models",
+         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling", "decisions", "runs", "store", "export",
+         "inspection", "models",
          "encoders.weights"]  # fmt: skip
 
 

@@ -57,6 +57,21 @@ mapping: Decorator = click.option(
 )  # fmt: skip
 
 
+def parse_aim(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    """Return what thresholds are to be fitted for, None where nothing is given."""
+    if value is None:
+        return None
+    from labeler.evaluation import aim_of
+
+    return aim_of(value)
+
+
+aim: Decorator = click.option(
+    "--aim", callback=parse_aim, metavar="AIM",
+    help="Fit thresholds, on the validation split, for f1, precision=0.95 or recall=0.9 [default: f1].",
+)  # fmt: skip
+
+
 def say(message: str, result: Any, printed_as_json: bool) -> None:
     """Say what was done: a sentence on standard error, or `result` as JSON on standard output."""
     if printed_as_json:

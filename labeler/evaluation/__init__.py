@@ -20,11 +20,12 @@ from labeler.evaluation.predictions import (
     write_named,
     write_predictions,
 )
-from labeler.evaluation.thresholds import BEST_F1, Aim, aim_of, fit_thresholds
+from labeler.evaluation.thresholds import BEST_F1, NEVER, Aim, aim_of, fit_thresholds
 
 __all__ = [
     "BEST_F1",
     "HEADLINE",
+    "NEVER",
     "SECOND",
     "Aim",
     "Predictions",
