@@ -15,7 +15,17 @@ import pytest
 
 from labeler import artifacts
 from labeler.artifacts import BadInputError, read_manifest, verify, write_json
-from labeler.evaluation import Predictions, decide, measure, round_scores, write_predictions
+from labeler.evaluation import (
+    Predictions,
+    decide,
+    kept,
+    measure,
+    promise,
+    reliability,
+    risk_coverage,
+    round_scores,
+    write_predictions,
+)
 from labeler.report import report
 from labeler.report.charts import ticks
 
@@ -47,6 +57,7 @@ def write_run(
     folder: Path, name: str = "visualbert", *, task: str = "single", skill: float = 3.0, seed: int = 0,
     names: list[str] | None = None, rows: int = 80, sha256: str = "ab" * 32, split: str = "test",
     baselines: bool = True, preset: str = "embedded", store: str = "data/clipart/store", modalities: bool = True,
+    sure: bool = True,
 ) -> Path:  # fmt: skip
     """Write a run folder as `labeler train` and `labeler evaluate` leave it; return it."""
     names = names or NAMES
@@ -69,6 +80,10 @@ def write_run(
         "pairs_per_second": 31.7, "evaluate_pairs_per_second": 95.2, "best_epoch": 3,
         "settings": {"learning_rate": 5e-5, "epochs": 6, "batch_size": 32, "seed": seed},
     }  # fmt: skip
+    if sure:  # as if its scores came from a temperature of 1.5
+        promises = [kept(found, promise(simulate(task, names, 400, skill, 99), share)) for share in (0.8, 0.99)]
+        head["calibration"] = {"temperature": 1.5} | dict.fromkeys(("before", "after"), reliability(task, found))
+        head["abstention"] = risk_coverage(found) | {"promises": promises}
     measured = measure(task, names, found, draws=DRAWS)
     alone = {modality: measure(task, names, simulate(task, names, rows, skill / worse, seed), draws=DRAWS)
              for modality, worse in (("text", 2), ("image", 4))}  # fmt: skip
@@ -206,7 +221,7 @@ def test_the_page_is_one_file_with_every_section(tmp_path, examples):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "comparison.json", "comparison.md", "index.html", "data.html", "manifest.json"}  # fmt: skip
     ids = {attributes["id"] for tag, attributes in found.tags if tag == "section"}
-    assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "pictures", "how"}
+    assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "sure", "pictures", "how"}
     pictures = [attributes for tag, attributes in found.tags if tag == "img"]
     assert len([picture["alt"] for picture in pictures]) > 10
     assert "text of row" in found.text

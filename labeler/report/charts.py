@@ -11,18 +11,30 @@ COLOURS = 8  # series colours in the style sheet; from the ninth on they come ag
 
 
 class Series(NamedTuple):
-    """One line: a value for each epoch, and the epoch to mark."""
+    """One line: its points, and the x of the one to mark."""
 
     name: str
     points: list[tuple[float, float]]
     marked: float | None = None
 
 
-def line_chart(title: str, y_title: str, series: list[Series]) -> dict[str, Any]:
-    """Return a chart over epochs for the macro `lines`: ticks and points in pixels of a 460 x 270 box."""
+def line_chart(
+    title: str,
+    series: list[Series],
+    x_title: str = "epoch",
+    *,
+    shares: bool = False,
+    diagonal: bool = False,
+) -> dict[str, Any]:
+    """Return a chart for the macro `lines`: ticks and points in pixels of a 460 x 270 box.
+
+    With `shares` both axes are shares in percent, x from 0 to 1, and the points have no dots; with `diagonal` both reach from
+    0 to 1, and a line shows where they are equal.
+    """
     values = [point for line in series for point in line.points]
-    x_low, x_high = min(x for x, _ in values), max(x for x, _ in values)
-    y_ticks = ticks(min(y for _, y in values), max(y for _, y in values))
+    x_low, x_high = (0.0, 1.0) if shares else (min(x for x, _ in values), max(x for x, _ in values))
+    lowest = 0.0 if shares else min(y for _, y in values)
+    y_ticks = ticks(lowest, 1.0 if diagonal else max(y for _, y in values))
 
     def across(x: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (x - x_low) / ((x_high - x_low) or 1), 1)
@@ -30,6 +42,9 @@ def line_chart(title: str, y_title: str, series: list[Series]) -> dict[str, Any]
     def up(y: float) -> float:
         span = y_ticks[-1] - y_ticks[0]
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - y_ticks[0]) / span, 1)
+
+    def text(value: float) -> str:
+        return f"{100 * value:g} %" if shares else f"{value:g}"
 
     lines = [
         {
@@ -40,13 +55,15 @@ def line_chart(title: str, y_title: str, series: list[Series]) -> dict[str, Any]
         }
         for number, line in enumerate(series)
     ]
-    whole = [x for x in ticks(x_low, x_high, 6) if x == int(x) and x_low <= x <= x_high]
+    x_ticks = [x for x in ticks(x_low, x_high, 6) if x_low <= x <= x_high and (shares or x == int(x))]
     return {
         "title": title,
-        "y_title": y_title,
-        "x_ticks": [(across(x), f"{x:g}") for x in whole],
-        "y_ticks": [(up(y), f"{y:g}") for y in y_ticks],
+        "x_title": x_title,
+        "x_ticks": [(across(x), text(x)) for x in x_ticks],
+        "y_ticks": [(up(y), text(y)) for y in y_ticks],
         "lines": lines,
+        "dotted": diagonal or not shares,
+        "diagonal": [across(0), up(0), across(1), up(1)] if diagonal else None,
         "box": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM},
     }
 

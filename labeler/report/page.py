@@ -15,6 +15,7 @@ from labeler.report.charts import Series, axis_of, line_chart
 from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked
 from labeler.report.pictures import cards, sections
 from labeler.report.runs import Run
+from labeler.report.sureness import sureness
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -53,6 +54,7 @@ def environment() -> Environment:
         "bounds": bounds,
         "point_bounds": point_bounds,
         "cell": markdown_cell,
+        "decimals": decimals,
     }
     return found
 
@@ -62,6 +64,11 @@ def count(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def decimals(value: float | None) -> str:
+    """Return a number with three decimals, None as a dash."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -124,6 +131,7 @@ def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]
             else [],
             per_class=_per_class(best_run, models, names),
             notes=[(model.name, note) for model in models for note in model.metrics.get("notes", [])],
+            sure=sureness(models, best_run),
             sections=shown,
             missing=missing,
             how=[_how(model) for model in models],
@@ -175,7 +183,7 @@ def _curves(models: list[Model]) -> dict[str, Any] | None:
             for name, history in recorded
         ]
         if any(line.points for line in series):
-            charts.append(line_chart(title, title, series))
+            charts.append(line_chart(title, series))
     return {"charts": charts, "runs": recorded, "metric": metric}
 
 
