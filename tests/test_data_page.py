@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import EVIL, Page, page, write_run
+from report_runs import Page, page, write_run
+from test_report import EVIL
 
 from labeler.artifacts import read_manifest
 from labeler.ingestion import ingest

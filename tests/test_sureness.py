@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_report import page, two_runs, write_run
+from report_runs import page, two_runs, write_run
 
 from labeler.report import report
 
