@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+CARD = "README.md"  # a run's: has a date, and is told anew when the run is evaluated
 RECORDED_PACKAGES = ("labeler", "torch", "torchvision", "transformers", "timm", "pylance", "numpy", "pandas",
                      "pillow", "scikit-learn", "optuna")  # fmt: skip
 
@@ -99,8 +100,9 @@ def sha256_json(value: Any) -> str:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """Return {relative path: sha256} of every file below `folder` but its manifest, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    """Return {relative path: sha256} of every file below `folder` but its manifest and its CARD, sorted."""
+    apart = (folder / MANIFEST, folder / CARD)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain, islice, tee
 from pathlib import Path
@@ -114,6 +114,24 @@ def predict(
                 bar.update()
             bar.set_postfix(errors=errors, refresh=False)
     return Predicted(count, errors, review)
+
+
+def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:
+    """Return a line for each of `pairs`, as `predict` writes it: {"id", "image", "text", "labels", "scores", "model", "error"}.
+
+    A pair has an `image` (a file's path, or a file's bytes), a `text`, or both, and an `id` if it likes. One that cannot be
+    read has an error and no labels.
+    """
+    rows = []
+    for number, pair in enumerate(pairs, start=1):
+        image, held = pair.get("image"), isinstance(pair.get("image"), bytes)
+        fields = {"id": pair.get("id", str(number)), "text": pair.get("text"),
+                  "image": f"{number}" if held else None if image is None else os.path.abspath(image)}  # fmt: skip
+        rows.append(Row("pairs", number, {key: value for key, value in fields.items() if value is not None},
+                        picture=image if held else None))  # fmt: skip
+    tower = image_tower(run)
+    with closing(read_items(rows, {}, True, tower.size)) as items:
+        return list(label_items(list(items), run, tower, batch_size, str(run.folder)))
 
 
 def least_score(run: Run, precision: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labeler.artifacts import (
+    CARD,
     BadInputError,
     Input,
     Recipe,
@@ -22,6 +23,7 @@ from labeler.artifacts import (
     making,
     verify,
     write_json,
+    write_text,
 )
 from labeler.decisions import aimed, promised
 from labeler.evaluation import (
@@ -40,6 +42,7 @@ from labeler.evaluation import (
     settle,
     write_named,
 )
+from labeler.model_card import model_card
 from labeler.records import SPLITS, Split
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import TrainOptions
@@ -110,6 +113,8 @@ def evaluate(
         metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size, pixels)
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
+        if split == "test" and CARD not in trained["files"]:  # an older labeler's card is part of its run
+            write_text(folder / CARD, model_card(run, trained, metrics))
     return Evaluated(run, False, metrics)
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from labeler.artifacts import (
+    CARD,
     MANIFEST,
     BadInputError,
     InterruptedRun,
@@ -84,6 +84,7 @@ def train(
     if not force and already_made(out, recipe):
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
     from labeler.fitting import Fit  # torch and transformers are imported only when there is something to train
+    from labeler.model_card import model_card
 
     fit = Fit(model, data, options, seed, device, teachers, report)
     continued = resume and interrupted_run(out, recipe)
@@ -98,7 +99,8 @@ def train(
         fit.save(folder, history)
         shutil.rmtree(folder / "trainer")
         (folder / "recipe.json").unlink()
-        write_text(folder / "README.md", model_card(model, data, recipe, history))
+        trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
+        write_text(folder / CARD, model_card(folder, trained, place=out))
     return Trained(out, False, history)
 
 
@@ -166,25 +168,3 @@ def stop_on_interrupt(fit: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def model_card(model: str, data: Path, recipe: Recipe, history: dict[str, Any]) -> str:
-    """Return the run's README: what it is, how it was trained, how to use it."""
-    best = history["epochs"][history["best_epoch"] - 1]
-    tower = ""
-    if recipe.arguments["finetune_image"]:
-        tower = "`image-tower/` is the image tower that was fine-tuned; `labeler preprocess --image-encoder` takes it too.\n"
-    teachers = "".join(f" --teacher {teacher.path}" for teacher in recipe.inputs[1:])
-    return f"""# {model}
-
-Trained by `labeler train {model} {data}{teachers}` with seed {recipe.seed} on {time.strftime("%Y-%m-%d", time.gmtime())}.
-Best of {len(history["epochs"])} epochs: epoch {history["best_epoch"]}, validation {history["metric"]}
-{best["validation_metric"]:.4f} on {history["validation_pairs"]} pairs; trained on {history["train_pairs"]} pairs.
-
-Label a folder of pictures:
-
-    labeler predict FOLDER --model THIS_FOLDER --out labels.jsonl
-
-`manifest.json` holds the arguments, the data's hash, the versions and a sha256 for every file.
-{tower}Figures on the test split are in `metrics-test.json` once `labeler evaluate` has run.
-"""

@@ -34,7 +34,7 @@ encoders.visualbert  end_to_end
 models
 models.*
 prediction  runs  training_options
-decisions  distillation
+decisions  distillation  model_card
 trainer
 pretraining
 fitting

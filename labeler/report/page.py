@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from labeler.evaluation import HEADLINE
+from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
 from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked
 from labeler.report.pictures import cards, sections
@@ -53,7 +54,7 @@ def environment() -> Environment:
         "speed": speed,
         "bounds": bounds,
         "point_bounds": point_bounds,
-        "cell": markdown_cell,
+        "cell": cell,
         "decimals": decimals,
     }
     return found
@@ -94,14 +95,6 @@ def bounds(interval: list[float] | None) -> str:
 def point_bounds(interval: list[float] | None) -> str:
     """Return an interval of differences as "−1.2 to +6.0", None as a dash."""
     return "–" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
-
-
-def markdown_cell(value: Any) -> str:
-    """Return a value so that it stays one cell and plain text in a Markdown table."""
-    text = " ".join(str(value).split())
-    for sign in "\\`*_[]|":
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def render_markdown(comparison: dict[str, Any]) -> str:

@@ -1,0 +1,240 @@
+"""The model card: the README of a run, as a person and the Hugging Face hub read it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from labeler.evaluation import HEADLINE
+from labeler.evaluation.measuring import FEW_POSITIVES
+from labeler.records import LabelSet, read_label_set
+from labeler.training_options import options_for
+
+METRICS = {
+    "single": ("accuracy", "weighted_f1", "macro_f1"),
+    "multi": ("mean_average_precision", "micro_f1", "macro_f1"),
+}
+WORDS = {"mean_average_precision": "mean average precision", "micro_f1": "micro F1", "macro_f1": "macro F1",
+         "weighted_f1": "weighted F1"}  # fmt: skip
+USE = """from pathlib import Path
+from labeler.labelling import label
+from labeler.runs import load_run
+
+run = load_run(Path({folder!r}))
+print(label(run, [{{"image": "photo.jpg", "text": "its caption"}}]))"""
+
+
+def model_card(
+    folder: Path, trained: dict[str, Any], metrics: dict[str, Any] | None = None, place: Path | None = None
+) -> str:
+    """Return the card of the run in `folder`, which will be found at `place` (there, by default).
+
+    `trained` has the manifest's `arguments`, `inputs` and `seed`; `metrics` is what `labeler evaluate` measured, None before
+    it did.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    labels, name = read_label_set(folder), trained["arguments"]["model"]
+    data = ModelCardData(
+        library_name="labeler",
+        tags=["image-text-classification", f"{labels.task}-label", name],
+        model_name=name if metrics else None,
+        eval_results=results(labels, metrics) if metrics else None,
+    )
+    parts = [
+        f"# {name}",
+        purpose(labels, trained),
+        usage(place or folder),
+        figures(labels, metrics),
+        sureness(metrics),
+        label_table(folder, labels, metrics),
+        limits(folder, labels, trained, metrics),
+        origin(folder, trained),
+    ]
+    text = "\n\n".join(part for part in parts if part)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
+
+
+def results(labels: LabelSet, metrics: dict[str, Any]) -> list[Any]:
+    """Return the figures as the hub's results."""
+    from huggingface_hub import EvalResult
+
+    data = metrics["data"]
+    return [
+        EvalResult(task_type="image-text-classification", dataset_type=data["sha256"][:12], dataset_name=cell(data["name"]),
+                   dataset_split=data["split"], metric_type=metric, metric_value=round(metrics[metric], 4))
+        for metric in METRICS[labels.task] if metrics[metric] is not None
+    ]  # fmt: skip
+
+
+def purpose(labels: LabelSet, trained: dict[str, Any]) -> str:
+    """Return what the model does."""
+    each = "one of" if labels.task == "single" else "any number of"
+    return (
+        f"Labels pairs of a picture and a text with {each} {len(labels.names)} labels; either part of a pair may be missing. "
+        f"Trained by `labeler` on the pairs in `{trained['inputs'][0]['path']}`."
+    )
+
+
+def usage(place: Path) -> str:
+    """Return how to label with it, from the command line and from Python."""
+    command = shlex.join(["labeler", "predict", "FOLDER", "--model", str(place), "--out", "labels.jsonl"])
+    return f"## Use\n\n    {command}\n\n```python\n{USE.format(folder=str(place))}\n```"
+
+
+def figures(labels: LabelSet, metrics: dict[str, Any] | None) -> str:
+    """Return the table of figures with intervals, the baselines' beside them."""
+    if metrics is None:
+        return "## Figures\n\nNot measured on held-out pairs yet: `labeler evaluate` does that, and writes them here."
+    data, names = metrics["data"], METRICS[labels.task]
+    lines = [
+        "## Figures",
+        "",
+        f"On the {metrics['n']} pairs of the {data['split']} split of {cell(data['name'])} (sha256 `{data['sha256'][:12]}`), "
+        "which training did not read; in brackets 95 % intervals (BCa bootstrap by group).",
+        "",
+        "| model | " + " | ".join(WORDS.get(metric, metric) for metric in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    lines += [
+        f"| {row['name']} | " + " | ".join(figure(row, metric) for metric in names) + " |"
+        for row in (*metrics["baselines"], metrics)
+    ]
+    modalities = metrics.get("modalities") or {}
+    if modalities.get("both", {}).get(HEADLINE[labels.task]) is not None:
+        headline = HEADLINE[labels.task]
+        lines += [
+            "",
+            f"{WORDS.get(headline, headline).capitalize()} on the {modalities['both']['n']} pairs that have both: "
+            + ", ".join(
+                f"{words} {figure(modalities[key], headline)}"
+                for key, words in (("text", "text alone"), ("image", "picture alone"), ("both", "both"))
+            )
+            + ".",
+        ]
+    return "\n".join(lines)
+
+
+def sureness(metrics: dict[str, Any] | None) -> str:
+    """Return how well scores are calibrated and which promises of precision held."""
+    if metrics is None or "calibration" not in metrics or metrics["calibration"]["after"]["ece"] is None:
+        return ""
+    found = metrics["calibration"]
+    lines = [
+        "## Scores",
+        "",
+        f"Calibrated by a temperature of {found['temperature']:.3f}, fitted on the validation split; expected calibration error "
+        f"{found['before']['ece']:.3f} before, {found['after']['ece']:.3f} after.",
+    ]
+    promises = [one for one in metrics["abstention"]["promises"] if one["threshold"] is not None]
+    if promises:
+        lines += [
+            "",
+            "| `--min-precision` | score at least | labels given | of them right | |",
+            "|---|---|---|---|---|",
+        ]
+        for one in promises:
+            seen = f"{one['precision']:.3f} {bounds(one['precision_ci95'])}" if one["n"] else "–"
+            word = {True: "holds", False: "broken", None: "nothing given"}[one["holds"]]
+            lines.append(
+                f"| {one['promised']:g} | {one['threshold']:.3f} | {one['n']} of {one['total']} | {seen} | {word} |"
+            )
+    return "\n".join(lines)
+
+
+def label_table(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) -> str:
+    """Return each label with its rows, its threshold and its figures."""
+    given = folder / "thresholds.json"
+    thresholds = json.loads(given.read_text(encoding="utf-8"))["thresholds"] if given.is_file() else None
+    thresholds = metrics["thresholds"] if metrics and metrics.get("thresholds") else thresholds
+    heads = ["label", "pairs in the data"]
+    columns = [[cell(label.name) for label in labels.labels], [str(label.count) for label in labels.labels]]
+    if thresholds:
+        heads.append("threshold")
+        columns.append([f"{threshold:.3f}" for threshold in thresholds])
+    if metrics:
+        for key in ("support", "precision", "recall", "f1"):
+            heads.append({"support": f"pairs in {metrics['data']['split']}", "f1": "F1"}.get(key, key))
+            values = [row[key] for row in metrics["per_class"]]
+            columns.append(["–" if v is None else str(v) if key == "support" else f"{v:.3f}" for v in values])
+    rows = ["| " + " | ".join(row) + " |" for row in zip(*columns, strict=True)]
+    return "\n".join(["## Labels", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *rows])
+
+
+def limits(folder: Path, labels: LabelSet, trained: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+    """Return what the model is not good for, as far as figures and settings say."""
+    preprocessor = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+    lines = [
+        "It knows these labels and no others, and was measured on pairs like those it was trained on.",
+        f"Texts are cut at {preprocessor['max_text_tokens']} tokens; pictures are stretched to the image tower's square.",
+    ]
+    rare = [label.name for label in labels.labels if label.count < 2 * FEW_POSITIVES]
+    if rare:
+        lines.append(
+            f"Fewer than {2 * FEW_POSITIVES} pairs carry {', '.join(map(cell, rare))}: little could be learned of them."
+        )
+    lines += [f"{cell(note[:1].upper() + note[1:])}." for note in (metrics or {}).get("notes", [])]
+    if metrics:
+        beaten = max(
+            (base for base in metrics["baselines"]), key=lambda base: base[HEADLINE[labels.task]] or 0, default=None
+        )
+        headline = HEADLINE[labels.task]
+        if beaten and (metrics[headline] or 0) <= (beaten[headline] or 0):
+            lines.append(f"On held-out pairs it is not above {beaten['name']}.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def origin(folder: Path, trained: dict[str, Any]) -> str:
+    """Return how it was trained."""
+    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    best = history["epochs"][history["best_epoch"] - 1]
+    lines = [
+        "## How it was trained",
+        "",
+        f"    {command(trained)}",
+        "",
+        f"Best of {len(history['epochs'])} epochs: epoch {history['best_epoch']}, validation {history['metric']} "
+        f"{best['validation_metric']:.4f} on {history['validation_pairs']} pairs; trained on {history['train_pairs']} pairs in "
+        f"{history['train_seconds']:.0f} s. `manifest.json` holds all arguments, the data's hash "
+        f"(`{trained['inputs'][0]['sha256'][:12]}`), the versions and a sha256 for every file.",
+    ]
+    if trained["arguments"].get("finetune_image"):
+        lines.append(
+            "\n`image-tower/` is the image tower that was fine-tuned; `labeler preprocess --image-encoder` takes it too."
+        )
+    return "\n".join(lines)
+
+
+def command(trained: dict[str, Any]) -> str:
+    """Return what to type to train it again, with the options that are not the model's own."""
+    arguments = dict(trained["arguments"])
+    store, *teachers = (item["path"] for item in trained["inputs"])
+    name = arguments.pop("model")
+    tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
+    own = asdict(options_for(name, tower)) | {"finetune_image": False}
+    words = ["labeler", "train", name, store, *(word for path in teachers for word in ("--teacher", path))]
+    for key, value in arguments.items():
+        if own.get(key) != value:
+            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return shlex.join([*words, "--seed", str(trained["seed"])])
+
+
+def figure(row: dict[str, Any], metric: str) -> str:
+    """Return a figure with its interval, a dash where it is not defined."""
+    return "–" if row[metric] is None else f"{row[metric]:.3f} {bounds(row[f'{metric}_ci95'])}".rstrip()
+
+
+def bounds(interval: list[float] | None) -> str:
+    """Return an interval in brackets, nothing where there is none."""
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+
+
+def cell(value: Any) -> str:
+    """Return a value so that it stays one cell and plain text in a Markdown table."""
+    text = " ".join(str(value).split())
+    for sign in "\\`*_[]|":
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
