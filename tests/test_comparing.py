@@ -97,6 +97,13 @@ def test_p_is_where_the_interval_reaches_zero():
         assert (found.p_value("x") < 0.05) == (found.interval("x")[0] > 0)
 
 
+def test_a_difference_beyond_all_draws_has_a_p_below_what_draws_can_tell():
+    drawn = np.random.default_rng(1).normal(10, 1, 2000)
+    for sign in (1, -1):
+        found = Resampled({"x": 10.0 * sign}, {"x": drawn * sign}, {"x": np.zeros(3)})
+        assert found.p_value("x") == pytest.approx(2 * stats.norm.sf(10 / np.std(drawn)))
+
+
 def test_an_undefined_metric_has_neither():
     nothing = Resampled({"x": float("nan")}, {"x": np.full(10, np.nan)}, {"x": np.full(3, np.nan)})
     assert nothing.interval("x") is None

@@ -50,13 +50,18 @@ class Resampled(NamedTuple):
         return [float(min(low, estimate)), float(max(high, estimate))]
 
     def p_value(self, metric: str) -> float:
-        """Return the two-sided p for a true value of 0: the share at which `interval` would just reach 0; NaN without one."""
+        """Return the two-sided p for a true value of 0: the share at which `interval` would just reach 0; NaN without one.
+
+        Where no draw is on the other side of 0, which D draws can tell only to 1 / D, a normal tail of the standard error may
+        say less.
+        """
         if self.interval(metric) is None:
             return float("nan")
         edge = _score(self.drawn[metric], 0.0)
         bias, skew = self._bias(metric, self.estimate[metric]), self._skew(metric)
         place = (edge - bias) / (1 + skew * (edge - bias)) - bias
-        return float(2 * norm.sf(abs(place)))
+        p, beyond = float(2 * norm.sf(abs(place))), defined(self.drawn[metric]) * np.sign(self.estimate[metric])
+        return p if (beyond <= 0).any() else min(p, float(2 * norm.sf(abs(self.estimate[metric]) / self.error(metric))))
 
     def error(self, metric: str) -> float:
         """Return the metric's standard error."""
