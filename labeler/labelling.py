@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, UsageError
+from labeler.artifacts import BadInputError, UsageError, neutral
 from labeler.decisions import aimed, promised
 from labeler.decoding import prepare_images
 from labeler.evaluation import NEVER, Aim, settle
@@ -299,11 +299,6 @@ class LineWriter:
         cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
         cells += [str(line[name]).lower() for name in self.extra]
         self.table.writerow([neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names])
-
-
-def neutral(cell: str | None) -> str:
-    """Return a cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe."""
-    return f"'{cell}" if cell and cell[0] in "=+-@＝＋－＠\t\r\n" else cell or ""
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -88,7 +89,7 @@ def test_the_page_is_one_file_with_every_section(tmp_path, examples):
     report(two_runs(tmp_path, store=str(tmp_path / "store")), tmp_path / "report")
     found = page(tmp_path / "report")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "comparison.json", "comparison.md", "index.html", "data.html", "manifest.json"}  # fmt: skip
+        "comparison.json", "comparison.md", "comparison.csv", "index.html", "data.html", "manifest.json"}  # fmt: skip
     ids = {attributes["id"] for tag, attributes in found.tags if tag == "section"}
     assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "sure", "pictures", "how"}
     pictures = [attributes for tag, attributes in found.tags if tag == "img"]
@@ -97,6 +98,19 @@ def test_the_page_is_one_file_with_every_section(tmp_path, examples):
     svgs = [attributes for tag, attributes in found.tags if tag == "svg"]
     assert all("aria-label" in svg or "aria-labelledby" in svg for svg in svgs)
     assert sum(tag == "h1" for tag, _ in found.tags) == 1
+
+
+def test_the_table_can_be_read_by_a_spreadsheet(tmp_path):
+    comparison = report(two_runs(tmp_path), tmp_path / "report")
+    with (tmp_path / "report/comparison.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [model["name"] for model in comparison["models"]]
+    for row, model in zip(rows, comparison["models"], strict=True):
+        assert float(row["accuracy"]) == model["accuracy"]
+        assert [float(row["accuracy_low"]), float(row["accuracy_high"])] == model["accuracy_ci95"]
+    last = comparison["comparisons"][-1]
+    assert (float(rows[-1]["difference"]), rows[-1]["verdict"]) == (last["delta_accuracy"], last["verdict"])
+    assert rows[0]["difference"] == ""
 
 
 def test_labels_texts_ids_and_names_are_inert(tmp_path, examples):
@@ -190,7 +204,8 @@ def test_two_reports_are_the_same_bytes_and_the_second_says_already_made(tmp_pat
     runs, out = two_runs(tmp_path), tmp_path / "report"
     first = report(runs, out)
     before = {
-        name: (out / name).read_bytes() for name in ("comparison.json", "comparison.md", "index.html", "data.html")
+        name: (out / name).read_bytes()
+        for name in ("comparison.json", "comparison.md", "comparison.csv", "index.html", "data.html")
     }
     stamp = (out / "index.html").stat().st_mtime_ns
     with caplog.at_level("INFO", logger="labeler"):
@@ -224,7 +239,13 @@ def test_files_of_others_in_the_folder_survive_and_do_not_count(tmp_path):
     verify(out, "report")
     report(runs, out, force=True)
     assert (out / "unseen-labels.jsonl").read_text() == "changed\n"
-    assert set(read_manifest(out)["files"]) == {"comparison.json", "comparison.md", "index.html", "data.html"}
+    assert set(read_manifest(out)["files"]) == {
+        "comparison.json",
+        "comparison.md",
+        "comparison.csv",
+        "index.html",
+        "data.html",
+    }
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -21,18 +21,18 @@ from labeler.artifacts import (
 )
 from labeler.report.comparison import collect, compare_models
 from labeler.report.data_page import DataSet, read_data, render_data
-from labeler.report.page import render_markdown, render_page
+from labeler.report.page import render_csv, render_markdown, render_page
 from labeler.report.runs import Run, read_runs
 
 log = logging.getLogger("labeler")
 
-FILES = ("comparison.json", "comparison.md", "index.html", "data.html")
+FILES = ("comparison.json", "comparison.md", "comparison.csv", "index.html", "data.html")
 
 
 def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = False) -> dict[str, Any]:
     """Return the comparison of `runs` on their split, after writing it to the folder `out`.
 
-    Writes `comparison.json`, `comparison.md`, `index.html`, `data.html` (about the data of the runs' store) and the
+    Writes `comparison.json`, `.md` and `.csv`, `index.html`, `data.html` (about the data of the runs' store) and the
     manifest. Other files in `out` stay as they are and are no part of the manifest. Made already from the same inputs,
     nothing is written unless `force`.
 
@@ -51,6 +51,7 @@ def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = Fa
         comparison = compare_models(found, models)
         write_json(work / "comparison.json", comparison)
         write_text(work / "comparison.md", render_markdown(comparison))
+        write_text(work / "comparison.csv", render_csv(comparison))
         write_text(work / "index.html", render_page(comparison, found, models))
         write_text(work / "data.html", render_data(data, found[0]))
     return comparison

@@ -6,16 +6,17 @@ import math
 from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 40
 COLOURS = 8  # series colours in the style sheet; from the ninth on they come again, dashed
 
 
 class Series(NamedTuple):
-    """One line: its points, and the x of the one to mark."""
+    """One line: its points, the x of the one to mark, and how many things each point stands for, where that differs."""
 
     name: str
     points: list[tuple[float, float]]
     marked: float | None = None
+    counts: list[int] | None = None
 
 
 def line_chart(
@@ -51,7 +52,10 @@ def line_chart(
             "name": line.name,
             "colour": number % COLOURS + 1,
             "dashed": number >= COLOURS,
-            "dots": [(across(x), up(y), x == line.marked) for x, y in line.points],
+            "dots": [
+                (across(x), up(y), x == line.marked, radius)
+                for (x, y), radius in zip(line.points, radii(line), strict=True)
+            ],
         }
         for number, line in enumerate(series)
     ]
@@ -66,6 +70,13 @@ def line_chart(
         "diagonal": [across(0), up(0), across(1), up(1)] if diagonal else None,
         "box": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM},
     }
+
+
+def radii(line: Series) -> list[float]:
+    """Return a radius for each point in pixels: its dot's area grows with what it stands for."""
+    if line.counts is None:
+        return [6.0 if x == line.marked else 3.0 for x, _ in line.points]
+    return [round(1.5 + 6 * math.sqrt(count / max(line.counts)), 1) for count in line.counts]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shlex
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from labeler.artifacts import neutral
 from labeler.evaluation import HEADLINE
 from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
@@ -102,6 +105,23 @@ def render_markdown(comparison: dict[str, Any]) -> str:
     found = environment()
     found.autoescape = False  # Markdown; names go through the filter `cell`
     return found.get_template("comparison.md.j2").render(_basics(comparison)).rstrip() + "\n"
+
+
+def render_csv(comparison: dict[str, Any]) -> str:
+    """Return a line for each model, in table order: figures as fractions with their intervals, the difference to the row above."""
+    metrics = METRICS[comparison["task"]]
+    ends = [f"{metric}_{end}" for metric in metrics for end in ("low", "high")]
+    costs = ("parameters", "train_seconds", "pairs_per_second")
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(["name", "baseline", "seed", "n", *metrics, *ends, "difference", "p", "verdict", *costs])
+    for row in _basics(comparison)["rows"]:
+        bounds = [end for metric in metrics for end in row[f"{metric}_ci95"] or (None, None)]
+        above = row["above"] or {"delta": None, "p_holm": None, "verdict": None}
+        values = [row[name] for name in ("baseline", "seed", "n", *metrics)]
+        table.writerow([neutral(row["name"]), *values, *bounds, above["delta"], above["p_holm"], above["verdict"],
+                        *(row[cost] for cost in costs)])  # fmt: skip
+    return file.getvalue()
 
 
 def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]) -> str:

@@ -19,10 +19,11 @@ def sureness(models: list[Model], best: Model) -> dict[str, Any] | None:
         return None
     shown = best if best in curves else curves[0]
     calibration = shown.metrics["calibration"]
-    lines = [
-        Series(name, [(found["confidence"], found["accuracy"]) for found in calibration[when]["bins"]])
-        for name, when in (("as trained", "before"), (f"temperature {calibration['temperature']:.2f}", "after"))
-    ]
+    lines = []
+    for name, when in (("as trained", "before"), (f"temperature {calibration['temperature']:.2f}", "after")):
+        bins = calibration[when]["bins"]
+        points = [(found["confidence"], found["accuracy"]) for found in bins]
+        lines.append(Series(name, points, counts=[found["n"] for found in bins]))
     risks = [
         Series(model.name, [(point["coverage"], point["risk"]) for point in model.metrics["abstention"]["points"]])
         for model in curves
