@@ -108,7 +108,7 @@ def render_markdown(comparison: dict[str, Any]) -> str:
 
 
 def render_csv(comparison: dict[str, Any]) -> str:
-    """Return a line for each model, in table order: figures as fractions with their intervals, the difference to the row above."""
+    """Return a line for each model, in table order: figures as fractions with intervals, the difference to the row above."""
     metrics = METRICS[comparison["task"]]
     ends = [f"{metric}_{end}" for metric in metrics for end in ("low", "high")]
     costs = ("parameters", "train_seconds", "pairs_per_second")
