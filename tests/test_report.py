@@ -185,6 +185,24 @@ def test_runs_of_one_name_get_their_folders_names_and_seeds_are_summed_up(tmp_pa
     assert report(twins, tmp_path / "report")["models"][-1]["name"] == f"visualbert ({tmp_path / 'b/run'})"
 
 
+def test_means_over_seeds_are_compared_on_the_same_rows(tmp_path):
+    good = [write_run(tmp_path / f"good{seed}", seed=seed, skill=4.0) for seed in (0, 1, 2)]
+    poor = [write_run(tmp_path / f"poor{seed}", "resnet-gru", seed=seed, skill=1.0) for seed in (0, 1, 2)]
+    comparison = report([*good, *poor], tmp_path / "report")
+    (found,) = comparison["seed_comparisons"]
+    means = {row["name"]: row["accuracy"]["mean"] for row in comparison["seeds"]}
+    assert (found["a"], found["b"], found["verdict"]) == ("visualbert", "resnet-gru", "worse")
+    assert found["delta_accuracy"] == pytest.approx(means["resnet-gru"] - means["visualbert"])
+    each = [
+        pair
+        for pair in comparison["comparisons"]
+        if (pair["a"], pair["b"]) == ("visualbert (good0)", "resnet-gru (poor0)")
+    ]
+    width = [np.ptp(pair["ci95"]) for pair in (found, *each)]
+    assert width[0] < width[1], "the mean over seeds is told better than one of them"
+    assert "b, mean over seeds" in page(tmp_path / "report").text
+
+
 def test_baselines_that_differ_between_runs_are_both_shown(tmp_path):
     first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", "flava", preset="hub")
     other = simulate("single", NAMES, 80, 2.0, 99)

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from labeler.artifacts import SCHEMA_VERSION, sha256_file
-from labeler.evaluation import HEADLINE, SECOND, Predictions, compare, judge, resample
+from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, compare, differences, judge, mean_of, resample
 from labeler.report.runs import Run, read_rows
 
 METRICS = {
@@ -72,7 +72,8 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
     """Return what `comparison.json` holds: the data, a row for each model, all pairs in table order, seeds, the answer.
 
     `comparisons` say how b differs from a (see `evaluation.compare`), judged over all pairs; `seeds` has the mean and the
-    standard deviation for each model that was trained more than once with nothing but another seed.
+    standard deviation for each model that was trained more than once with nothing but another seed, `seed_comparisons` how
+    these means differ.
     """
     first = runs[0].metrics
     task = first["task"]
@@ -90,7 +91,8 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
         "task": task,
         "models": [_row(task, model) for model in models],
         "comparisons": comparisons,
-        "seeds": _seeds(task, models),
+        "seeds": (seeds := _seeds(task, models)),
+        "seed_comparisons": _compare_seeds(task, seeds, drawn, first["n"]),
     }
     return result | {"answer": answer(result), "against_baseline": against_baseline(result)}
 
@@ -136,6 +138,28 @@ def _seeds(task: str, models: list[Model]) -> list[dict[str, Any]]:
                 row[metric] = {"mean": mean(values), "sd": stdev(values), "min": min(values), "max": max(values)}
         rows.append(row)
     return rows
+
+
+def _compare_seeds(
+    task: str, seeds: list[dict[str, Any]], drawn: dict[str, Resampled], rows: int
+) -> list[dict[str, Any]]:
+    """Return how the mean over b's seeds differs from that over a's, for all pairs of models with several seeds.
+
+    Differences as in `evaluation.compare`, on the same draws of rows, without McNemar's test: that knows of two runs only. The
+    seeds count as they are; `seeds` of each model say how far they spread.
+    """
+    names = [row["name"] for row in seeds]
+    labels = [
+        name if names.count(name) == 1 else f"{row['runs'][0]} and others"
+        for name, row in zip(names, seeds, strict=True)
+    ]
+    means = {label: mean_of([drawn[name] for name in row["runs"]]) for label, row in zip(labels, seeds, strict=True)}
+    found = [
+        {"a": a, "b": b, "n": rows, **differences(means[b].minus(means[a]), HEADLINE[task], SECOND[task])}
+        for a, b in combinations(means, 2)
+    ]
+    judge(found)
+    return found
 
 
 def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
