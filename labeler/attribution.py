@@ -31,7 +31,7 @@ from labeler.layers import ProbeHead, masked_mean, unit
 if TYPE_CHECKING:
     from labeler.runs import Run
 
-FIRST_STEPS, MOST_STEPS = 8, 256
+FIRST_STEPS, MOST_STEPS = 16, 256
 STEPS_AT_A_TIME = 16
 TOLERANCE = 0.05  # of what the logit gains
 SMALL = 0.01  # a logit, below which an error does not matter
@@ -75,9 +75,9 @@ def attribute(
     """Return what the tokens of one pair add to the logit of label number `target`.
 
     batch: input_ids, text_mask, visual_tokens and visual_mask of one pair on the model's device (`labeler.batches`); words [1, T]
-    bool: which text tokens are of words; baseline: the id of the token in their place. The rest, and all that is masked, is
-    in the baseline as it is. The steps are doubled until the error is within 5 % of what the logit gains, or 0.01, at most 256; 16 at a
-    time are in memory.
+    bool: which text tokens are of words; baseline: the id of the token in their place. What is masked or of no word
+    is in the baseline as it is. The steps are doubled until the error is within 5 % of what the logit gains, or 0.01, at most 256;
+    16 at a time are in memory.
     """
     input_ids, text_mask = batch["input_ids"], batch["text_mask"]
     visual_tokens, visual_mask = batch["visual_tokens"], batch["visual_mask"]
