@@ -76,8 +76,8 @@ def attribute(
 
     batch: input_ids, text_mask, visual_tokens and visual_mask of one pair on the model's device (`labeler.batches`); words [1, T]
     bool: which text tokens are of words; baseline: the id of the token in their place. What is masked or of no word
-    is in the baseline as it is. The steps are doubled until the error is within 5 % of what the logit gains, or 0.01, at most 256;
-    16 at a time are in memory.
+    is in the baseline as it is. The steps are doubled until the error is within 5 % of what the logit gains, or 0.01, at most
+    256; 16 at a time are in memory.
     """
     input_ids, text_mask = batch["input_ids"], batch["text_mask"]
     visual_tokens, visual_mask = batch["visual_tokens"], batch["visual_mask"]

@@ -24,6 +24,7 @@ INK, FAINT, PAPER = (34, 34, 34), (110, 110, 110), (255, 255, 255)
 SIDE, MARGIN, GAP = 420, 28, 20
 WIDTH = 2 * MARGIN + 2 * SIDE + GAP
 LEGEND = 160
+WORD_SIZE, LINE, LONGEST = 22, 38, 60  # pixels, pixels, characters of a word
 FONTS = ("~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts", "~/Library/Fonts", "/Library/Fonts",
          "/System/Library/Fonts")  # fmt: skip
 NO_SIGN = "\ufffe"  # no character, so that every font draws its sign for a missing one
@@ -35,6 +36,8 @@ def write_heat_maps(explanations: Sequence[Explanation], path: Path) -> None:
     Raises BadInputError when it cannot be written.
     """
     panels = [panel(explanation) for explanation in explanations]
+    if lost := lost_signs(explanations):
+        log.warning("no font on this system has %s; in the picture they are empty boxes", " ".join(lost))
     page = Image.new("RGB", (WIDTH, sum(one.height for one in panels)), PAPER)
     top = 0
     for one in panels:
@@ -93,29 +96,20 @@ def heated(picture: Image.Image, explanation: Explanation) -> Image.Image:
 def draw_words(pen: ImageDraw.ImageDraw, explanation: Explanation, top: int) -> int:
     """Draw the text from `top` on, words on a ground as strong as their weight; return where it ends."""
     most = max(abs(word.weight) for word in explanation.words) or 1.0
-    text, size, line, left, end = explanation.text or "", 22, 38, MARGIN, 0
-    for word in [*explanation.words, None]:
-        start = len(text) if word is None else word.start
-        for gap in text[end:start].split():  # what the model did not read, or found nothing in
-            left, top = placed(pen, gap, left, top, size, line)
-            draw_text(pen, gap, left, top, size, FAINT)
-            left += width_of(gap, size) + 8
-        if word is None:
-            break
-        if text[end:start].strip() == "" and end < start:
-            left += 6
-        left, top = placed(pen, word.text, left, top, size, line)
-        wide, strength = width_of(word.text, size), abs(word.weight) / most
+    text, left, end = explanation.text or "", MARGIN, 0
+    for word in explanation.words:
+        gap, shown = text[end : word.start], " ".join(word.text.split())[:LONGEST]
+        left += 6 * gap[:1].isspace()
+        wide, strength = width_of(shown, WORD_SIZE), abs(word.weight) / most
+        if left > MARGIN and left + wide + 8 > WIDTH - MARGIN:
+            left, top = MARGIN, top + LINE
         ground = mixed(FOR if word.weight > 0 else AGAINST, 0.85 * strength)
-        pen.rounded_rectangle((left, top - 3, left + wide + 8, top + size + 7), 5, fill=ground)
-        draw_text(pen, word.text, left + 4, top, size, INK if strength < 0.75 else PAPER)
+        pen.rounded_rectangle((left, top - 3, left + wide + 8, top + WORD_SIZE + 7), 5, fill=ground)
+        draw_text(pen, shown, left + 4, top, WORD_SIZE, INK if strength < 0.75 else PAPER)
         left, end = left + wide + 10, word.end
-    return top + line
-
-
-def placed(pen: ImageDraw.ImageDraw, word: str, left: int, top: int, size: int, line: int) -> tuple[int, int]:
-    """Return where a word goes: on the next line if there is no room on this one."""
-    return (MARGIN, top + line) if left > MARGIN and left + width_of(word, size) + 8 > WIDTH - MARGIN else (left, top)
+    if text[end:].strip():  # longer than what the model reads
+        draw_text(pen, "…", left + 6, top, WORD_SIZE, FAINT)
+    return top + LINE
 
 
 def draw_legend(pen: ImageDraw.ImageDraw, explanation: Explanation, top: int) -> int:
@@ -169,7 +163,6 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFo
                 return font
         except OSError:  # a font that Pillow cannot read
             continue
-    warn_of(frozenset(sign for sign in text if not has_signs(own, sign)))
     return own
 
 
@@ -179,10 +172,10 @@ def has_signs(font: Any, text: str) -> bool:
     return all(sign.isspace() or bytes(font.getmask(sign)) != missing for sign in set(text))
 
 
-@cache
-def warn_of(signs: frozenset[str]) -> None:
-    """Say once that there is no font for these signs."""
-    log.warning("no font on this system has the signs %s; in the picture they are empty boxes", " ".join(sorted(signs)))
+def lost_signs(explanations: Sequence[Explanation]) -> list[str]:
+    """Return which signs of the words no font has."""
+    words = {word.text for explanation in explanations for word in explanation.words}
+    return sorted({sign for word in words for sign in word if not has_signs(font_for(word, WORD_SIZE), sign)})
 
 
 @cache

@@ -325,14 +325,14 @@ def test_the_command_prints_json_and_draws(trained, store, capsys, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["duck.png"]
 
 
-def test_signs_that_no_font_has_are_said(monkeypatch, caplog):
+@pytest.mark.parametrize(("text", "lost"), [("a circle", ""), ("a 猫 on 猫 纸", "no font on this system has 猫 纸;")])
+def test_signs_that_no_font_has_are_said_once(trained, monkeypatch, caplog, tmp_path, text, lost):
     monkeypatch.setattr(heat_maps, "system_fonts", list)
     heat_maps.font_for.cache_clear()
-    heat_maps.warn_of.cache_clear()
-    heat_maps.font_for("drawn", 22)
-    assert not caplog.records
-    heat_maps.font_for("猫", 22)
-    assert "no font on this system has the signs 猫" in caplog.text
+    found = explain_given(trained("resnet-gru"), None, text, label="circle", device="cpu")
+    heat_maps.write_heat_maps(found, tmp_path / "x.png")
+    assert (lost in caplog.text) if lost else not caplog.records
+    assert len(caplog.records) == bool(lost)
 
 
 @pytest.mark.parametrize(
