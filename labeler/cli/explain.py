@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from labeler.cli import options
-
-if TYPE_CHECKING:
-    from labeler.explanation import Explanation
 
 MOST = 8  # words and regions in the table
 MARKS = ((0.6, "++", "--"), (0.25, "+", "-"))
@@ -72,7 +69,7 @@ def has_colours() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def shown(explanation: Explanation, colour: bool) -> str:
+def shown(explanation: Any, colour: bool) -> str:
     """Return an explanation as lines for a terminal."""
     parts = [f"{explanation.id}: {explanation.label} {explanation.score:.3f}"]
     if explanation.words:
@@ -90,7 +87,7 @@ def shown(explanation: Explanation, colour: bool) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def marked(explanation: Explanation, colour: bool) -> str:
+def marked(explanation: Any, colour: bool) -> str:
     """Return the text with its words coloured, or between signs, by weight."""
     text, end, parts = explanation.text or "", 0, []
     most = max(abs(word.weight) for word in explanation.words) or 1.0
@@ -122,7 +119,7 @@ def picked(share: float, choices: tuple[tuple[float, Any, Any], ...]) -> Any:
     return next((pro if share > 0 else con for bound, pro, con in choices if abs(share) >= bound), None)
 
 
-def strongest(explanation: Explanation) -> list[tuple[float, str]]:
+def strongest(explanation: Any) -> list[tuple[float, str]]:
     """Return the weights and names of the words and regions that weigh most."""
     found = [(word.weight, repr(word.text)) for word in explanation.words]
     if explanation.grid is not None:
