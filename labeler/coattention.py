@@ -1,15 +1,46 @@
 """Co-attention: three kinds of block in which words and the picture's tokens attend one another.
 
-Each takes Streams with text_mask [B, T] and visual_mask [B, V] (True = real) and returns Streams of the same shapes.
+Each takes Streams with text_mask [B, T] and visual_mask [B, V] (True = real) and returns Streams of the same shapes. What a
+block attends to is asked of its `maps`, which work it out again: the forward pass keeps no weights, so that it stays fast.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from labeler.layers import FastDropout, Streams, ZeroLinear
+
+
+class Maps(NamedTuple):
+    """What a block attends to, the mean over its heads: text_to_visual [B, T, V] and visual_to_text [B, V, T].
+
+    Each row sums to 1 over what is not masked, and is 0 elsewhere; zeros in a row of the batch without the other stream.
+    """
+
+    text_to_visual: Tensor
+    visual_to_text: Tensor
+
+
+@contextmanager
+def recorded_maps(blocks: Iterable[nn.Module]) -> Iterator[list[Maps]]:
+    """Yield a list that gets the Maps of each block, in their order, whenever the model that they are part of is called."""
+    found: list[Maps] = []
+
+    def record(block: nn.Module, inputs: tuple[Streams, Tensor, Tensor], output: Streams) -> None:
+        found.append(block.maps(*inputs))  # type: ignore[operator]
+
+    handles = [block.register_forward_hook(record) for block in blocks]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class CrossAttention(nn.Module):
@@ -53,6 +84,13 @@ class CrossAttention(nn.Module):
         merged = attended.transpose(1, 2).flatten(2)  # [B, H, N, d] -> [B, N, D]
         return self.output(merged)
 
+    def weights(self, queries: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """Return [B, N, M]: the weights that `forward` attends with, the mean over the heads."""
+        query, key = self._split(self.query(queries)), self._split(self.key(context))
+        logits = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5  # [B, H, N, M]
+        mask = context_mask[:, None, None, :]
+        return (logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim=-1) * mask).mean(dim=1)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, N, D] -> [B, H, N, d]
 
@@ -73,6 +111,10 @@ class CoAttentionStream(nn.Module):
         attended = self.attention(self.query_norm(own), self.context_norm(other), other_mask)
         own = own + self.dropout(attended)
         return own + self.dropout(self.feed_out(functional.gelu(self.feed_in(self.feed_norm(own)))))
+
+    def weights(self, own: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
+        """Return [B, N, M]: what each token of own attends to in other."""
+        return self.attention.weights(self.query_norm(own), self.context_norm(other), other_mask)
 
 
 class CoAttention(nn.Module):
@@ -95,6 +137,13 @@ class CoAttention(nn.Module):
             self.visual(streams.visual, streams.text, text_mask),
         )
 
+    def maps(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Maps:
+        """Return what each stream attends to in the other."""
+        return Maps(
+            self.text.weights(streams.text, streams.visual, visual_mask),
+            self.visual.weights(streams.visual, streams.text, text_mask),
+        )
+
 
 class SwappedStream(nn.Module):
     """One stream's half of swapped attention: what it reads in the other stream takes its place."""
@@ -110,6 +159,10 @@ class SwappedStream(nn.Module):
         """Return what own [B, N, D] reads in other [B, M, D]; own itself in rows where other_mask [B, M] holds nothing."""
         attended = self.dropout(self.norm(self.attention(own, other, other_mask)))
         return torch.where(other_mask.any(dim=1)[:, None, None], attended, own)
+
+    def weights(self, own: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
+        """Return [B, N, M]: what each token of own attends to in other."""
+        return self.attention.weights(own, other, other_mask)
 
 
 class SwappedAttention(nn.Module):
@@ -138,6 +191,13 @@ class SwappedAttention(nn.Module):
         return Streams(
             self.text(streams.text, streams.visual, visual_mask),
             self.visual(streams.visual, streams.text, text_mask),
+        )
+
+    def maps(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Maps:
+        """Return what each stream attends to in the other."""
+        return Maps(
+            self.text.weights(streams.text, streams.visual, visual_mask),
+            self.visual.weights(streams.visual, streams.text, text_mask),
         )
 
 
@@ -172,8 +232,22 @@ class AffinityAttention(nn.Module):
             streams.visual + self.dropout(self.to_visual(seen_text)).unsqueeze(1),
         )
 
+    def maps(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Maps:
+        """Return the paper's a_v for every word and a_q for every visual token: all tokens of a stream are told the same."""
+        text, visual = self.attention(streams, text_mask, visual_mask)  # [B, T, 1], [B, V, 1]
+        sizes = text.shape[1], visual.shape[1]
+        return Maps(
+            visual.transpose(1, 2).repeat(1, sizes[0], 1) * text_mask.any(dim=1)[:, None, None],
+            text.transpose(1, 2).repeat(1, sizes[1], 1) * visual_mask.any(dim=1)[:, None, None],
+        )
+
     def attended(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the paper's q [B, D] and v [B, D]; zeros in rows where the stream they are read from holds nothing."""
+        text, visual = self.attention(streams, text_mask, visual_mask)
+        return (text * streams.text).sum(dim=1), (visual * streams.visual).sum(dim=1)
+
+    def attention(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the paper's a_q [B, T, 1] and a_v [B, V, 1]; zeros at padding."""
         text, visual = streams
         real = text_mask.unsqueeze(2) & visual_mask.unsqueeze(1)  # [B, T, V]
         affinity = torch.tanh(text @ self.affinity(visual).transpose(1, 2)) * real
@@ -181,13 +255,12 @@ class AffinityAttention(nn.Module):
         text_hidden = torch.tanh(text_mapped + affinity @ visual_mapped)  # [B, T, D]
         visual_hidden = torch.tanh(visual_mapped + affinity.transpose(1, 2) @ text_mapped)  # [B, V, D]
         return (
-            weighted_mean(text, self.text_score(text_hidden), text_mask),
-            weighted_mean(visual, self.visual_score(visual_hidden), visual_mask),
+            masked_softmax(self.text_score(text_hidden), text_mask),
+            masked_softmax(self.visual_score(visual_hidden), visual_mask),
         )
 
 
-def weighted_mean(hidden: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """Return [B, D]: hidden [B, N, D] weighted by the softmax of scores [B, N, 1] where mask [B, N] is True; else zeros."""
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Return the softmax [B, N, 1] of scores [B, N, 1] over the places where mask [B, N] is True; zeros elsewhere."""
     real = mask.unsqueeze(-1)  # [B, N, 1]
-    weights = scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(dim=1)
-    return (weights * real * hidden).sum(dim=1)
+    return scores.masked_fill(~real, torch.finfo(scores.dtype).min).softmax(dim=1) * real

@@ -33,13 +33,15 @@ coattention  encoders.image
 encoders.visualbert  end_to_end
 models
 models.*
-prediction  runs  training_options
+prediction  runs  training_options  attribution
 decisions  distillation  model_card
 trainer
 pretraining
 fitting
 training
 tuning  scoring  labelling  report
+explanation
+heat_maps
 cli
 __main__
 """
@@ -191,7 +193,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
          "preprocessing", "training", "tuning", "distillation", "scoring", "labelling", "decisions", "runs", "store", "export",
-         "inspection", "models",
+         "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip
 
 

@@ -71,6 +71,10 @@ class Model(PreTrainedModel):
         """Return how many text tokens the position embeddings reach."""
         return self.text.config.max_position_embeddings - position_offset(self.text.config)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        return self.text.get_input_embeddings()
+
     def forward(
         self,
         input_ids: Tensor,

@@ -66,6 +66,10 @@ class Model(PreTrainedModel):
         self.classifier = nn.Linear(2 * config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        return self.embedding
+
     def forward(
         self,
         input_ids: Tensor,

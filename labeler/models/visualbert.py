@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -54,6 +54,10 @@ class Model(PreTrainedModel):
     def max_text_tokens(self) -> int:
         """Return how many text tokens the position embeddings reach."""
         return self.config.max_position_embeddings - self.config.position_offset
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        return self.fused.embeddings.word_embeddings
 
     def forward(
         self,

@@ -81,6 +81,10 @@ class Model(PreTrainedModel):
         if isinstance(module, ZeroLinear):  # transformers starts every linear layer at random
             init.zeros_(module.weight)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        return self.fused.embeddings.word_embeddings
+
     def forward(
         self,
         input_ids: Tensor,

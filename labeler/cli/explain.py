@@ -1,0 +1,130 @@
+"""`labeler explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labeler.cli import options
+
+MOST = 8  # words and regions in the table
+MARKS = ((0.6, "++", "--"), (0.25, "+", "-"))
+COLOURS = ((0.6, (230, 97, 1), (46, 104, 191)), (0.25, (253, 184, 99), (146, 180, 230)))
+
+
+@click.command("explain")
+@click.argument("run", type=options.FOLDER)
+@click.argument("item", required=False)
+@click.option("--data", "store", type=options.FOLDER, help="The store with ITEM [default: that RUN was trained on].")
+@click.option("--image", type=options.FOLDER, help="A picture's file, in place of ITEM; alone or with --text.")
+@click.option("--text", help="A text, in place of ITEM; alone or with --image.")
+@click.option("--label", metavar="NAME", help="Explain this label [default: those that RUN gives].")
+@click.option(
+    "--out", type=options.FOLDER, metavar="FILE.png", help="Draw it: a heat map over the picture, shaded words."
+)
+@options.device
+@options.as_json
+def command(
+    run: Path, item: str | None, store: Path | None, image: Path | None, text: str | None, label: str | None,
+    out: Path | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Show which words and which regions of the picture drove the label that RUN gives to ITEM, a pair's id in a store.
+
+    Weights are integrated gradients: what each word and region adds to the label's logit, from a baseline that says
+    nothing. Words for the label stand between + or ++, those against it between - or --; a terminal shows colours.
+    """
+    from labeler.artifacts import BadInputError, UsageError
+
+    given = image is not None or text is not None
+    if given == (item is not None) or (given and store is not None):
+        raise UsageError("give a pair's id as ITEM, and perhaps --data STORE; or --image FILE, --text TEXT or both")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the model is at work
+        raise BadInputError(f"{out}: cannot be written; --out takes a file in a folder that is there")
+    from labeler.explanation import explain_given, explain_item
+
+    if item is None:
+        found = explain_given(run, image, text, label=label, device=device)
+    else:
+        found = explain_item(run, item, data=store, label=label, device=device)
+    if out is not None:
+        from labeler.heat_maps import write_heat_maps
+
+        write_heat_maps(found, out)
+    if as_json:
+        options.say("", [explanation.as_json() for explanation in found], printed_as_json=True)
+    else:
+        colour = has_colours()
+        click.echo("\n\n".join(shown(explanation, colour) for explanation in found), color=colour)
+    if out is not None:
+        click.echo(f"drawn: {out}", err=True)
+
+
+def has_colours() -> bool:
+    """Return whether standard output is a terminal whose user wants colours."""
+    import os
+    import sys
+
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def shown(explanation: Any, colour: bool) -> str:
+    """Return an explanation as lines for a terminal."""
+    parts = [f"{explanation.id}: {explanation.label} {explanation.score:.3f}"]
+    if explanation.words:
+        parts.append(marked(explanation, colour))
+    if explanation.grid is not None:
+        most = abs(explanation.grid).max() or 1.0
+        rows = ["".join(cell(value / most, colour) for value in row) for row in explanation.grid]
+        parts.append("\n".join(f"  {row}" for row in rows))
+    parts.append("\n".join(f"  {weight:+7.3f}  {name}" for weight, name in strongest(explanation)))
+    gain = explanation.logit - explanation.baseline_logit
+    parts.append(
+        f"logit {explanation.logit:.3f}, {gain:+.3f} from a pair that says nothing: text {explanation.text_sum:+.3f}, picture "
+        f"{explanation.picture_sum:+.3f}, error {explanation.error:.3f} ({explanation.steps} steps)"
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def marked(explanation: Any, colour: bool) -> str:
+    """Return the text with its words coloured, or between signs, by weight."""
+    text, end, parts = explanation.text or "", 0, []
+    most = max(abs(word.weight) for word in explanation.words) or 1.0
+    for word in explanation.words:
+        parts += [text[end : word.start], painted(word.text, word.weight / most, colour)]
+        end = word.end
+    return "".join([*parts, text[end:]])
+
+
+def painted(word: str, share: float, colour: bool) -> str:
+    """Return a word as its share, -1 to 1, of the strongest word's weight has it."""
+    if colour:
+        found: Any = picked(share, COLOURS)
+        return click.style(word, bg=found, fg="black") if found else word
+    sign = picked(share, MARKS) or ""
+    return f"{sign}{word}{sign}"
+
+
+def cell(share: float, colour: bool) -> str:
+    """Return a cell of the picture's grid, three characters wide."""
+    if colour:
+        found: Any = picked(share, COLOURS)
+        return click.style("   ", bg=found) if found else " · "
+    return f"{picked(share, MARKS) or '.':3}"
+
+
+def picked(share: float, choices: tuple[tuple[float, Any, Any], ...]) -> Any:
+    """Return what stands in `choices` for a share: the first whose bound it reaches, by its sign; None below all."""
+    return next((pro if share > 0 else con for bound, pro, con in choices if abs(share) >= bound), None)
+
+
+def strongest(explanation: Any) -> list[tuple[float, str]]:
+    """Return the weights and names of the words and regions that weigh most."""
+    found = [(word.weight, repr(word.text)) for word in explanation.words]
+    if explanation.grid is not None:
+        found += [(float(value), f"row {row + 1}, column {column + 1}")
+                  for row, values in enumerate(explanation.grid) for column, value in enumerate(values)]  # fmt: skip
+    found += [(weight, f"class token {number + 1}") for number, weight in enumerate(explanation.class_tokens)]
+    found += [(weight, "box " + " ".join(f"{edge:.2f}" for edge in box)) for box, weight in explanation.regions]
+    return sorted(found, key=lambda entry: -abs(entry[0]))[:MOST]
