@@ -309,6 +309,13 @@ def test_the_command_marks_words_with_signs_where_there_is_no_terminal(trained, 
     assert "\x1b" not in call(capsys, trained("visualbert"), ITEM)
 
 
+def test_a_text_cannot_steer_the_terminal(trained, capsys):
+    out = call(capsys, trained("visualbert"), "--text", "red \x1b[2J circle \u202e one \x07")
+    assert not {"\x1b", "\u202e", "\x07"} & set(out)
+    assert "red" in out
+    assert "\ufffd[2J" in out.replace("+", "").replace("-", "")
+
+
 def test_the_command_prints_json_and_draws(trained, store, capsys, tmp_path):
     picture = store.parent / "source" / "pictures" / f"{ITEM}.png"
     target = tmp_path / "duck.png"
@@ -331,8 +338,9 @@ def test_signs_that_no_font_has_are_said_once(trained, monkeypatch, caplog, tmp_
     heat_maps.font_for.cache_clear()
     found = explain_given(trained("resnet-gru"), None, text, label="circle", device="cpu")
     heat_maps.write_heat_maps(found, tmp_path / "x.png")
-    assert (lost in caplog.text) if lost else not caplog.records
-    assert len(caplog.records) == bool(lost)
+    said = [record.getMessage() for record in caplog.records if "font" in record.getMessage()]
+    assert len(said) == bool(lost)
+    assert all(lost in message for message in said)
 
 
 @pytest.mark.parametrize(
