@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from labeler.artifacts import BadInputError
 from labeler.explanation import Explanation
+from labeler.images import decode_image
 
 log = logging.getLogger("labeler")
 
@@ -59,7 +59,7 @@ def panel(explanation: Explanation) -> Image.Image:
     pen = ImageDraw.Draw(page)
     top = draw_text(pen, f"{explanation.label}  {explanation.score:.3f}", MARGIN, MARGIN, 26, INK) + 14
     if explanation.picture is not None:
-        picture = Image.open(io.BytesIO(explanation.picture)).convert("RGB")
+        picture = decode_image(explanation.picture)
         scale = SIDE / max(picture.size)
         picture = picture.resize(
             (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC

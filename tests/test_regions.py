@@ -210,7 +210,7 @@ def test_predict_sees_what_preprocess_saw(few, tmp_path):
     run = load_run(train("resnet-gru", few / "store", tmp_path / "run", options, device="cpu").out)
     opened = Store(few / "store")
     pairs = StorePairs(opened, np.arange(9), run.tokenizer, run.preprocessor["max_text_tokens"])
-    expected = scores_of("single", logits(run.model, pairs, run.tokenizer.pad_token_id))
+    expected = scores_of("single", logits(run.model, pairs, run.tokenizer.pad_token_id), run.temperature)
     predict([few / "pairs.jsonl"], tmp_path / "run", tmp_path / "labels.jsonl", device="cpu")
     lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["id"] for line in lines] == opened.rows["id"]
