@@ -51,16 +51,13 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from labeler.artifacts import BadInputError, LabelerError
+from labeler.artifacts import LabelerError
 from labeler.encoders.image import _encoder, _grid, load_image_encoder
-from labeler.encoders.text import BERT_WORDS, check_vocabulary, load_text_encoder
+from labeler.encoders.text import BERT_WORDS, load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
-from labeler.ingestion import IngestOptions, ingest
 from labeler.layers import FusedEncoder, masked_mean, unit
 from labeler.models import Building, late_fusion
-from labeler.preprocessing import preprocess
 from labeler.records import Label, LabelSet
-from labeler.store import Store
 
 transformers.logging.set_verbosity_error()  # of sizes as small as these it says that they are unusual
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -371,48 +368,3 @@ class Code:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
-
-
-CHINESE = ["今天天气真好", "猫在沙发上睡觉", "我们去公园散步", "这部电影很无聊", "晚饭吃了火锅", "他非常生气"]
-
-
-@pytest.fixture
-def chinese_records(tmp_path) -> Path:
-    rows = [
-        {"id": str(number), "text": text, "label": "good" if number % 2 else "bad"}
-        for number, text in enumerate(CHINESE)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    ingest([tmp_path / "pairs.jsonl"], tmp_path / "records", IngestOptions())
-    return tmp_path / "records"
-
-
-def test_texts_in_a_script_that_the_tower_cannot_read_are_an_error(chinese_records, image_tower, tmp_path):
-    with pytest.raises(BadInputError, match=r"text encoder 'embedded' turns \d\d% of the texts' tokens into \[UNK\], as in "
-                                            r"'(今天|猫在|我们|这部|晚饭|他非).*--text-encoder, .*bert-base-multilingual-cased .*"
-                                            "bert-base-chinese"):  # fmt: skip
-        preprocess(chinese_records, tmp_path / "store", image_encoder=str(image_tower))
-    assert not (tmp_path / "store").exists()
-
-
-def test_a_tower_with_chinese_characters_reads_them(chinese_records, text_tower, image_tower, tmp_path):
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {token: number for number, token in enumerate([*specials, *sorted(set("".join(CHINESE)))])}
-    save_text(BertModel(BertConfig(**WORDS | {"vocab_size": len(vocabulary)})), text_tower, tmp_path / "tower")
-    file = tmp_path / "tower/tokenizer.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content["model"]["vocab"] = vocabulary
-    file.write_text(json.dumps(content), encoding="utf-8")
-    preprocess(
-        chinese_records, tmp_path / "store", text_encoder=str(tmp_path / "tower"), image_encoder=str(image_tower)
-    )
-    _, features = Store(tmp_path / "store").features(np.arange(6))
-    assert len({row.tobytes() for row in features.round(4)}) == 6
-
-
-def test_unknown_tokens_are_counted_over_all_texts(text_tower):
-    tower = load_text_encoder(str(text_tower))
-    check_vocabulary(tower, [*["a red circle"] * 3, None, "", "今天天气"])  # 4 of 13
-    check_vocabulary(tower, [])
-    with pytest.raises(BadInputError, match=r"turns 40% of the texts' tokens into \[UNK\], as in '今天天气真好'"):
-        check_vocabulary(tower, [*["a red circle"] * 3, "今天天气真好"])
