@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from labeler.artifacts import BadInputError, LabelerError
 from labeler.encoders.pretrained import load_transformers
@@ -22,6 +22,8 @@ BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbe
 BERT_WORDS = 30522  # of bert-base-uncased, whose vocabulary MiniLM and VisualBERT have too
 TOGETHER = 8  # texts a pass: tweets go through 1.6 times as fast as 32 at a time
 UNKNOWN_SHARE = 1 / 3
+ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}  # BERT's name for it, and DistilBERT's
+LEFT_OUT = ("architectures", "transformers_version", "_name_or_path")
 
 
 class TextEncoder(NamedTuple):
@@ -59,6 +61,40 @@ class TextEncoder(NamedTuple):
 def position_offset(config: Any) -> int:
     """Return the first text position's row in the position table: RoBERTa keeps the rows up to the padding's for itself."""
     return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+
+
+def config_values(tower: TextEncoder) -> dict[str, Any]:
+    """Return a text tower's config, to be part of a model's own; without dropout in its attention, as in `visualbert`."""
+    values = {key: value for key, value in tower.model.config.to_dict().items() if key not in LEFT_OUT}
+    return values | dict.fromkeys(values.keys() & ATTENTION_DROPOUT, 0.0)
+
+
+def untrained_tower(values: dict[str, Any]) -> PreTrainedModel:
+    """Return a text tower in the size that `config_values` gave, to be part of a model; nothing in it is trained."""
+    # eager attention: the faster one in training on a CPU, and VisualBERT's
+    model: Any = AutoModel.from_config(AutoConfig.for_model(**values), attn_implementation="eager")
+    if hasattr(model, "pooler"):
+        model.pooler = None  # its output is not read
+    return cast(PreTrainedModel, model)
+
+
+def pretrained_tower(tower: TextEncoder) -> PreTrainedModel:
+    """Return a text tower to be part of a model and trained with it, with the weights of `tower`."""
+    model = untrained_tower(config_values(tower))
+    weights = {name: value for name, value in tower.model.state_dict().items() if not name.startswith("pooler.")}
+    model.load_state_dict(weights)
+    return model
+
+
+def read_words(tower: PreTrainedModel, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Return a text tower's last hidden states [B, T, D] for input_ids [B, T]; text_mask [B, T] hides padding from the words."""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0) + position_offset(
+        tower.config
+    )  # [1, T]
+    # softmax over no token at all would be NaN; a row without a text sees its padding here, which its mean leaves out
+    mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
+    hidden: Tensor = tower(input_ids, attention_mask=mask.long(), position_ids=positions).last_hidden_state
+    return hidden
 
 
 def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:
