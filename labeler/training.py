@@ -87,21 +87,33 @@ def train(
     from labeler.model_card import model_card
 
     fit = Fit(model, data, options, seed, device, teachers, report)
+    trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
+    history = fitted(fit, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
+    return Trained(out, False, history)
+
+
+def fitted(
+    fit: Any, out: Path, recipe: Recipe, resume: bool, card: Callable[[Path], str] | None = None
+) -> dict[str, Any]:
+    """Let `fit` run, and publish what it saves as the run `out`, with the `card` that is told of its folder; return the history.
+
+    An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there. Raises InterruptedRun after Ctrl-C.
+    """
     continued = resume and interrupted_run(out, recipe)
     if not continued and (work_folder(out) / "trainer").is_dir():
         log.warning("%s: an interrupted run is started anew (--resume would have gone on with it)", out)
     with making(out, recipe, resume=continued, keep=True) as folder:
         write_json(folder / "recipe.json", recipe_key(recipe))
         with stop_on_interrupt(fit):
-            history = fit.run(folder, resume=continued)
+            history: dict[str, Any] = fit.run(folder, resume=continued)
         if fit.interrupted:
             raise InterruptedRun(f"stopped after step {fit.step}; the same command with --resume goes on from there")
         fit.save(folder, history)
         shutil.rmtree(folder / "trainer")
         (folder / "recipe.json").unlink()
-        trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
-        write_text(folder / CARD, model_card(folder, trained, place=out))
-    return Trained(out, False, history)
+        if card:
+            write_text(folder / CARD, card(folder))
+    return history
 
 
 def train_seeds(

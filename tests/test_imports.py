@@ -37,10 +37,12 @@ prediction  runs  training_options  attribution
 decisions  distillation  model_card
 items  output
 engines
-trainer
+trainer  grad_cache
 pretraining
 fitting
 training
+contrastive
+contrastive_fitting
 tuning  scoring  labelling  report
 explanation
 heat_maps
@@ -194,7 +196,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
-         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
+         "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
          "items", "output", "engines", "decisions", "runs", "store", "export",
          "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip

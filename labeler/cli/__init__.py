@@ -19,6 +19,7 @@ COMMANDS = {
     "ingest": "Read labelled pairs into records, with leakage-free splits.",
     "inspect": "Show a data set: labels, duplicates, leaks, likely errors.",
     "preprocess": "Decode every picture once and show it to the frozen towers.",
+    "pretrain": "Learn which text belongs to which picture, without labels.",
     "train": "Train a model on the train split.",
     "tune": "Search a model's training options on the validation split.",
     "evaluate": "Measure a run, and the baselines, on held-out pairs.",

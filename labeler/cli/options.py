@@ -97,3 +97,14 @@ def headline(row: dict[str, Any]) -> str:
 def interval(bounds: list[float] | None) -> str:
     """Return a 95% interval in brackets, nothing where there is none."""
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+
+
+def said(result: Any) -> list[str]:
+    """Return what is said of a run that was trained."""
+    history = result.history
+    best = history["epochs"][history["best_epoch"] - 1]
+    return [
+        *([already(result.out)] if result.already else []),
+        f"{result.out}: best epoch {history['best_epoch']} of {len(history['epochs'])}, validation {history['metric']} "
+        f"{best['validation_metric']:.4f}; {history['train_seconds']:.0f} s, {history['pairs_per_second']} pairs/s",
+    ]

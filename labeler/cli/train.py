@@ -86,22 +86,11 @@ def command(
     how: dict[str, Any] = {"teachers": teachers, "resume": resume, "force": force, "device": device}
     if seeds is None:
         result = train(model, store, out, chosen, seed=seed, **how)
-        options.say("\n".join(said(result)), {"out": out, "already": result.already, **result.history}, as_json)
+        options.say("\n".join(options.said(result)), {"out": out, "already": result.already, **result.history}, as_json)
         return
     results = train_seeds(model, store, out, chosen, range(seed, seed + seeds), **how)
     summary = over_seeds(results)
-    lines = [line for result in results for line in said(result)]
+    lines = [line for result in results for line in options.said(result)]
     spread = "" if summary["sd"] is None else f" ± {summary['sd']:.4f} (standard deviation)"
     lines.append(f"{out}: {seeds} seeds, validation {summary['metric']} {summary['mean']:.4f}{spread}")
     options.say("\n".join(lines), {"out": out, **summary}, as_json)
-
-
-def said(result: Any) -> list[str]:
-    """Return what is said of a run."""
-    history = result.history
-    best = history["epochs"][history["best_epoch"] - 1]
-    return [
-        *([options.already(result.out)] if result.already else []),
-        f"{result.out}: best epoch {history['best_epoch']} of {len(history['epochs'])}, validation {history['metric']} "
-        f"{best['validation_metric']:.4f}; {history['train_seconds']:.0f} s, {history['pairs_per_second']} pairs/s",
-    ]

@@ -20,6 +20,7 @@ from labeler.evaluation.predictions import (
     write_named,
     write_predictions,
 )
+from labeler.evaluation.retrieval import mean_recall, retrieval
 from labeler.evaluation.thresholds import BEST_F1, NEVER, Aim, aim_of, fit_thresholds
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "kept",
     "mean_average_precision",
     "mean_of",
+    "mean_recall",
     "measure",
     "of_parents",
     "predictions_of",
@@ -49,6 +51,7 @@ __all__ = [
     "read_predictions",
     "reliability",
     "resample",
+    "retrieval",
     "risk_coverage",
     "round_scores",
     "rows_of",
