@@ -12,7 +12,7 @@ from labeler.models import check_name, constant, model_names
 from labeler.training import Trained, fitted
 from labeler.training_options import TrainOptions, options_for
 
-CHUNK = 64
+CHUNK = 256
 READ = ("epochs", "batch_size", "learning_rate", "new_learning_rate", "warmup", "weight_decay", "patience", "max_text_tokens",
         "precision")  # fmt: skip
 

@@ -15,12 +15,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from labeler.artifacts import BadInputError, write_json
 from labeler.batches import StorePairs
 from labeler.contrastive import PretrainOptions
+from labeler.embedding import embed_pairs, pair_keys
 from labeler.evaluation import mean_recall
 from labeler.grad_cache import cached_backward
-from labeler.keys import comparables, keys_of
 from labeler.losses import contrastive_loss, shared_targets
 from labeler.models import model_module
-from labeler.prediction import choose_device, model_outputs
+from labeler.prediction import choose_device
 from labeler.records import Split
 from labeler.store import Store
 from labeler.trainer import (
@@ -64,12 +64,12 @@ class ContrastiveFit:
         self.train_pairs, self.validation_pairs = (self.whole_pairs(split) for split in ("train", "validation"))
 
     def whole_pairs(self, split: Split) -> StorePairs:
-        """Return the pairs of a split that have a text and a picture; in the place of labels they have their `pair_keys`."""
+        """Return the pairs of a split that have a text and a picture; in the place of labels they have their keys."""
         rows = self.store.rows_of(split)
         rows = rows[self.store.complete(rows)]
         if len(rows) < 2:
             raise BadInputError(
-                f"{self.store.folder}: {len(rows)} rows of the {split} split have a text and a picture, expected 2"
+                f"{self.store.folder}: {len(rows)} rows of the {split} split have both a text and a picture; 2 are the least"
             )
         pairs = StorePairs(self.store, rows, self.tokenizer, self.max_tokens)
         pairs.labels = pair_keys(self.store, rows)
@@ -104,13 +104,11 @@ class ContrastiveFit:
     def validate(self) -> tuple[float, float]:
         """Return loss (all validation pairs as one batch) and recall at 10 on the validation split."""
         pairs = self.validation_pairs
-        values = model_outputs(
-            self.model, pairs, self.tokenizer.pad_token_id, lambda **batch: torch.stack(self.model(**batch), 1)
-        )
-        text, image = torch.from_numpy(values).unbind(dim=1)  # [N, S] each
+        text, image = embed_pairs(self.model, pairs, self.tokenizer.pad_token_id)
         with torch.no_grad():
-            loss = pairs_loss(text, image, self.model.logit_scale().cpu(), torch.from_numpy(pairs.labels)).item()
-        return loss, mean_recall(text.numpy(), image.numpy(), tuple(pairs.labels.T))
+            parts = torch.from_numpy(text), torch.from_numpy(image)
+            loss = pairs_loss(*parts, self.model.logit_scale().cpu(), torch.from_numpy(pairs.labels)).item()
+        return loss, mean_recall(text, image, tuple(pairs.labels.T))
 
     def save(self, folder: Path, history: dict[str, Any]) -> None:
         """Write the towers and all that is needed to embed with them."""
@@ -164,14 +162,6 @@ def pairs_loss(text: Tensor, image: Tensor, logit_scale: Tensor, keys: Tensor) -
     logits = logit_scale * text @ image.T
     targets = shared_targets(*keys.unbind(dim=1))
     return contrastive_loss(logits, logits.T, targets, targets)
-
-
-def pair_keys(store: Store, rows: np.ndarray) -> np.ndarray:
-    """Return [N, 2] int64: equal where texts are, but for case, blanks and punctuation, and where pictures (thumbnails) are."""
-    wanted = set(rows.tolist())
-    thumbnails = {row: image for row, image in enumerate(store.thumbnails()) if row in wanted}
-    columns = comparables([store.rows["text"][row] for row in rows]), [thumbnails[row] for row in rows.tolist()]
-    return np.stack([keys_of(column).view(np.int64) for column in columns], axis=1)
 
 
 def in_chunks(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from transformers import (
     set_seed,
 )
 
-from labeler.artifacts import write_json
+from labeler.artifacts import UsageError, write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
@@ -59,6 +59,7 @@ class Fit:
         device: str,
         teachers: Sequence[Path] = (),
         report: Callable[[int, float], None] | None = None,
+        init: Path | None = None,
     ):
         """Open the store, build the model from its towers with `seed`, tokenize train and validation, ask the teachers.
 
@@ -83,12 +84,14 @@ class Fit:
         self.model, self.tokenizer = module.build(
             Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
                      n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place,
-                     vocabulary=options.vocabulary)
+                     vocabulary=options.vocabulary, init=init)
         )  # fmt: skip
         names = self.store.label_set.names
         self.model.config.id2label = dict(enumerate(names))
         self.model.config.label2id = {name: number for number, name in enumerate(names)}
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
+        if options.freeze:
+            freeze_below_head(self.model, model)
         pixels = None
         if options.finetune_image:
             from labeler.encoders.image import recorded_image_encoder  # no other training needs timm
@@ -206,3 +209,11 @@ class Fit:
             thresholds = fit_thresholds(taxonomy.scores(scores), truth)
             write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
         write_named(folder / VALIDATION, taxonomy, predictions_of(self.store, rows, scores, thresholds))
+
+
+def freeze_below_head(model: Any, name: str) -> None:
+    """Let the head alone be trained; raises UsageError for a model that has none apart from the rest."""
+    if not hasattr(model, "head"):
+        raise UsageError(f"{name} has no head apart from the rest, all of which starts untrained; leave out --freeze")
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key.startswith("head."))

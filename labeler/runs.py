@@ -43,9 +43,7 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
     run code when opened).
     """
     manifest = verify(folder, "train")
-    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
-    if pickled:
-        raise BadInputError(f"{pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it")
+    refuse_pickles(folder)
     from transformers import AutoTokenizer
 
     from labeler.encoders.pretrained import load_model
@@ -71,6 +69,13 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
         manifest=manifest,
         history=read_json(folder / "history.json"),
     )
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise BadInputError when a run holds a pickle."""
+    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
+    if pickled:
+        raise BadInputError(f"{pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it")
 
 
 def read_json(path: Path) -> Any:

@@ -34,6 +34,9 @@ encoders.visualbert  end_to_end
 models
 models.*
 prediction  runs  training_options  attribution
+embedding
+zero_shot
+zero_shot_model
 decisions  distillation  model_card
 items  output
 engines
@@ -197,7 +200,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
          "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
-         "items", "output", "engines", "decisions", "runs", "store", "export",
+         "items", "output", "engines", "decisions", "runs", "embedding", "zero_shot", "store", "export",
          "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip
 

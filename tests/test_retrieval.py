@@ -1,11 +1,11 @@
-"""Retrieval: ranks by a plain loop, what shares a text or a picture is right too, and nothing is gained by saying the same of all."""
+"""Retrieval: ranks by a plain loop; what shares a text or a picture is right too; saying the same of all gains nothing."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from labeler.evaluation import mean_recall, retrieval
+from labeler.evaluation import mean_recall, measure_retrieval
 from labeler.evaluation.retrieval import ranks
 
 
@@ -41,7 +41,7 @@ def test_ranks_by_a_loop(space, monkeypatch):
 
 def test_recall_and_median_rank_with_intervals(space):
     text, image, keys = space
-    found = retrieval(text, image, keys, [str(row) for row in range(60)], draws=200)
+    found = measure_retrieval(text, image, keys, [str(row) for row in range(60)], draws=200)
     places = ranks(text, image, keys)
     there = found["text_to_image"]
     assert (found["n"], found["chance"]["recall_at_5"]) == (60, 5 / 60)

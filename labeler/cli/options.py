@@ -30,6 +30,12 @@ def out(text: str) -> Decorator:
     return click.option("--out", type=FOLDER, required=True, help=text)
 
 
+template: Decorator = click.option(
+    "--template", "templates", multiple=True, metavar="TEXT",
+    help="What a zero-shot label is put into, such as 'a drawing of {}'; repeatable, their mean counts.",
+)  # fmt: skip
+
+
 def parse_map(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Return {ours: theirs} for `--map ours=theirs`; raises click.BadParameter where it cannot be."""
     from labeler.records import ALIASES
@@ -97,6 +103,20 @@ def headline(row: dict[str, Any]) -> str:
 def interval(bounds: list[float] | None) -> str:
     """Return a 95% interval in brackets, nothing where there is none."""
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+
+
+def found(retrieval: dict[str, Any] | None) -> list[str]:
+    """Return how well texts and pictures find each other, a line a direction; nothing where it was not measured."""
+    if not retrieval:
+        return []
+    lines = []
+    for direction, words in (("text_to_image", "text to picture"), ("image_to_text", "picture to text")):
+        figures = retrieval[direction]
+        recall = "  ".join(
+            f"recall@{k} {figures[f'recall_at_{k}']:.3f} {interval(figures[f'recall_at_{k}_ci95'])}" for k in (1, 5, 10)
+        )
+        lines.append(f"{words:20} {recall}  median rank {figures['median_rank']:.0f} of {retrieval['n']}")
+    return lines
 
 
 def said(result: Any) -> list[str]:

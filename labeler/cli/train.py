@@ -59,6 +59,9 @@ from labeler.cli import options
 )
 @click.option("--teacher-temperature", type=float, metavar="T",
               help="Both sides' logits are divided by T; above 1 the unlikely counts more [default: 2].")  # fmt: skip
+@click.option("--init", type=options.FOLDER, metavar="RUN",
+              help="Of clip: the run of `labeler pretrain` to start from [default: none].")  # fmt: skip
+@click.option("--freeze", is_flag=True, default=None, help="Train the head alone, what is below it stays.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
 @options.seed
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N",
@@ -67,12 +70,12 @@ from labeler.cli import options
 @options.force
 @options.as_json
 def command(
-    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], resume: bool, seed: int,
+    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], init: Path | None, resume: bool, seed: int,
     seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
-    MODEL is resnet-gru, late-fusion, visualbert or visualbert-coattn. The test split is not read. Ctrl-C saves a
+    MODEL is resnet-gru, late-fusion, visualbert, visualbert-coattn or clip. The test split is not read. Ctrl-C saves a
     checkpoint; --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
     """
     from labeler.training import over_seeds, train, train_seeds
@@ -83,7 +86,7 @@ def command(
     if without and not teachers:
         raise UsageError(f"--{without[0].replace('_', '-')} without a teacher; name one with --teacher RUN")
     chosen = options_for(model, (read_options(file) if file else {}) | typed)
-    how: dict[str, Any] = {"teachers": teachers, "resume": resume, "force": force, "device": device}
+    how: dict[str, Any] = {"teachers": teachers, "init": init, "resume": resume, "force": force, "device": device}
     if seeds is None:
         result = train(model, store, out, chosen, seed=seed, **how)
         options.say("\n".join(options.said(result)), {"out": out, "already": result.already, **result.history}, as_json)

@@ -20,7 +20,7 @@ from labeler.evaluation.predictions import (
     write_named,
     write_predictions,
 )
-from labeler.evaluation.retrieval import mean_recall, retrieval
+from labeler.evaluation.retrieval import mean_recall, measure_retrieval
 from labeler.evaluation.thresholds import BEST_F1, NEVER, Aim, aim_of, fit_thresholds
 
 __all__ = [
@@ -45,13 +45,13 @@ __all__ = [
     "mean_of",
     "mean_recall",
     "measure",
+    "measure_retrieval",
     "of_parents",
     "predictions_of",
     "promise",
     "read_predictions",
     "reliability",
     "resample",
-    "retrieval",
     "risk_coverage",
     "round_scores",
     "rows_of",

@@ -32,7 +32,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, right: tuple[np.ndarray, np.
     return np.concatenate(found)
 
 
-def retrieval(
+def measure_retrieval(
     text: np.ndarray, image: np.ndarray, right: tuple[np.ndarray, np.ndarray], groups: list[str], seed: int = 0,
     draws: int = 2000,
 ) -> dict[str, Any]:  # fmt: skip
