@@ -37,7 +37,7 @@ from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 # what `labeler pretrain` starts from; the training options of `labeler train` are those of every model
-PRETRAINING = {"epochs": 20, "batch_size": 256, "learning_rate": 5e-5, "new_learning_rate": 1e-3, "patience": 5}
+PRETRAINING = {"epochs": 6, "batch_size": 256, "learning_rate": 5e-5, "new_learning_rate": 3e-3, "patience": 3}
 
 
 class Config(PreTrainedConfig):
