@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 
 from labeler.artifacts import BadInputError, write_json
 from labeler.batches import StorePairs
-from labeler.contrastive import PretrainOptions
 from labeler.embedding import embed_pairs, pair_keys
 from labeler.evaluation import mean_recall
 from labeler.grad_cache import cached_backward
@@ -33,6 +32,9 @@ from labeler.trainer import (
     newest_checkpoint,
     training_arguments,
 )
+
+if TYPE_CHECKING:
+    from labeler.contrastive import PretrainOptions
 
 METRIC = "recall_at_10"
 

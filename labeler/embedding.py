@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from labeler.artifacts import verify
+from labeler.artifacts import BadInputError, verify
 from labeler.keys import comparables, keys_of
 from labeler.records import LabelSet
 from labeler.runs import Run, read_json, refuse_pickles
@@ -60,3 +60,13 @@ def pair_keys(store: Store, rows: np.ndarray) -> np.ndarray:
     thumbnails = {row: image for row, image in enumerate(store.thumbnails()) if row in wanted}
     columns = comparables([store.rows["text"][row] for row in rows]), [thumbnails[row] for row in rows.tolist()]
     return np.stack([keys_of(column).view(np.int64) for column in columns], axis=1)
+
+
+def refuse_other_tower(run: Run, store: Store) -> None:
+    """Raise BadInputError unless the store's visual tokens are those that the run was trained on."""
+    ours, theirs = run.preprocessor["image"], store.towers["image"]
+    if ours["sha256"] != theirs["sha256"] and not ours.get("fine_tuned"):
+        raise BadInputError(
+            f"{run.folder} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
+            f"`labeler preprocess` with --image-encoder {ours['name']}"
+        )

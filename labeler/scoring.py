@@ -28,6 +28,7 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.decisions import aimed, promised
+from labeler.embedding import refuse_other_tower
 from labeler.evaluation import (
     BEST_F1,
     HEADLINE,
@@ -164,12 +165,7 @@ def refuse_mismatch(run: Any, store: Any) -> None:
             f"{run.folder} was trained with another taxonomy of the labels than {store.folder} has; evaluate it on the store "
             "it was trained on, or train again"
         )
-    ours, theirs = run.preprocessor["image"], store.towers["image"]
-    if ours["sha256"] != theirs["sha256"] and not ours.get("fine_tuned"):
-        raise BadInputError(
-            f"{run.folder} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
-            f"`labeler preprocess` with --image-encoder {ours['name']}"
-        )
+    refuse_other_tower(run, store)
 
 
 def score_split(

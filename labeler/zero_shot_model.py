@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from labeler.batches import Pair, collate, tokenize
 from labeler.layers import unit
 from labeler.records import Task
 from labeler.runs import Run
-from labeler.zero_shot import Prompts
+
+if TYPE_CHECKING:
+    from labeler.zero_shot import Prompts
 
 
 class ZeroShot(nn.Module):

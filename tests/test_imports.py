@@ -35,8 +35,8 @@ models
 models.*
 prediction  runs  training_options  attribution
 embedding
-zero_shot
 zero_shot_model
+zero_shot
 decisions  distillation  model_card
 items  output
 engines
@@ -44,9 +44,9 @@ trainer  grad_cache
 pretraining
 fitting
 training
-contrastive
 contrastive_fitting
-tuning  scoring  labelling  report
+contrastive
+tuning  scoring  labelling  searching  report
 explanation
 heat_maps
 cli
@@ -200,7 +200,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
          "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
-         "items", "output", "engines", "decisions", "runs", "embedding", "zero_shot", "store", "export",
+         "items", "output", "engines", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
          "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip
 

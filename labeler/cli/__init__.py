@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "Measure a run, and the baselines, on held-out pairs.",
     "report": "Compare runs: one offline HTML page, JSON and Markdown.",
     "predict": "Label folders, pictures, jsonl or csv files.",
+    "index": "Make a store's texts and pictures searchable.",
+    "search": "Find pictures or texts by words, or by a picture.",
     "explain": "Show which words and regions drove a label.",
     "export-tasks": "Write predictions or records as tasks for Label Studio.",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 
 Decorator = Callable[[Any], Any]
 FOLDER = click.Path(path_type=Path)
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 force: Decorator = click.option("--force", is_flag=True, help="Make it again even if it is already made.")
 as_json: Decorator = click.option(
@@ -89,6 +91,11 @@ def say(message: str, result: Any, printed_as_json: bool) -> None:
 def already(folder: Path) -> str:
     """Return the sentence for a stage with nothing to do."""
     return f"{folder}: already made from the same inputs (--force makes it again)"
+
+
+def harmless(text: str) -> str:
+    """Return a text with a sign in place of each character that would steer the terminal or turn the reading direction."""
+    return "".join("\ufffd" if STEERING.match(sign) else sign for sign in text)
 
 
 def headline(row: dict[str, Any]) -> str:

@@ -172,6 +172,7 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "axis": axis_of(intervals),
         "modalities": [row for row in rows if row["modalities"]],
         "parents": [row for row in rows if "parents" in row],
+        "retrieval": [row for row in rows if row.get("retrieval")],
     }
 
 
