@@ -37,8 +37,8 @@ Kind = Literal["pictures", "texts"]
 KINDS: tuple[Kind, ...] = ("pictures", "texts")
 EXACT_UP_TO = 10_000  # vectors: as many are compared with all of them in a few milliseconds
 ROWS_A_PARTITION = 25_000
-PROBES, REFINED = 4, 4  # partitions looked into; candidates a result, compared by their whole vectors
-CANDIDATES = 100  # that the graph search of a partition keeps
+PROBES = 8  # partitions looked into
+CANDIDATES = 64  # that the graph search of a partition keeps
 TOGETHER = 1024  # rows embedded, written and held at once
 
 
@@ -189,7 +189,8 @@ class Index:
             raise BadInputError(f"{self.folder}: no {find} in it; the store has none")
         asked: dict[str, Any] = {"column": "vector", "q": vector.astype(np.float32), "k": top, "metric": "cosine"}
         if self.counts[find] > EXACT_UP_TO:
-            asked |= {"nprobes": PROBES, "refine_factor": REFINED, "ef": max(CANDIDATES, REFINED * top)}
+            # the vectors of what is found are read whole: the graph's are rounded to 8 bits
+            asked |= {"nprobes": PROBES, "refine_factor": 1, "ef": max(CANDIDATES, 2 * top)}
         table = self.datasets[find].to_table(columns=["id", "text", "_distance"], nearest=asked).to_pylist()
         return [Hit(row["id"], row["text"], 1 - row["_distance"]) for row in table]
 

@@ -223,8 +223,7 @@ def pretrained(tmp_path_factory, store) -> Path:
     from labeler.contrastive import pretrain, pretrain_options
 
     given = {
-        "epochs": 12,
-        "patience": 12,
+        "epochs": 4,
         "batch_size": 24,
         "learning_rate": 1e-3,
         "new_learning_rate": 5e-3,
