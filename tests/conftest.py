@@ -222,13 +222,7 @@ def pretrained(tmp_path_factory, store) -> Path:
     """Return a run of `labeler pretrain clip` on the shapes; not to be changed by a test."""
     from labeler.contrastive import pretrain, pretrain_options
 
-    given = {
-        "epochs": 4,
-        "batch_size": 24,
-        "learning_rate": 1e-3,
-        "new_learning_rate": 5e-3,
-        "precision": "fp32",
-    }
+    given = {"epochs": 4, "learning_rate": 1e-3, "new_learning_rate": 5e-3, "precision": "fp32"}
     out = tmp_path_factory.mktemp("pretrained") / "clip"
     return pretrain("clip", store, out, pretrain_options("clip", given), device="cpu").out
 
