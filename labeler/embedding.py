@@ -56,10 +56,10 @@ def embed_pairs(
 
 def pair_keys(store: Store, rows: np.ndarray) -> np.ndarray:
     """Return [N, 2] int64: equal where texts are, but for case, blanks and punctuation, and where pictures (thumbnails) are."""
-    wanted = set(rows.tolist())
-    thumbnails = {row: image for row, image in enumerate(store.thumbnails()) if row in wanted}
-    columns = comparables([store.rows["text"][row] for row in rows]), [thumbnails[row] for row in rows.tolist()]
-    return np.stack([keys_of(column).view(np.int64) for column in columns], axis=1)
+    thumbnails = store.thumbnails(rows)  # hashed as they pass by
+    pictures = [keys_of([image]) for image in thumbnails]
+    texts = keys_of(comparables([store.rows["text"][row] for row in rows]))
+    return np.stack([texts, np.concatenate(pictures)], axis=1).view(np.int64)
 
 
 def refuse_other_tower(run: Run, store: Store) -> None:

@@ -38,7 +38,7 @@ KINDS: tuple[Kind, ...] = ("pictures", "texts")
 EXACT_UP_TO = 10_000  # vectors: as many are compared with all of them in a few milliseconds
 ROWS_A_PARTITION = 25_000
 PROBES = 8  # partitions looked into
-CANDIDATES = 64  # that the graph search of a partition keeps
+CANDIDATES = 128  # that the graph search of a partition keeps
 TOGETHER = 1024  # rows embedded, written and held at once
 
 

@@ -28,7 +28,9 @@ class ZeroShot(nn.Module):
         super().__init__()
         self.towers, self.task = cast(Any, run.model), task
         phrases = [(label, phrase) for label, found in enumerate(prompts.phrases.values()) for phrase in found]
-        texts: list[str | None] = [template.format(phrase) for _, phrase in phrases for template in prompts.templates]
+        texts: list[str | None] = [
+            template.replace("{}", phrase) for _, phrase in phrases for template in prompts.templates
+        ]
         ids = tokenize(run.tokenizer, texts, run.preprocessor["max_text_tokens"])
         nothing = torch.zeros(1, self.towers.config.visual_width).numpy()
         batch = collate([Pair(one, nothing, False) for one in ids], cast(int, run.tokenizer.pad_token_id))
