@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
@@ -104,13 +103,16 @@ class ContrastiveFit:
         }
 
     def validate(self) -> tuple[float, float]:
-        """Return loss (all validation pairs as one batch) and recall at 10 on the validation split."""
+        """Return loss, in batches as large as those of training, and recall at 10 among all pairs of the validation split."""
         pairs = self.validation_pairs
         text, image = embed_pairs(self.model, pairs, self.tokenizer.pad_token_id)
+        parts = [torch.from_numpy(part).split(self.options.batch_size) for part in (text, image, pairs.labels)]
+        total = 0.0
         with torch.no_grad():
-            parts = torch.from_numpy(text), torch.from_numpy(image)
-            loss = pairs_loss(*parts, self.model.logit_scale().cpu(), torch.from_numpy(pairs.labels)).item()
-        return loss, mean_recall(text, image, tuple(pairs.labels.T))
+            scale = self.model.logit_scale().cpu()
+            for texts, images, keys in zip(*parts, strict=True):
+                total += len(keys) * pairs_loss(texts, images, scale, keys).item()
+        return total / len(pairs), mean_recall(text, image, tuple(pairs.labels.T))
 
     def save(self, folder: Path, history: dict[str, Any]) -> None:
         """Write the towers and all that is needed to embed with them."""
@@ -147,16 +149,6 @@ class ContrastiveTrainer(PairTrainer):
         )
         fit.losses.append(self.finite(loss).item())
         return loss
-
-    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Return the validation loss and recall, by the same inference path as every other stage."""
-        fit = cast(ContrastiveFit, self.fit)
-        loss, metric = fit.validate()
-        metrics = {"eval_loss": loss, "eval_metric": metric, "eval_train_loss": float(np.mean(fit.losses))}
-        fit.losses.clear()
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
 
 def pairs_loss(text: Tensor, image: Tensor, logit_scale: Tensor, keys: Tensor) -> Tensor:

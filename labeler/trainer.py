@@ -78,6 +78,15 @@ class PairTrainer(Trainer):
             )
         return loss
 
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Return validation loss and metric of what is fitted, by the same inference path as every other stage."""
+        loss, metric = self.fit.validate()
+        metrics = {"eval_loss": loss, "eval_metric": metric, "eval_train_loss": float(np.mean(self.fit.losses))}
+        self.fit.losses.clear()
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
 
 class LabelTrainer(PairTrainer):
     """Trains a model for its labels, with our validation."""
@@ -112,15 +121,6 @@ class LabelTrainer(PairTrainer):
         loss = super().training_step(*arguments, **options)
         self.fit.losses.append(loss.item())
         return loss
-
-    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        """Return the validation loss and metric, by the same inference path as every other stage."""
-        loss, metric = self.fit.validate()
-        metrics = {"eval_loss": loss, "eval_metric": metric, "eval_train_loss": float(np.mean(self.fit.losses))}
-        self.fit.losses.clear()
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
 
 class Shuffle(Sampler[int]):
