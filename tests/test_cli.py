@@ -115,9 +115,7 @@ def test_an_unknown_command_is_answered_with_the_closest(place):
 def test_an_unknown_model_is_answered_before_torch_is_imported(place):
     result = labeler("train", "visualbrt", "store", "--out", "run", cwd=place, python=("-X", "importtime"))
     assert (result.code, result.out) == (2, "")
-    assert (
-        "error: unknown model 'visualbrt'; did you mean 'visualbert'? There are: late-fusion, resnet-gru" in result.err
-    )
+    assert "error: unknown model 'visualbrt'; did you mean 'visualbert'? There are: " in result.err
     assert not result.imported & {"torch", "transformers", "pandas"}
     assert not (place / "run").exists()
 

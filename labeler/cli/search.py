@@ -13,7 +13,9 @@ from labeler.cli import options
 @click.command("search")
 @click.argument("query")
 @click.option("--index", "folder", type=options.FOLDER, required=True, help="The index that `labeler index` wrote.")
-@click.option("--find", type=click.Choice(["pictures", "texts"]), default="pictures", show_default=True)
+@click.option(
+    "--find", type=click.Choice(["pictures", "texts"]), default="pictures", show_default=True, help="What to find."
+)
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many to show.")
 @click.option("--model", type=options.FOLDER, help="Where the index's run is [default: where it was then].")
 @click.option("--html", type=options.FOLDER, metavar="FILE", help="Write what was found as a page with the pictures.")
