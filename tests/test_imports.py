@@ -39,9 +39,10 @@ trainer
 pretraining
 fitting
 training
-tuning  scoring  labelling  report
+tuning  scoring  labelling
 explanation
 heat_maps
+report
 cli
 __main__
 """

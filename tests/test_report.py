@@ -91,7 +91,7 @@ def test_the_page_is_one_file_with_every_section(tmp_path, examples):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "comparison.json", "comparison.md", "comparison.csv", "index.html", "data.html", "manifest.json"}  # fmt: skip
     ids = {attributes["id"] for tag, attributes in found.tags if tag == "section"}
-    assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "sure", "pictures", "how"}
+    assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "sure", "pictures", "why", "how"}
     pictures = [attributes for tag, attributes in found.tags if tag == "img"]
     assert len([picture["alt"] for picture in pictures]) > 10
     assert "text of row" in found.text

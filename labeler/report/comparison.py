@@ -168,6 +168,12 @@ def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(comparison["models"], key=lambda model: -(model[headline] or 0.0))
 
 
+def trained(comparison: dict[str, Any], models: list[Model]) -> list[Model]:
+    """Return the runs, no baseline, from the best down."""
+    order = [model["name"] for model in ranked(comparison)]
+    return sorted((model for model in models if not model.baseline), key=lambda model: order.index(model.name))
+
+
 def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
     """Return how b differs from a: delta, ci95, mcnemar_p, p_holm, verdict, rows_needed; for either order of the two."""
     key = f"delta_{HEADLINE[comparison['task']]}"

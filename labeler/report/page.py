@@ -16,7 +16,8 @@ from labeler.artifacts import neutral
 from labeler.evaluation import HEADLINE
 from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
-from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked
+from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked, trained
+from labeler.report.explanations import Explained, explained_cards
 from labeler.report.pictures import cards, sections
 from labeler.report.runs import Run
 from labeler.report.sureness import sureness
@@ -124,12 +125,11 @@ def render_csv(comparison: dict[str, Any]) -> str:
     return file.getvalue()
 
 
-def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]) -> str:
+def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model], explained: Explained) -> str:
     """Return the page as one HTML document that loads nothing."""
-    order = [model["name"] for model in ranked(comparison)]
     by_name = {model.name: model for model in models}
-    best_run, *others = sorted((m for m in models if not m.baseline), key=lambda model: order.index(model.name))
-    rivals = others or [by_name[name] for name in order if by_name[name].baseline]
+    best_run, *others = trained(comparison, models)
+    rivals = others or [by_name[row["name"]] for row in ranked(comparison) if row["baseline"]]
     shown, missing = cards(best_run.run, sections(comparison["task"], best_run, rivals[0] if rivals else None))
     names = best_run.run.names
     html = (
@@ -147,6 +147,8 @@ def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]
             sure=sureness(models, best_run),
             sections=shown,
             missing=missing,
+            explained=explained_cards(best_run, explained),
+            unexplained=explained.missing,
             how=[_how(model) for model in models],
             commands=_commands(runs, comparison["data"]["split"]),
         )
