@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import string
 import tempfile
@@ -213,6 +214,21 @@ def trained(tmp_path_factory, store, options) -> Callable[[str], Path]:
     @functools.cache
     def run(model: str) -> Path:
         return train(model, store, folder / model, options, device="cpu").out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory, trained, store) -> Callable[[str], Path]:
+    """Return a function from a model's name to a copy of its run, evaluated; not to be changed by a test."""
+    from labeler.scoring import evaluate
+
+    folder = tmp_path_factory.mktemp("evaluated")
+
+    @functools.cache
+    def run(model: str) -> Path:
+        shutil.copytree(trained(model), folder / model)
+        return evaluate(folder / model, store, device="cpu").out
 
     return run
 

@@ -17,19 +17,9 @@ from labeler.explanation import explain_item, explanation_of
 from labeler.report import explanations, report
 from labeler.report.explanations import asked_rows, attention, explained_cards
 from labeler.report.pictures import confidence, right_rows
-from labeler.scoring import evaluate
 
 NAMES = ["a", "b", "c"]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, trained, store):
-    """Runs on the shapes, evaluated: visualbert-coattn and resnet-gru."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    found = [shutil.copytree(trained(name), folder / name) for name in ("visualbert-coattn", "resnet-gru")]
-    for run in found:
-        evaluate(run, store, device="cpu")
-    return found
+COATTN = "visualbert-coattn"
 
 
 @pytest.mark.parametrize("task", ["single", "multi"])
@@ -58,8 +48,8 @@ def test_rights_and_mistakes_fill_each_others_places():
             assert len({one.row for one in asked}) == len(asked) == min(count, 12)
 
 
-def test_the_page_shows_words_and_regions_of_the_best_run_and_co_attention_both_ways(runs, store, tmp_path):
-    coattn, out = runs[0], tmp_path / "report"
+def test_the_page_shows_words_and_regions_of_the_best_run_and_co_attention_both_ways(evaluated, store, tmp_path):
+    coattn, out = evaluated(COATTN), tmp_path / "report"
     done = CliRunner().invoke(cli, ["report", str(coattn), "--out", str(out), "--explain", "5"])
     assert done.exit_code == 0, done.output
     verify(out, "report", "manifest-explanations.json")
@@ -81,8 +71,8 @@ def test_the_page_shows_words_and_regions_of_the_best_run_and_co_attention_both_
     np.testing.assert_allclose([word.weight for word in again.words], [word.weight for word in one.words], atol=1e-4)
 
 
-def test_an_explanation_is_the_same_after_json(runs, store):
-    one = explain_item(runs[0], "circle-red-one", data=store, device="cpu")[0]
+def test_an_explanation_is_the_same_after_json(evaluated, store):
+    one = explain_item(evaluated(COATTN), "circle-red-one", data=store, device="cpu")[0]
     again = explanation_of(json.loads(json.dumps(one.as_json())), one.picture)
     assert again.as_json() == one.as_json()
     seen = attention(one)
@@ -90,9 +80,9 @@ def test_an_explanation_is_the_same_after_json(runs, store):
     assert sum(value for _, value, _ in seen["tokens"]) == pytest.approx(1, abs=1e-4)
 
 
-def test_nothing_is_explained_twice(runs, tmp_path, monkeypatch):
+def test_nothing_is_explained_twice(evaluated, tmp_path, monkeypatch):
     out = tmp_path / "report"
-    first = report(runs[:1], out, explain=3)
+    first = report([evaluated(COATTN)], out, explain=3)
     stamp = (out / "explanations.json").stat().st_mtime_ns
     opened = explanations.open_run
 
@@ -100,25 +90,25 @@ def test_nothing_is_explained_twice(runs, tmp_path, monkeypatch):
         raise AssertionError("the run was opened again")
 
     monkeypatch.setattr(explanations, "open_run", forbidden)
-    both = report([runs[0], shutil.copytree(runs[0], tmp_path / "worse")], out, explain=3)
+    both = report([evaluated(COATTN), shutil.copytree(evaluated(COATTN), tmp_path / "worse")], out, explain=3)
     assert len(both["models"]) == len(first["models"]) + 1
     assert (out / "explanations.json").stat().st_mtime_ns == stamp
     monkeypatch.setattr(explanations, "open_run", opened)
     (out / "explanations.json").write_text("[]")
-    report(runs[:1], out, explain=3)
+    report([evaluated(COATTN)], out, explain=3)
     assert len(json.loads((out / "explanations.json").read_text())) == 3
     assert read_manifest(out)["arguments"]["explain"] == 3
 
 
-def test_without_explanations_none_is_made_and_the_page_has_no_place_for_them(runs, tmp_path, monkeypatch):
+def test_without_explanations_none_is_made_and_the_page_has_no_place_for_them(evaluated, tmp_path, monkeypatch):
     monkeypatch.setattr(explanations, "open_run", None)
-    report(runs[:1], tmp_path / "report", explain=0)
+    report([evaluated(COATTN)], tmp_path / "report", explain=0)
     assert not (tmp_path / "report/explanations.json").exists()
     assert "why" not in [attributes.get("id") for tag, attributes in page(tmp_path / "report").tags if tag == "section"]
 
 
-def test_a_run_that_cannot_be_opened_any_more_is_reported_on_all_the_same(runs, tmp_path):
-    run = shutil.copytree(runs[0], tmp_path / "run")
+def test_a_run_that_cannot_be_opened_any_more_is_reported_on_all_the_same(evaluated, tmp_path):
+    run = shutil.copytree(evaluated(COATTN), tmp_path / "run")
     (run / "model.safetensors").write_bytes(b"damaged")
     report([run], tmp_path / "report")
     assert "Explanations are left out: " in page(tmp_path / "report").text
@@ -127,8 +117,8 @@ def test_a_run_that_cannot_be_opened_any_more_is_reported_on_all_the_same(runs, 
     assert f"Explanations are left out: {tmp_path}/gone: no such artifact folder" in page(tmp_path / "second").text
 
 
-def test_a_store_that_was_made_again_explains_nothing(runs, store, tmp_path):
-    run = shutil.copytree(runs[0], tmp_path / "run")
+def test_a_store_that_was_made_again_explains_nothing(evaluated, store, tmp_path):
+    run = shutil.copytree(evaluated(COATTN), tmp_path / "run")
     other = shutil.copytree(store, tmp_path / "store")
     metrics = json.loads((run / "metrics-test.json").read_text())
     metrics["data"]["store"] = str(other)
@@ -139,8 +129,8 @@ def test_a_store_that_was_made_again_explains_nothing(runs, store, tmp_path):
     assert "not the store any more that" in page(tmp_path / "report").text
 
 
-def test_cards_without_picture_or_text_have_neither_heat_map_nor_marks(runs, tmp_path):
-    report(runs[:1], tmp_path / "report", explain=7)
+def test_cards_without_picture_or_text_have_neither_heat_map_nor_marks(evaluated, tmp_path):
+    report([evaluated(COATTN)], tmp_path / "report", explain=7)
     found = [explanation_of(one, None) for one in json.loads((tmp_path / "report/explanations.json").read_text())]
     bare = {one.id: (bool(one.text), one.grid is not None) for one in found}
     assert (False, True) in bare.values()
