@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from labeler.artifacts import neutral
@@ -18,6 +17,7 @@ from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
 from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked, trained
 from labeler.report.explanations import Explained, explained_cards
+from labeler.report.labels import confusion, per_class
 from labeler.report.pictures import cards, sections
 from labeler.report.runs import Run
 from labeler.report.sureness import sureness
@@ -36,7 +36,6 @@ COLUMNS = {
     "single": ("weighted_f1", "macro_f1"),
     "multi": ("micro_f1", "macro_f1", "sample_f1", "subset_accuracy"),
 }
-FREQUENT = 8
 
 
 def environment() -> Environment:
@@ -139,10 +138,10 @@ def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]
             _basics(comparison),
             best_run=best_run.name,
             curves=_curves(models),
-            confusions=[_confusion(model, names) for model in (best_run, *(m for m in models if m is not best_run))]
+            confusions=[confusion(model, names) for model in (best_run, *(m for m in models if m is not best_run))]
             if comparison["task"] == "single"
             else [],
-            per_class=_per_class(best_run, models, names),
+            per_class=per_class(best_run, models, names),
             notes=[(model.name, note) for model in models for note in model.metrics.get("notes", [])],
             sure=sureness(models, best_run),
             sections=shown,
@@ -200,37 +199,6 @@ def _curves(models: list[Model]) -> dict[str, Any] | None:
         if any(line.points for line in series):
             charts.append(line_chart(title, series))
     return {"charts": charts, "runs": recorded, "metric": metric}
-
-
-def _confusion(model: Model, names: list[str]) -> dict[str, Any]:
-    """Return the confusion matrix with a shade in 0..1 (share of its row) for each cell, and the commonest mistakes."""
-    counts = np.array(model.metrics["confusion"])
-    totals = counts.sum(axis=1)
-    shares = counts / np.maximum(totals, 1)[:, None]
-    rows = [
-        {
-            "label": names[i],
-            "total": int(totals[i]),
-            "cells": [(int(n), round(float(s), 3)) for n, s in zip(counts[i], shares[i], strict=True)],
-        }
-        for i in range(len(names))
-    ]
-    mistakes = np.where(np.eye(len(names), dtype=bool), 0, counts)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:FREQUENT]
-    frequent = [
-        (names[i // len(names)], names[i % len(names)], int(mistakes.flat[i])) for i in order if mistakes.flat[i]
-    ]
-    return {"name": model.name, "labels": names, "rows": rows, "frequent": frequent}
-
-
-def _per_class(best: Model, models: list[Model], names: list[str]) -> dict[str, Any]:
-    """Return the best run's values for each label, with the F1 of the other models beside them."""
-    others = [model for model in models if model is not best]
-    rows = [
-        best.metrics["per_class"][i] | {"others": [model.metrics["per_class"][i]["f1"] for model in others]}
-        for i in range(len(names))
-    ]
-    return {"rows": rows, "others": [model.name for model in others]}
 
 
 def _how(model: Model) -> dict[str, Any]:
