@@ -20,7 +20,7 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.report.comparison import collect, compare_models, trained
-from labeler.report.data_page import DataSet, read_data, render_data
+from labeler.report.data_page import DataSet, first_errors, read_data, render_data
 from labeler.report.explanations import explain_rows
 from labeler.report.page import render_csv, render_markdown, render_page
 from labeler.report.runs import Run, read_runs
@@ -64,7 +64,9 @@ def report(
         write_json(work / "comparison.json", comparison)
         write_text(work / "comparison.md", render_markdown(comparison))
         write_text(work / "comparison.csv", render_csv(comparison))
-        write_text(work / "index.html", render_page(comparison, found, models, explained))
+        write_text(
+            work / "index.html", render_page(comparison, found, models, explained, first_errors(data, found[0], split))
+        )
         write_text(work / "data.html", render_data(data, found[0]))
     return comparison
 

@@ -12,9 +12,10 @@ from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, compare
 from labeler.report.runs import Run, read_rows
 
 METRICS = {
-    "single": ("accuracy", "balanced_accuracy", "weighted_f1", "macro_f1"),
-    "multi": ("mean_average_precision", "micro_f1", "macro_f1", "sample_f1", "subset_accuracy"),
-}
+    "single": ("accuracy", "balanced_accuracy", "weighted_f1", "macro_f1", "auroc",
+               "top_2_accuracy", "top_3_accuracy", "top_5_accuracy"),
+    "multi": ("mean_average_precision", "micro_f1", "macro_f1", "sample_f1", "subset_accuracy", "auroc"),
+}  # fmt: skip
 COSTS = ("parameters", "trainable_parameters", "train_seconds", "pairs_per_second", "evaluate_pairs_per_second")
 BASELINES = ("majority", "logistic-regression")
 STRONGEST = "logistic-regression"
@@ -111,7 +112,7 @@ def _row(task: str, model: Model) -> dict[str, Any]:
         row |= {metric: metrics.get(metric), f"{metric}_ci95": metrics.get(f"{metric}_ci95")}
     if "parents" in metrics:
         row["parents"] = {
-            key: metrics["parents"][key] for metric in METRICS[task] for key in (metric, f"{metric}_ci95")
+            key: metrics["parents"].get(key) for metric in METRICS[task] for key in (metric, f"{metric}_ci95")
         }
     row |= {key: metrics.get(key) for key in COSTS}
     return row | {"best_epoch": metrics.get("best_epoch"), "modalities": metrics.get("modalities")}

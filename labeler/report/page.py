@@ -31,6 +31,10 @@ TITLES = {
     "micro_f1": "Micro F1",
     "sample_f1": "Sample F1",
     "subset_accuracy": "Subset accuracy",
+    "auroc": "AUROC",
+    "top_2_accuracy": "Top-2 accuracy",
+    "top_3_accuracy": "Top-3 accuracy",
+    "top_5_accuracy": "Top-5 accuracy",
 }
 COLUMNS = {
     "single": ("weighted_f1", "macro_f1"),
@@ -124,8 +128,10 @@ def render_csv(comparison: dict[str, Any]) -> str:
     return file.getvalue()
 
 
-def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model], explained: Explained) -> str:
-    """Return the page as one HTML document that loads nothing."""
+def render_page(
+    comparison: dict[str, Any], runs: list[Run], models: list[Model], explained: Explained, errors: dict[str, Any]
+) -> str:
+    """Return the page as one HTML document that loads nothing; errors: see `data_page.first_errors`."""
     by_name = {model.name: model for model in models}
     best_run, *others = trained(comparison, models)
     rivals = others or [by_name[row["name"]] for row in ranked(comparison) if row["baseline"]]
@@ -147,6 +153,7 @@ def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]
             sections=shown,
             missing=missing,
             explained=explained_cards(best_run, explained),
+            errors=errors,
             unexplained=explained.missing,
             how=[_how(model) for model in models],
             commands=_commands(runs, comparison["data"]["split"]),
@@ -168,10 +175,18 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "headline": headline,
         "columns": COLUMNS[comparison["task"]],
-        "metrics": METRICS[comparison["task"]],
+        "metrics": [name for name in METRICS[comparison["task"]] if any(row[name] is not None for row in rows)],
         "titles": TITLES,
         "axis": axis_of(intervals),
-        "modalities": [row for row in rows if row["modalities"]],
+        "modalities": (alone := [row for row in rows if row["modalities"]]),
+        "modality_axis": alone
+        and axis_of(
+            [
+                row["modalities"][one][f"{headline}_ci95"] or [row["modalities"][one][headline] or 0.0] * 2
+                for row in alone
+                for one in row["modalities"]
+            ]
+        ),
         "parents": [row for row in rows if "parents" in row],
     }
 
