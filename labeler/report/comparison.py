@@ -7,7 +7,7 @@ from itertools import combinations
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from labeler.artifacts import SCHEMA_VERSION, sha256_file
+from labeler.artifacts import SCHEMA_VERSION, BadInputError, sha256_file
 from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, compare, differences, judge, mean_of, resample
 from labeler.report.runs import Run, read_rows
 
@@ -35,7 +35,7 @@ class Model(NamedTuple):
 def collect(runs: list[Run]) -> list[Model]:
     """Return the baselines in a fixed order, each distinct one once, then the runs in the order given.
 
-    Raises BadInputError when a predictions file is damaged or not the one that the metrics are from.
+    Raises BadInputError when a predictions file is damaged or not the one that the metrics are from, or for other rows.
     """
     found: list[tuple[bool, Run, dict[str, Any], Predictions]] = []
     seen = set()
@@ -48,6 +48,13 @@ def collect(runs: list[Run]) -> list[Model]:
     for run in runs:
         predictions = f"predictions-{run.metrics['data']['split']}.jsonl"
         found.append((False, run, run.metrics, read_rows(run, predictions, run.metrics["n"])))
+    _, first, _, rows = found[0]
+    for _, run, metrics, predictions in found[1:]:
+        if predictions.ids != rows.ids:
+            raise BadInputError(
+                f"{run.folder}: its predictions of {metrics['name']} are for other rows than those in {first.folder}; only what "
+                f"is measured on the same rows can be compared: type `labeler evaluate {run.folder} --data {run.store} --force`"
+            )
     names = _unique([(metrics["name"], run) for _, run, metrics, _ in found])
     return [Model(name, *parts) for name, parts in zip(names, found, strict=True)]
 

@@ -122,7 +122,7 @@ def explain_rows(best: Model, task: str, out: Path, count: int, force: bool, dev
         raise
     except (BadInputError, OSError) as error:
         log.warning("explanations are left out: %s", error)
-        return Explained([], [], f"Explanations are left out: {error}.")
+        return Explained(asked, [], f"Explanations are left out: {error}.")
     values = json.loads((out / FILE).read_text(encoding="utf-8"))
     return Explained(asked, [explanation_of(one, None) for one in values])
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from labeler.report.charts import Series, axis_of, line_chart
 from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked, trained
 from labeler.report.explanations import Explained, explained_cards
 from labeler.report.labels import confusion, per_class
+from labeler.report.making import commands, how
 from labeler.report.pictures import cards, sections
 from labeler.report.runs import Run
 from labeler.report.sureness import sureness
@@ -155,8 +154,8 @@ def render_page(
             explained=explained_cards(best_run, explained),
             errors=errors,
             unexplained=explained.missing,
-            how=[_how(model) for model in models],
-            commands=_commands(runs, comparison["data"]["split"]),
+            how=[how(model) for model in models],
+            commands=commands(runs, comparison["data"]["split"], len(explained.asked)),
         )
     )
     return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in a text must not stop the report
@@ -214,36 +213,3 @@ def _curves(models: list[Model]) -> dict[str, Any] | None:
         if any(line.points for line in series):
             charts.append(line_chart(title, series))
     return {"charts": charts, "runs": recorded, "metric": metric}
-
-
-def _how(model: Model) -> dict[str, Any]:
-    """Return how a model came to be: {name, baseline, folder, values: [(what, value)]}."""
-    values: dict[str, Any] = {"run": str(model.run.folder), "preset": model.run.metrics.get("preset")}
-    said: dict[str, Any] = {}
-    if not model.baseline:
-        manifest, said = model.run.manifest, model.run.manifest["arguments"]
-        paths = [item["path"] for item in manifest["inputs"]]  # the store, then the teachers
-        values |= {"seed": model.metrics["seed"], "trained on": paths[:1]} | (
-            {"teachers": paths[1:]} if paths[1:] else {}
-        )
-        values |= {"artifact sha256": manifest["content_sha256"], "versions": manifest["versions"]}
-        values |= {f"argument {key}": value for key, value in said.items()}
-    values |= {key: value for key, value in model.metrics["settings"].items() if said.get(key) != value}
-    return {"name": model.name, "baseline": model.baseline, "values": [(key, _plain(v)) for key, v in values.items()]}
-
-
-def _commands(runs: list[Run], split: str) -> list[str]:
-    """Return what to type to make the report again."""
-    evaluate = [["labeler", "evaluate", str(run.folder), "--data", str(run.store), "--split", split] for run in runs]
-    return [
-        shlex.join(words)
-        for words in (*evaluate, ["labeler", "report", *(str(r.folder) for r in runs), "--split", split])
-    ]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) or "–"
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value)) or "–"
-    return value if isinstance(value, str) else json.dumps(value)
