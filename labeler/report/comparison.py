@@ -48,9 +48,9 @@ def collect(runs: list[Run]) -> list[Model]:
     for run in runs:
         predictions = f"predictions-{run.metrics['data']['split']}.jsonl"
         found.append((False, run, run.metrics, read_rows(run, predictions, run.metrics["n"])))
-    _, first, _, rows = found[0]
-    for _, run, metrics, predictions in found[1:]:
-        if predictions.ids != rows.ids:
+    _, first, _, expected = found[0]
+    for _, run, metrics, rows in found[1:]:
+        if rows.ids != expected.ids:
             raise BadInputError(
                 f"{run.folder}: its predictions of {metrics['name']} are for other rows than those in {first.folder}; only what "
                 f"is measured on the same rows can be compared: type `labeler evaluate {run.folder} --data {run.store} --force`"
