@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -64,18 +65,26 @@ def ray_running(address: str | None, workers: int) -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="labeler-ray-")
     try:
         if address:
-            ray.init(address, **quiet)
+            connect(ray, address, quiet)
         else:
             ray.init("local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False,
                      _node_ip_address=LOOPBACK, _temp_dir=folder, **quiet)  # fmt: skip
         yield ray
-    except ConnectionError as error:
-        raise BadInputError(
-            f"--ray-address {address}: no Ray cluster answers there ({error}); start one: ray start --head"
-        ) from error
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
+    """Connect to the Ray cluster at `address`; raises BadInputError when none answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address, **settings)
+    except (OSError, ValueError) as error:
+        advice = "start one: ray start --head"
+        raise BadInputError(f"--ray-address {address}: no Ray cluster answers there ({error}); {advice}") from error
 
 
 def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: str | None = None) -> dict[str, Any]:

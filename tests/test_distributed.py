@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -107,14 +108,9 @@ def test_a_killed_worker_is_started_again_and_training_goes_on_from_the_last_che
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_a_worker_cannot_do_is_said_as_by_one(store, options, tmp_path):
-    with pytest.raises(UsageError, match="resnet-gru has no fused streams to pretrain"):
-        train("resnet-gru", store, tmp_path / "run", options_with_pretraining(options), device="cpu", workers=2)
-
-
-def options_with_pretraining(options):
-    from dataclasses import replace
-
-    return replace(options, pretrain=1)
+    with pytest.raises(LabelerError, match="resnet-gru has no fused streams to pretrain") as caught:
+        train("resnet-gru", store, tmp_path / "run", replace(options, pretrain=1), device="cpu", workers=2)
+    assert caught.value.exit_code == UsageError.exit_code
 
 
 def test_without_ray_the_command_says_how_to_install_it(store, tmp_path, monkeypatch):
