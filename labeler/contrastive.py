@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import LabelerError, Recipe, UsageError, already_made, input_of, verify
+from labeler.artifacts import LabelerError, Recipe, UsageError, already_made, check_free, input_of, remove, verify
 from labeler.models import check_name, constant, model_names
-from labeler.training import Trained, fitted
+from labeler.training import Trained, checkpoints_of, fitted, run_here
 from labeler.training_options import TrainOptions, options_for
 
 CHUNK = 256
@@ -75,8 +76,10 @@ def pretrain(
     inputs = (input_of(data, manifest),)
     recipe = Recipe("pretrain", inputs, {"model": check_can_pretrain(model), **options.arguments()}, seed)
     if not force and already_made(out, recipe):
+        remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
+    check_free(out)
     from labeler.contrastive_fitting import ContrastiveFit  # torch, only when there is something to train
 
     fit = ContrastiveFit(model, data, options, seed, device)
-    return Trained(out, False, fitted(fit, out, recipe, resume))
+    return Trained(out, False, fitted(partial(run_here, fit), out, recipe, resume))

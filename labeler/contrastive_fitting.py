@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from labeler.artifacts import BadInputError, write_json
 from labeler.batches import StorePairs
+from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.embedding import embed_pairs, pair_keys
 from labeler.evaluation import mean_recall
 from labeler.grad_cache import cached_backward
@@ -22,15 +22,15 @@ from labeler.prediction import choose_device
 from labeler.records import Split
 from labeler.store import Store
 from labeler.trainer import (
-    PairTrainer,
     Shuffle,
+    ValidatingTrainer,
     Watch,
     give_back_freed_memory,
     history_of,
     keep_freed_memory,
-    newest_checkpoint,
     training_arguments,
 )
+from labeler.training import SAVE_MINUTES
 
 if TYPE_CHECKING:
     from labeler.contrastive import PretrainOptions
@@ -54,7 +54,7 @@ class ContrastiveFit:
         self.store = Store(data, check=False)  # `pretrain` has just verified it
         self.name, self.seed, self.interrupted, self.step = model, seed, False, 0
         self.options, self.chunk_size = options
-        self.losses: list[float] = []  # of the epoch's steps so far
+        self.progress, self.save_seconds = Progress(), 60 * SAVE_MINUTES
         self.device = choose_device(device)
         set_seed(seed)
         towers = self.store.towers
@@ -79,16 +79,15 @@ class ContrastiveFit:
     def run(self, folder: Path, *, resume: bool) -> dict[str, Any]:
         """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-        watch = Watch(cast(Any, self))
+        self.progress = Progress()
         trainer = ContrastiveTrainer(
             self,
             args=training_arguments(folder / "trainer", self.options, self.seed, self.device),
-            callbacks=[watch, EarlyStoppingCallback(self.options.patience)],
+            callbacks=[Watch(cast(Any, self))],
         )
         trainer.remove_callback(PrinterCallback)  # standard output is for data
         trainer.remove_callback(ProgressCallback)
         checkpoint = newest_checkpoint(folder / "trainer") if resume else None
-        started = time.perf_counter()
         give_back_freed_memory()
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -96,8 +95,8 @@ class ContrastiveFit:
             "train_pairs": len(self.train_pairs),
             "validation_pairs": len(self.validation_pairs),
             "logit_scale": self.model.logit_scale().item(),
-            "train_seconds": round(time.perf_counter() - started, 2),
-            "pairs_per_second": round(watch.pairs / watch.seconds, 2) if watch.seconds else None,
+            "train_seconds": round(self.progress.elapsed, 2),
+            "pairs_per_second": round(self.progress.pairs / self.progress.seconds, 2),
             "precision": "bf16" if trainer.args.bf16 else "fp32",
             "device": str(self.device),
         }
@@ -122,7 +121,7 @@ class ContrastiveFit:
         write_json(folder / "preprocessor.json", {"max_text_tokens": self.max_tokens, **self.store.towers})
 
 
-class ContrastiveTrainer(PairTrainer):
+class ContrastiveTrainer(ValidatingTrainer):
     """Trains two towers, a batch's loss over all of its pairs and its graph over one chunk of them."""
 
     def __init__(self, fit: ContrastiveFit, **options: Any):
@@ -133,8 +132,8 @@ class ContrastiveTrainer(PairTrainer):
         # texts of like length together would be each other's negatives in every epoch
         return Shuffle(self.args.train_batch_size, [1] * len(self.fit.train_pairs), self.fit.seed)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Tensor:
-        """Return the step's loss, its gradient added to the weights'; raises DivergedError when it is NaN or infinite."""
+    def step_in_parts(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Return the loss of a batch, its gradients added up over its chunks."""
         fit = cast(ContrastiveFit, self.fit)
         model.train()
         chunks = in_chunks(self._prepare_inputs(inputs), fit.chunk_size)
@@ -144,11 +143,9 @@ class ContrastiveTrainer(PairTrainer):
             with self.compute_loss_context_manager():  # bf16, if that is asked for
                 return tuple(model(**chunk))
 
-        loss = cached_backward(
+        return cached_backward(
             chunks, embed, lambda text, image: pairs_loss(text, image, fit.model.logit_scale(), keys)
         )
-        fit.losses.append(self.finite(loss).item())
-        return loss
 
 
 def pairs_loss(text: Tensor, image: Tensor, logit_scale: Tensor, keys: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ profile  image_quality  label_errors
 ingestion  store  export
 inspection
 preprocessing  batches  encoders.pretrained
-layers  losses  averaging  encoders.regions  encoders.text  pixels
+layers  losses  averaging  checkpoints  workers  encoders.regions  encoders.text  pixels
 coattention  encoders.image
 encoders.visualbert  end_to_end
 models
@@ -43,19 +43,21 @@ engines
 trainer  grad_cache
 pretraining
 fitting
+distributed
 training
 contrastive_fitting
 contrastive
-tuning  scoring  labelling  searching  report
+tuning  scoring  labelling  searching
 explanation
 heat_maps
+report
 cli
 __main__
 """
 # A stage hands over to the code that needs torch only when there is something to do; nowhere else may a function
 # import what its module could not.
 HAND_OVERS = {("preprocessing", "encoders.image"), ("preprocessing", "encoders.text")}
-HEAVY = {"torch", "torchvision", "transformers", "timm", "lance", "optuna"}
+HEAVY = {"torch", "torchvision", "transformers", "timm", "lance", "optuna", "ray"}
 
 
 class Import(NamedTuple):
@@ -201,7 +203,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
          "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
          "items", "output", "engines", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
-         "inspection", "models", "explanation", "heat_maps",
+         "inspection", "models", "explanation", "heat_maps", "distributed",
          "encoders.weights"]  # fmt: skip
 
 
