@@ -187,7 +187,7 @@ def test_a_run_that_lacks_weights_of_todays_model_is_refused(copied):
     manifest = read_manifest(copied)
     manifest["files"]["model.safetensors"] = sha256_file(copied / "model.safetensors")
     (copied / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(BadInputError, match=r"not in it \(head.absence\), an older labeler made it; train it again"):
+    with pytest.raises(BadInputError, match=r"not in it \(head.absence\), an older labeler made it; make it again"):
         load_run(copied)
 
 
