@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from labeler.artifacts import BadInputError, UsageError
 from labeler.decisions import Rule, aimed, promised
-from labeler.engines import Engine, open_engine
+from labeler.engines import Engine, Precision
 from labeler.evaluation import NEVER, Aim, scores_of, settle
+from labeler.exporting import engine_for
 from labeler.items import Item, read_items
 from labeler.output import LineWriter, writing
 from labeler.records import Reject, Row
@@ -49,12 +50,14 @@ def predict(
     format: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    runtime: str = "auto",
+    precision: Precision = "auto",
     mapping: dict[str, str] | None = None,
     allow_outside: bool = False,
     aim: Aim | None = None,
     min_precision: float | None = None,
 ) -> Predicted:
-    """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
+    """Label every item of `inputs` (folders, pictures, jsonl, csv) with `model`, a run or an export; write one line an item.
 
     A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
     labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
@@ -63,7 +66,8 @@ def predict(
     `review`, true where one was withheld. `out` None is standard output; a file appears whole or not at all. `format` is
     jsonl or csv, by default what `out` ends in.
 
-    Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format.
+    Raises BadInputError when an input is missing or `model` is no whole run or export; UsageError for an unknown format, and
+    as `labeler.exporting.engine_for` does.
     """
     form = format or ("csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl")
     if form not in FORMATS:
@@ -73,13 +77,13 @@ def predict(
     if out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
     sources = [read_source(path, Reading(mapping=mapping or {})) for path in inputs]  # before any model is loaded
-    engine = open_engine(model, device)
-    rule = aimed(engine.rule, aim)
-    least = None if min_precision is None else least_score(rule, min_precision)
     rows: Iterable[Row | Reject] = chain.from_iterable(sources)
     if not any(brings_pictures(path) for path in inputs):  # those would fill the memory
         rows = list(rows)
     total = len(rows) if isinstance(rows, list) else None
+    engine = engine_for(model, device, runtime, precision, total)
+    rule = aimed(engine.rule, aim)
+    least = None if min_precision is None else least_score(rule, min_precision)
     count = errors = review = 0
     with (
         writing(out) as file,

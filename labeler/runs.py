@@ -66,23 +66,32 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
             "again with `labeler train --force`"
         )
     preprocessor = read_json(folder / "preprocessor.json")
-    thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
     if preprocessor["image"].get("fine_tuned"):
         from labeler.encoders.image import load_image_encoder
         from labeler.end_to_end import TOWER, EndToEnd
 
         model = EndToEnd(model, load_image_encoder(str(folder / TOWER)))
+    thresholds, temperature = read_fitted(folder)
     return Run(
         folder=folder,
         name=name,
         model=model.to(device).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
         label_set=read_label_set(folder),
-        thresholds=read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
-        temperature=read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
+        thresholds=thresholds,
+        temperature=temperature,
         preprocessor=preprocessor,
         manifest=manifest,
         history=read_json(folder / "history.json"),
+    )
+
+
+def read_fitted(folder: Path) -> tuple[list[float] | None, float]:
+    """Return the thresholds (None: one label a row) and the temperature that were fitted on validation rows."""
+    thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
+    return (
+        read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
+        read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
     )
 
 

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 ORDER = """
 labeler  encoders
 artifacts
-records  encoders.weights
+records  encoders.weights  resizing
 taxonomy
 evaluation
 images  splits  baselines  keys  lines
@@ -36,7 +36,8 @@ models.*
 prediction  runs  training_options  attribution
 decisions  distillation  model_card
 items  output
-engines
+engines  graphs  quantizing
+exporting
 trainer
 pretraining
 fitting
@@ -193,9 +194,10 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
-         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
-         "items", "output", "engines", "decisions", "runs", "store", "export",
+LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection",
+         "ingestion", "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
+         "items", "output", "engines", "engines.exported", "engines.onnx", "engines.openvino",
+         "exporting", "quantizing", "decisions", "runs", "store", "export",
          "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "Measure a run, and the baselines, on held-out pairs.",
     "report": "Compare runs: one offline HTML page, JSON and Markdown.",
     "predict": "Label folders, pictures, jsonl or csv files.",
+    "export": "Write a run as ONNX, to label faster and without PyTorch.",
     "explain": "Show which words and regions drove a label.",
     "export-tasks": "Write predictions or records as tasks for Label Studio.",
 }

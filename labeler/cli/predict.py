@@ -12,7 +12,7 @@ from labeler.cli import options
 
 @click.command("predict")
 @click.argument("inputs", nargs=-1, required=True, type=options.FOLDER)
-@click.option("--model", type=options.FOLDER, required=True, help="The run that `labeler train` wrote.")
+@click.option("--model", type=options.FOLDER, required=True, help="The run that `labeler train` wrote, or its export.")
 @click.option("--out", default="-", show_default=True, help="The file to write; - is standard output.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="[default: by the file's name, else jsonl]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -25,11 +25,16 @@ from labeler.cli import options
 )
 @options.mapping
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the input's folder.")
+@click.option("--runtime", type=click.Choice(["auto", "native", "onnx", "openvino"]), default="auto", show_default=True,
+              help="native is PyTorch; auto the fastest with equal labels.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
+              help="fp32: every score within 0.001 of PyTorch's; auto: bf16 where the processor has it.")  # fmt: skip
 @options.device
 @click.pass_context
 def command(
     context: click.Context, inputs: tuple[Path, ...], model: Path, out: str, form: str | None, batch_size: int,
-    aim: Any, min_precision: float | None, mapping: dict[str, str], allow_outside: bool, device: str,
+    aim: Any, min_precision: float | None, mapping: dict[str, str], allow_outside: bool,
+    runtime: str, precision: Any, device: str,
 ) -> None:  # fmt: skip
     """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
 
@@ -41,8 +46,9 @@ def command(
     from labeler.labelling import predict
 
     target = None if out == "-" else Path(out)
-    result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, mapping=mapping,
-                     allow_outside=allow_outside, aim=aim, min_precision=min_precision)  # fmt: skip
+    result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, runtime=runtime,
+                     precision=precision, mapping=mapping, allow_outside=allow_outside, aim=aim,
+                     min_precision=min_precision)  # fmt: skip
     review = f", {result.review} for review" if min_precision else ""
     click.echo(f"{out}: {result.items} items, {result.errors} with an error{review}", err=True)
     context.exit(4 if result.errors else 0)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from labeler.artifacts import UsageError, verify
 
 if TYPE_CHECKING:
     import numpy as np
 
     from labeler.decisions import Rule
     from labeler.items import Item
+
+Precision = Literal["auto", "bf16", "fp32"]
+RUNTIMES = ("auto", "native", "onnx", "openvino")
+CHECK = "export.json"  # an export's: what each way of running it gave, measured when it was made
+SAME_LABELS = 0.99  # share of rows on which a runtime must agree with PyTorch to be chosen unasked
 
 
 class Engine(Protocol):
@@ -28,8 +37,21 @@ class Engine(Protocol):
         """Return logits [N, L] float32 of N items without an error; no item changes what is said of another."""
 
 
-def open_engine(model: Path, device: str = "auto") -> Engine:
-    """Return the engine for the run in `model`.
+class Way(NamedTuple):
+    """A way to run an export: by which runtime, in which precision (of what is not int8)."""
+
+    runtime: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+
+WAYS = (Way("onnx", "fp32"), Way("openvino", "fp32"), Way("openvino", "bf16"))
+
+
+def open_native(run: Path, device: str = "auto") -> Engine:
+    """Return the engine of a run as it was trained, in PyTorch and float32.
 
     Raises BadInputError when it is no whole run; UsageError when there is no such device.
     """
@@ -37,4 +59,50 @@ def open_engine(model: Path, device: str = "auto") -> Engine:
     from labeler.prediction import choose_device
     from labeler.runs import load_run
 
-    return Native(load_run(model, choose_device(device)))
+    return Native(load_run(run, choose_device(device)))
+
+
+def open_export(folder: Path, runtime: str = "auto", precision: Precision = "auto") -> Engine:
+    """Return the engine of the export in `folder`: of the ways asked for the one that was fastest when the export was made.
+
+    Those that gave other labels than PyTorch on over 1 % of the rows are taken only when they are asked for by name.
+
+    Raises BadInputError when it is no whole export; UsageError when no way is what was asked for, or can be gone here.
+    """
+    verify(folder, "export")
+    ways = usable_ways(runtime, precision)
+    if not ways:
+        there = ", ".join(f"--runtime {way.runtime} --precision {way.precision}" for way in usable_ways())
+        raise UsageError(f"--runtime {runtime} --precision {precision}: not possible here; there are {there}")
+    checks: dict[str, Any] = json.loads((folder / CHECK).read_text(encoding="utf-8"))["ways"]
+    known = [way for way in ways if str(way) in checks]
+    if not known:
+        raise UsageError(f"--runtime {runtime} --precision {precision}: not checked when {folder} was made, or found to give other "
+                         f"scores than PyTorch; there are {', '.join(checks)}")  # fmt: skip
+    agreeing = [way for way in known if checks[str(way)]["same_labels"] >= SAME_LABELS]
+    return open_way(folder, max(agreeing or known, key=lambda way: checks[str(way)]["pairs_per_second"]))
+
+
+def open_way(folder: Path, way: Way) -> Engine:
+    """Return the engine of the export in `folder`, run that way; its files are not checked."""
+    from labeler.engines.exported import Exported
+
+    if way.runtime == "onnx":
+        from labeler.engines.onnx import open_graph
+
+        return Exported(folder, open_graph)
+    from labeler.engines import openvino
+
+    return Exported(folder, lambda path: openvino.open_graph(path, way.precision))
+
+
+def usable_ways(runtime: str = "auto", precision: Precision = "auto") -> list[Way]:
+    """Return the ways asked for that this machine has the packages and, for bf16, the processor for."""
+    ways = [way for way in WAYS if runtime in ("auto", way.runtime) and precision in ("auto", way.precision)]
+    if all(way.runtime != "openvino" for way in ways):
+        return ways
+    if find_spec("openvino") is None:
+        return [way for way in ways if way.runtime != "openvino"]
+    from labeler.engines.openvino import has_bf16
+
+    return [way for way in ways if way.precision != "bf16" or has_bf16()]
