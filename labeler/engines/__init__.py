@@ -77,8 +77,8 @@ def open_export(folder: Path, runtime: str = "auto", precision: Precision = "aut
     checks: dict[str, Any] = json.loads((folder / CHECK).read_text(encoding="utf-8"))["ways"]
     known = [way for way in ways if str(way) in checks]
     if not known:
-        raise UsageError(f"--runtime {runtime} --precision {precision}: not checked when {folder} was made, or found to give other "
-                         f"scores than PyTorch; there are {', '.join(checks)}")  # fmt: skip
+        raise UsageError(f"--runtime {runtime} --precision {precision}: not checked when {folder} was made, or found to give "
+                         f"other scores than PyTorch; there are {', '.join(checks)}")  # fmt: skip
     agreeing = [way for way in known if checks[str(way)]["same_labels"] >= SAME_LABELS]
     return open_way(folder, max(agreeing or known, key=lambda way: checks[str(way)]["pairs_per_second"]))
 
