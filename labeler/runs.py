@@ -66,7 +66,6 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
             "again with `labeler train --force`"
         )
     preprocessor = read_json(folder / "preprocessor.json")
-    thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
     if preprocessor["image"].get("fine_tuned"):
         from labeler.encoders.image import load_image_encoder
         from labeler.end_to_end import TOWER, EndToEnd
@@ -78,12 +77,24 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
         model=model.to(device).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
         label_set=read_label_set(folder),
-        thresholds=read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
-        temperature=read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
+        thresholds=read_thresholds(folder),
+        temperature=read_temperature(folder),
         preprocessor=preprocessor,
         manifest=manifest,
         history=read_json(folder / "history.json"),
     )
+
+
+def read_thresholds(folder: Path) -> list[float] | None:
+    """Return the thresholds of the run in `folder`; None where it gives one label a row."""
+    path = folder / "thresholds.json"
+    return read_json(path)["thresholds"] if path.is_file() else None
+
+
+def read_temperature(folder: Path) -> float:
+    """Return the temperature of the run in `folder`; 1.0 where none was fitted."""
+    path = folder / "calibration.json"
+    return read_json(path)["temperature"] if path.is_file() else 1.0
 
 
 def read_json(path: Path) -> Any:

@@ -34,9 +34,10 @@ encoders.visualbert  end_to_end
 models
 models.*
 prediction  runs  training_options  attribution
-decisions  distillation  model_card
+decisions  distillation  model_card  memory  shards
 items  output
 engines
+labeller
 trainer
 pretraining
 fitting
@@ -195,7 +196,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
          "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
-         "items", "output", "engines", "decisions", "runs", "store", "export",
+         "items", "output", "shards", "memory", "labeller", "engines", "decisions", "runs", "store", "export",
          "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip
 

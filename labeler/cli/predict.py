@@ -26,10 +26,11 @@ from labeler.cli import options
 @options.mapping
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the input's folder.")
 @options.device
+@click.option("--force", is_flag=True, help="Label everything again, what has not changed since the last time too.")
 @click.pass_context
 def command(
     context: click.Context, inputs: tuple[Path, ...], model: Path, out: str, form: str | None, batch_size: int,
-    aim: Any, min_precision: float | None, mapping: dict[str, str], allow_outside: bool, device: str,
+    aim: Any, min_precision: float | None, mapping: dict[str, str], allow_outside: bool, device: str, force: bool,
 ) -> None:  # fmt: skip
     """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
 
@@ -37,12 +38,20 @@ def command(
     With --min-precision there is "review" too: true where a label was found but not surely enough to be given.
     A label that has a parent brings it. An item that cannot be read has an error and no labels, the rest goes on, and the
     exit code is 4.
+
+    What is cut off goes on where it was when the same command is given again. Where FILE was written by the same model with the
+    same options, only what is new or has changed is labelled.
     """
+    import signal
+
     from labeler.labelling import predict
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     target = None if out == "-" else Path(out)
     result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, mapping=mapping,
-                     allow_outside=allow_outside, aim=aim, min_precision=min_precision)  # fmt: skip
+                     allow_outside=allow_outside, aim=aim, min_precision=min_precision, force=force)  # fmt: skip
     review = f", {result.review} for review" if min_precision else ""
-    click.echo(f"{out}: {result.items} items, {result.errors} with an error{review}", err=True)
+    kept = f"; {result.items - result.kept} labelled, {result.kept} kept from before" if result.kept else ""
+    dropped = f", {result.dropped} of other items dropped" if result.dropped else ""
+    click.echo(f"{out}: {result.items} items, {result.errors} with an error{review}{kept}{dropped}", err=True)
     context.exit(4 if result.errors else 0)
