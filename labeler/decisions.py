@@ -18,7 +18,7 @@ from labeler.evaluation import (
     without_parents,
 )
 from labeler.records import LabelSet, read_label_set
-from labeler.runs import read_temperature, read_thresholds
+from labeler.runs import read_fitted
 from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def rule_of(run: Run) -> Rule:
 
 
 def read_rule(folder: Path) -> Rule:
-    """Return the rule by which the run in `folder` labels; its weights are not read."""
-    return Rule(folder, read_label_set(folder), read_thresholds(folder), read_temperature(folder))
+    """Return the rule by which the run or exported model in `folder` labels."""
+    return Rule(folder, read_label_set(folder), *read_fitted(folder))
 
 
 def validation_predictions(run: Run | Rule) -> Predictions:

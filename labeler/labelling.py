@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from labeler.evaluation import Aim
 from labeler.items import key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, writing
+from labeler.ray_labelling import label_on_ray
 from labeler.records import Reject, Row
 from labeler.shards import ERROR, Counts, Line, Shards
 from labeler.sources import Reading, brings_pictures, read_source
@@ -46,6 +48,9 @@ def predict(
     aim: Aim | None = None,
     min_precision: float | None = None,
     force: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
 ) -> Counts:
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
 
@@ -60,6 +65,9 @@ def predict(
     model and options, is kept where neither the row nor its picture's file has changed, unless `force`; items that had an
     error are tried again.
 
+    With the engine `ray`, `workers` processes label, on the cluster at `ray_address` or on this machine (see
+    `labeler.ray_labelling`); the lines are the same.
+
     Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format; LockedError
     when another process writes to `out`; InterruptedRun after Ctrl-C.
     """
@@ -70,6 +78,8 @@ def predict(
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
     if out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
+    if engine != "ray" and (workers or ray_address):
+        raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
     rows = read_inputs(inputs, mapping or {})  # before any model is loaded
     recipe = {"model": str(model), "sha256": read_manifest(model, "train")["content_sha256"], "format": form,
               "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside}  # fmt: skip
@@ -80,11 +90,14 @@ def predict(
     )  # whole files are larger than what is decoded of them
     settings = Settings(model, rule, mapping or {}, device, batch_size, least, allow_outside, ahead)
     written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None)
+    label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
+    if engine == "ray":
+        label_windows = partial(label_on_ray, workers=workers, address=ray_address)
     with writing(out, recipe, written.header, force) as output, tqdm(
         total=count(inputs, mapping or {}), desc="labelling", unit="item", disable=None
     ) as bar:  # fmt: skip
         try:
-            label_rows(rows, settings, written, output, bar)
+            label_rows(label_windows, rows, settings, written, output, bar)
             return output.join()
         except KeyboardInterrupt:
             if isinstance(output, Stream):
@@ -93,19 +106,21 @@ def predict(
 
 
 def label_rows(
-    rows: Iterable[Row | Reject], settings: Settings, written: LineFormat, output: Shards | Stream, bar: tqdm[Any]
-) -> None:
-    """Label the rows that the output does not know yet."""
+    label_windows: Callable[..., Generator[list[Line], None, None]], rows: Iterable[Row | Reject], settings: Settings,
+    written: LineFormat, output: Shards | Stream, bar: tqdm[Any],
+) -> None:  # fmt: skip
+    """Label the rows that the output does not know yet by `label_windows`, which is called as `label_here` is."""
     errors = 0
     unknown = unknown_rows(rows, settings.mapping, output, bar)
     first = list(islice(unknown, 1))
     if not first:
         return  # and the model is not even loaded
-    for lines in label_here(chain(first, unknown), settings, written):
-        output.publish(lines)
-        errors += sum(line.mark == ERROR for line in lines)
-        bar.set_postfix(errors=errors, refresh=False)
-        bar.update(len(lines))
+    with closing(label_windows(chain(first, unknown), settings, written, WINDOW)) as windows:
+        for lines in windows:
+            output.publish(lines)
+            errors += sum(line.mark == ERROR for line in lines)
+            bar.set_postfix(errors=errors, refresh=False)
+            bar.update(len(lines))
 
 
 def unknown_rows(
@@ -119,12 +134,14 @@ def unknown_rows(
             bar.total -= 1
 
 
-def label_here(rows: Iterable[Row | Reject], settings: Settings, written: LineFormat) -> Iterator[list[Line]]:
-    """Yield the lines of rows, in order, a window at a time; the next one's pictures are decoded meanwhile."""
+def label_here(
+    rows: Iterable[Row | Reject], settings: Settings, written: LineFormat, size: int
+) -> Generator[list[Line], None, None]:
+    """Yield the lines of rows, in order, a window of `size` rows at a time; the next one's pictures are decoded meanwhile."""
     labeller = Labeller(settings)
     side = labeller.engine.size
     with closing(read_items(rows, settings.mapping, settings.allow_outside, side, settings.ahead)) as items:
-        while window := list(islice(items, WINDOW)):
+        while window := list(islice(items, size)):
             yield [written(line) for line in labeller(window)]
 
 

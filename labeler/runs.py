@@ -71,30 +71,28 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
         from labeler.end_to_end import TOWER, EndToEnd
 
         model = EndToEnd(model, load_image_encoder(str(folder / TOWER)))
+    thresholds, temperature = read_fitted(folder)
     return Run(
         folder=folder,
         name=name,
         model=model.to(device).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
         label_set=read_label_set(folder),
-        thresholds=read_thresholds(folder),
-        temperature=read_temperature(folder),
+        thresholds=thresholds,
+        temperature=temperature,
         preprocessor=preprocessor,
         manifest=manifest,
         history=read_json(folder / "history.json"),
     )
 
 
-def read_thresholds(folder: Path) -> list[float] | None:
-    """Return the thresholds of the run in `folder`; None where it gives one label a row."""
-    path = folder / "thresholds.json"
-    return read_json(path)["thresholds"] if path.is_file() else None
-
-
-def read_temperature(folder: Path) -> float:
-    """Return the temperature of the run in `folder`; 1.0 where none was fitted."""
-    path = folder / "calibration.json"
-    return read_json(path)["temperature"] if path.is_file() else 1.0
+def read_fitted(folder: Path) -> tuple[list[float] | None, float]:
+    """Return the thresholds (None: one label a row) and the temperature that were fitted on validation rows."""
+    thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
+    return (
+        read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
+        read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
+    )
 
 
 def read_json(path: Path) -> Any:

@@ -116,8 +116,9 @@ def test_what_changes_a_row_s_key(tmp_path):
 
 @pytest.mark.slow
 def test_fault_18_killed_at_20_moments_the_output_is_that_of_an_uninterrupted_run(folder, run, tmp_path):
-    done = subprocess.run([sys.executable, Path(__file__).with_name("killing.py"), folder, run, tmp_path / "out.jsonl", "20"],
-                          env=ENVIRONMENT, capture_output=True, text=True, check=False)  # fmt: skip
+    script = Path(__file__).with_name("killing_labelling.py")
+    done = subprocess.run([sys.executable, script, folder, run, tmp_path / "out.jsonl", "20"], env=ENVIRONMENT,
+                          capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(lines_of(tmp_path / "out.jsonl")) == 38
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -28,7 +28,7 @@ profile  image_quality  label_errors
 ingestion  store  export
 inspection
 preprocessing  batches  encoders.pretrained
-layers  losses  averaging  encoders.regions  encoders.text  pixels
+layers  losses  averaging  checkpoints  workers  encoders.regions  encoders.text  pixels
 coattention  encoders.image
 encoders.visualbert  end_to_end
 models
@@ -41,6 +41,8 @@ labeller
 trainer
 pretraining
 fitting
+distributed
+ray_labelling
 training
 tuning  scoring  labelling  report
 explanation
@@ -51,7 +53,7 @@ __main__
 # A stage hands over to the code that needs torch only when there is something to do; nowhere else may a function
 # import what its module could not.
 HAND_OVERS = {("preprocessing", "encoders.image"), ("preprocessing", "encoders.text")}
-HEAVY = {"torch", "torchvision", "transformers", "timm", "lance", "optuna"}
+HEAVY = {"torch", "torchvision", "transformers", "timm", "lance", "optuna", "ray"}
 
 
 class Import(NamedTuple):
@@ -197,7 +199,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
          "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
          "items", "output", "shards", "memory", "labeller", "engines", "decisions", "runs", "store", "export",
-         "inspection", "models", "explanation", "heat_maps",
+         "inspection", "models", "explanation", "heat_maps", "distributed", "ray_labelling",
          "encoders.weights"]  # fmt: skip
 
 

@@ -26,11 +26,16 @@ from labeler.cli import options
 @options.mapping
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the input's folder.")
 @options.device
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="ray: by several processes, on one machine or many, with the same lines.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), help="Ray's processes [default: one a GPU, or one a machine].")
+@click.option("--ray-address", help="The Ray cluster to use [default: one on this machine, started for this].")
 @click.option("--force", is_flag=True, help="Label everything again, what has not changed since the last time too.")
 @click.pass_context
 def command(
     context: click.Context, inputs: tuple[Path, ...], model: Path, out: str, form: str | None, batch_size: int,
     aim: Any, min_precision: float | None, mapping: dict[str, str], allow_outside: bool, device: str, force: bool,
+    engine: str, workers: int | None, ray_address: str | None,
 ) -> None:  # fmt: skip
     """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
 
@@ -49,7 +54,8 @@ def command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     target = None if out == "-" else Path(out)
     result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, mapping=mapping,
-                     allow_outside=allow_outside, aim=aim, min_precision=min_precision, force=force)  # fmt: skip
+                     allow_outside=allow_outside, aim=aim, min_precision=min_precision, force=force, engine=engine,
+                     workers=workers, ray_address=ray_address)  # fmt: skip
     review = f", {result.review} for review" if min_precision else ""
     kept = f"; {result.items - result.kept} labelled, {result.kept} kept from before" if result.kept else ""
     dropped = f", {result.dropped} of other items dropped" if result.dropped else ""
