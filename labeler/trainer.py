@@ -394,7 +394,7 @@ def training_arguments(
         "max_grad_norm": 1.0,
         "bf16": use_bf16(options.precision, device),
         "use_cpu": device.type == "cpu",
-        "ddp_backend": "gloo" if device.type == "cpu" else "nccl",
+        "ddp_backend": torch.distributed.get_backend() if workers.count() > 1 else None,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
         "save_total_limit": None,  # `checkpoints.prune` removes the old ones, once the new one is whole
