@@ -234,10 +234,14 @@ def work_folder(folder: Path) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock on making `folder`; the kernel frees a dead process's lock by itself.
 
-    Raises LockedError when another process holds it.
+    Raises LockedError when another process holds it, BadInputError where nothing can be written.
     """
     path = folder.with_name(f".{folder.name}.lock")
-    with open(path, "a+") as file:
+    try:
+        lock = open(path, "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise BadInputError(f"{folder}: cannot be made there ({error.strerror}); choose another --out") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before us may have removed the file between our open and our lock.
@@ -292,6 +296,14 @@ def making(
             if not keep:
                 shutil.rmtree(work, ignore_errors=True)
             raise
+
+
+def check_free(folder: Path) -> None:
+    """Raise what `making` would raise, before any work: see `refuse_foreign`, `make_parent` and `locked`."""
+    refuse_foreign(folder)
+    make_parent(folder)
+    with locked(folder):
+        pass
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -28,7 +28,7 @@ from labeler.artifacts import (
 )
 from labeler.decisions import VALIDATION, Rule
 from labeler.decoding import prepare_images
-from labeler.engines import CHECK, Engine, Precision, Way, open_export, open_native, open_way, usable_ways
+from labeler.engines import CHECK, Choice, Engine, Precision, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, PREPROCESSOR, TOKENIZER, TOWER
 from labeler.evaluation import HEADLINE, Predictions, measure, scores_of, settle, write_named
 from labeler.images import ImageError
@@ -98,7 +98,7 @@ def export(
         return Exporting(out, True, read_json(out / CHECK))
     if out.resolve() == run.resolve():
         raise UsageError(f"{out}: the run itself, which the export would replace; choose another --out")
-    native: Any = open_native(run, "cpu")
+    native: Any = open_engine(Choice(run), "cpu")
     with making(out, recipe) as folder:
         write_files(native, folder, visual_tokens)
         checked = made_pairs(native) if data is None else validation_pairs(native, data, CHECKED if exact else None)
@@ -189,7 +189,7 @@ def check(native: Engine, folder: Path, checked: Checked, exact: bool) -> dict[s
     shown["native"] = {"pairs_per_second": round(len(items) / seconds, 1)} | figure_of(native.rule, expected, checked)
     shown["ways"] = {}
     for way in usable_ways():
-        scores, seconds = timed(open_way(folder, way), items)
+        scores, seconds = timed(open_engine(Choice(folder, way)), items)
         found = {
             "largest_difference": float(np.abs(scores - expected).max()),
             "same_labels": float((labels(native.rule, scores) == labels(native.rule, expected)).all(axis=1).mean()),
@@ -268,37 +268,38 @@ def refuse_worse(way: Way, found: dict[str, Any], native: dict[str, Any]) -> Non
         )
 
 
-def engine_for(
-    model: Path, device: str = "auto", runtime: str = "auto", precision: Precision = "auto", items: int | None = None
-) -> Engine:
-    """Return the engine for `model`, a run or an export, and a job of so many `items` (None: unknown).
+def choose_engine(
+    model: Path, device: str = "auto", runtime: str = "auto", precision: Precision = "auto", *, many: bool = True
+) -> Choice:
+    """Return what computes for `model`, a run or an export; `many`: whether the job has MANY items or more.
 
-    Of a run, `auto` takes an export of the run's own: kept inside it in `export/`, made before the first job of MANY
-    items or more. Before that, where it cannot be made or written, and on a GPU, it takes PyTorch.
+    Of a run, `auto` takes an export of the run's own: kept inside it in `export/`, made before the first job of many
+    items. Before that, where it cannot be made or written, and on a GPU, it takes PyTorch.
 
     Raises BadInputError when `model` is neither; UsageError for a runtime or precision that it cannot be run in.
     """
     if read_manifest(model)["stage"] == "export":
         if runtime == "native":
             raise UsageError(f"--runtime native: {model} is an export; name the run itself")
-        return open_export(model, runtime, precision)
-    if runtime == "native" or (runtime == "auto" and not worth(model, device, items)):
+        return choose_way(model, runtime, precision)
+    read_manifest(model, "train")
+    if runtime == "native" or (runtime == "auto" and not worth(model, device, many)):
         if precision == "bf16":
             raise UsageError("--precision bf16: PyTorch labels in float32; bf16 needs --runtime openvino")
-        return open_native(model, device)
+        return Choice(model)
     try:
-        return open_export(own_export(model), runtime, precision)
+        return choose_way(own_export(model), runtime, precision)
     except (OSError, LabelerError) as error:
         if runtime != "auto" or isinstance(error, (UsageError, BadInputError)):
             raise
         log.warning("%s; labelling with PyTorch", error)
-        return open_native(model, device)
+        return Choice(model)
 
 
-def worth(run: Path, device: str, items: int | None) -> bool:
-    """Return whether a job of so many items is to be done by the run's own export."""
+def worth(run: Path, device: str, many: bool) -> bool:
+    """Return whether a job is to be done by the run's own export."""
     gpu = Path("/dev/nvidiactl").exists() if device == "auto" else device != "cpu"
-    return not gpu and ((run / KEPT).is_dir() or items is None or items >= MANY)
+    return not gpu and (many or (run / KEPT).is_dir())
 
 
 def own_export(run: Path) -> Path:

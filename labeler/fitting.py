@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
     set_seed,
 )
 
+from labeler import workers
 from labeler.artifacts import write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
+from labeler.checkpoints import Progress, newest_checkpoint, writing
 from labeler.decisions import VALIDATION
 from labeler.distillation import teachers_say
 from labeler.end_to_end import EndToEnd, reader
@@ -38,7 +39,6 @@ from labeler.trainer import (
     Watch,
     give_back_freed_memory,
     keep_freed_memory,
-    newest_checkpoint,
     training_arguments,
 )
 from labeler.training_options import METRICS, TrainOptions
@@ -58,10 +58,12 @@ class Fit:
         device: str,
         teachers: Sequence[Path] = (),
         report: Callable[[int, float], None] | None = None,
+        save_minutes: float = math.inf,
     ):
         """Open the store, build the model from its towers with `seed`, tokenize train and validation, ask the teachers.
 
-        `report` is called after each epoch with its number and its validation metric.
+        `report` is called after each epoch with its number and its validation metric. In epochs that take longer than
+        `save_minutes`, a checkpoint is saved each time that they have passed.
         """
         # oneDNN keeps what it has prepared for 1,024 shapes; every length of text is another: 200 MB an epoch
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
@@ -69,7 +71,7 @@ class Fit:
         self.task = self.store.label_set.task
         self.name, self.options, self.seed, self.interrupted, self.step = model, options, seed, False, 0
         self.teachers, self.report = teachers, report
-        self.losses: list[float] = []  # of the epoch's steps so far
+        self.progress, self.save_seconds = Progress(), 60 * save_minutes
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
         train_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
@@ -112,40 +114,40 @@ class Fit:
 
     def run(self, folder: Path, *, resume: bool) -> dict[str, Any]:
         """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""
+        self.progress = Progress()
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-        watch = Watch(self)
         trainer = LabelTrainer(
             self,
             args=training_arguments(folder / "trainer", self.options, self.seed, self.device),
-            callbacks=[watch, EarlyStoppingCallback(self.options.patience)],
+            callbacks=[Watch(self)],
         )
         trainer.remove_callback(PrinterCallback)  # standard output is for data
         trainer.remove_callback(ProgressCallback)
         checkpoint = newest_checkpoint(folder / "trainer") if resume else None
         if checkpoint:
             log.info("going on from %s", checkpoint.name)
-        started = time.perf_counter()
         pretraining = folder / "trainer" / "pretraining"
         if self.options.pretrain and not checkpoint:
             pretrain(self, pretraining, resume=resume)
             if self.interrupted:
                 return {}
-        if not checkpoint:
+        first = workers.is_first()
+        if not checkpoint and first:  # the others get its weights
             self.start_head()
-        if self.options.ema:
+        if self.options.ema and first:
             self.averaged = AveragedWeights(self.model, self.options.ema, checkpoint)
         give_back_freed_memory()
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.perf_counter() - started
         history = self.history(trainer.state.log_history)
         if self.options.pretrain:
             history["pretraining"] = told(pretraining)
         return history | {
-            "train_seconds": round(seconds, 2),
-            "pairs_per_second": round(watch.pairs / watch.seconds, 2) if watch.seconds else None,
+            "train_seconds": round(self.progress.elapsed, 2),
+            "pairs_per_second": round(self.progress.pairs / self.progress.seconds, 2),
             "precision": "bf16" if trainer.args.bf16 else "fp32",
             "device": str(self.device),
+            "workers": workers.count(),
         }
 
     def start_head(self) -> None:
@@ -196,11 +198,12 @@ class Fit:
     def save(self, folder: Path, history: dict[str, Any]) -> None:
         """Write the trained model and all that is needed to label with it."""
         towers = self.store.towers
-        if isinstance(self.model, EndToEnd):
-            self.model.save(folder)
-            towers = towers | {"image": towers["image"] | {"fine_tuned": True}}
-        else:
-            self.model.save_pretrained(folder)
+        with writing(folder):
+            if isinstance(self.model, EndToEnd):
+                self.model.save(folder)
+                towers = towers | {"image": towers["image"] | {"fine_tuned": True}}
+            else:
+                self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / "history.json", history)
         write_json(folder / "preprocessor.json", {"max_text_tokens": self.max_tokens, **towers})

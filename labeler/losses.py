@@ -55,6 +55,10 @@ class TrainingLoss:
         of_teachers = distillation_loss(self.task, logits, soft_targets, self.temperature)
         return (1 - self.teacher_weight) * of_labels + self.teacher_weight * of_teachers
 
+    def mass(self, labels: Tensor) -> float:
+        """Return what the summed losses of rows with these labels are divided by, but for a constant: their weights' sum."""
+        return float(self.weights[labels.cpu()].sum()) if self.task == "single" else len(labels)
+
     def shift(self) -> Tensor:
         """Return what brings logits [B, L] that minimise the plain loss to the minimum of this one.
 

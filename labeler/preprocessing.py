@@ -18,6 +18,7 @@ from labeler.artifacts import (
     BadInputError,
     Recipe,
     already_made,
+    check_free,
     differences,
     input_of,
     making,
@@ -83,6 +84,7 @@ def preprocess(
     rows = sum(1 for _ in read_records(records))
     if not force and already_made(out, recipe):
         return Preprocessed(out, True, rows)
+    check_free(out)
     from labeler.encoders.image import load_image_encoder
     from labeler.encoders.text import check_vocabulary, load_text_encoder
 

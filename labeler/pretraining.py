@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -24,9 +23,10 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 
 from labeler.artifacts import BadInputError, UsageError, write_json
+from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.end_to_end import reader
 from labeler.layers import Streams, masked_mean
-from labeler.trainer import PairTrainer, Watch, keep_freed_memory, newest_checkpoint, training_arguments
+from labeler.trainer import PairTrainer, Watch, keep_freed_memory, training_arguments
 
 if TYPE_CHECKING:
     from labeler.fitting import Fit
@@ -83,7 +83,6 @@ class Objectives(nn.Module):
         self.model = model
         self.new_weights = ("transform.", "word_bias", "matching.", *(f"model.{name}" for name in model.new_weights))
         self.tower_weights = tuple(f"model.{name}" for name in getattr(model, "tower_weights", ()))
-        self.losses: list[tuple[float, float]] = []  # of the epoch's steps so far: words, matching
         self.mask_token_id = cast(int, tokenizer.mask_token_id)
         special = torch.zeros(words, dtype=torch.bool)
         special[tokenizer.all_special_ids] = True
@@ -142,8 +141,15 @@ class PretrainingTrainer(PairTrainer):
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss, and note its two parts; labels are not shown to the model."""
         outputs = model(**{name: value for name, value in inputs.items() if name not in ("labels", "soft_targets")})
-        cast(Objectives, self.model).losses.append((outputs["words"].item(), outputs["matching"].item()))
-        return cast(Tensor, outputs["loss"])
+        self.both += self.share * torch.stack([outputs["words"], outputs["matching"]])
+        return cast(Tensor, outputs["loss"]) * self.share
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """Return the step's loss, and note its two parts in its place."""
+        self.both = torch.zeros(2, device=self.args.device)
+        loss = super().training_step(*arguments, **options)
+        self.fit.progress.losses[-1] = self.both.tolist()
+        return loss
 
 
 class PretrainingWatch(Watch):
@@ -154,8 +160,8 @@ class PretrainingWatch(Watch):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock and say the epoch's mean losses."""
         super().on_epoch_end(args, state, control, **kwargs)
-        losses = kwargs["model"].losses
-        if self.cut_short(args, state) or not losses:
+        losses = self.fit.progress.losses
+        if not self.is_over(args, state) or not losses:
             return
         words, matching = torch.tensor(losses).mean(dim=0).tolist()
         losses.clear()
@@ -186,7 +192,6 @@ def pretrain(fit: Fit, folder: Path, *, resume: bool) -> None:
     With `resume` it goes on from the newest whole checkpoint; from one of the last step it takes the weights alone. The
     random state is that of the seed afterwards, whichever way it went.
     """
-    started = time.perf_counter()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent.parent / "tensorboard" / "pretraining")
     set_seed(fit.seed)
     objectives = Objectives(fit.model, fit.tokenizer).to(fit.device)
@@ -210,7 +215,8 @@ def pretrain(fit: Fit, folder: Path, *, resume: bool) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not fit.interrupted:
         curve = [entry for entry in trainer.state.log_history if "words_loss" in entry]
-        write_json(folder / TOLD, {"epochs": curve, "seconds": round(time.perf_counter() - started, 2)})
+        write_json(folder / TOLD, {"epochs": curve, "seconds": round(fit.progress.elapsed, 2)})
+    fit.progress = Progress(started=fit.progress.started)
     set_seed(fit.seed)
 
 

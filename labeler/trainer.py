@@ -1,4 +1,4 @@
-"""transformers' Trainer for labels: our sampler, our learning rates, our validation, no hidden NaN; checkpoints and memory."""
+"""transformers' Trainer for labels: our sampler, our learning rates, our validation, no hidden NaN; and memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from labeler.artifacts import BadInputError, DivergedError
+from labeler import workers
+from labeler.artifacts import DivergedError, LabelerError, remove
 from labeler.batches import DroppedModalities, collate
+from labeler.checkpoints import Progress, prune, seal, unseal, what_is_wrong, writing
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.training_options import METRICS, TrainOptions
 
@@ -32,11 +34,15 @@ log = logging.getLogger("labeler")
 
 
 class PairTrainer(Trainer):
-    """transformers' Trainer with our sampler, our rates, and a stop at the first loss that is no number."""
+    """transformers' Trainer with our sampler, our rates, whole checkpoints, and a stop at the first loss that is no number."""
 
     def __init__(self, fit: Fit, model: nn.Module, **options: Any):
         """Train `model`, which is that of `fit` or holds it, on the training pairs."""
         self.fit = fit
+        self.parts, self.share = (
+            1,
+            1.0,
+        )  # in how many parts a batch is trained on, and the present one's share of its loss
         pairs: Any = fit.train_pairs
         self.drawn: list[AugmentedPictures | DroppedModalities] = []  # what is otherwise each epoch
         if isinstance(fit.model, EndToEnd) and fit.options.augment != "none":
@@ -51,10 +57,25 @@ class PairTrainer(Trainer):
             data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
             **options,
         )
+        self.loss_is_scaled_for_ga = True  # a batch is a step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
-        return Shuffle(self.args.train_batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.drawn)
+        return Shuffle(self.fit.options.batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.drawn)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches, or this worker's part of each."""
+        if workers.count() == 1:
+            return super().get_train_dataloader()
+        self.order = Shuffle(self.fit.options.batch_size, self.fit.train_pairs.lengths, self.fit.seed, self.drawn)
+        self.dealt = workers.OwnPart(self.order, self.fit.options.batch_size)
+        return DataLoader(cast(Any, self.train_dataset), batch_sampler=self.dealt, collate_fn=self.data_collator)
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        if workers.count() > 1:
+            self.order.set_epoch(options["epoch"])
+            self.batches, self.first_step = self.dealt.batches(), options["epoch"] * len(self.dealt)
+        super()._run_epoch(*arguments, **options)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with the higher rate for the model's new weights, and no decay for biases and norms."""
@@ -65,15 +86,113 @@ class PairTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, lr=self.fit.options.learning_rate, fused=True)
         return self.optimizer
 
-    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-        """Return the step's loss; raises DivergedError when it is NaN or infinite, before the weights are changed by it."""
-        loss = super().training_step(*arguments, **options)
-        if not torch.isfinite(loss):
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Tensor:
+        """Return the step's loss, and note it; raises DivergedError when it is no number, before it changes the weights."""
+        loss = workers.mean(self.step_in_parts(model, inputs))
+        value = loss.item()
+        if not np.isfinite(value):
             raise DivergedError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
+                f"the loss is {value} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
                 "kept: try a lower --learning-rate and --new-learning-rate, or --precision fp32"
             )
+        progress = self.fit.progress
+        progress.losses.append(value)
+        progress.unlogged += value
+        progress.pairs += len(inputs["input_ids"]) * workers.count()
         return loss
+
+    def step_in_parts(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Return the loss of a batch, its gradients added up; one that memory does not hold is halved, and halved again.
+
+        The parts' gradients add up to the batch's. Raises LabelerError when memory does not hold a single pair.
+        """
+        pairs = len(inputs["input_ids"])
+        while True:
+            try:
+                losses = []
+                for rows in torch.arange(pairs).chunk(self.parts):
+                    part = {name: value[rows[0] : rows[-1] + 1] for name, value in inputs.items()}
+                    self.share = self.share_of(part, inputs) * self.workers_share(inputs)
+                    losses.append(super().training_step(model, part))
+                return torch.stack(losses).sum()
+            except (RuntimeError, MemoryError) as error:
+                if workers.count() > 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                    raise
+            self.parts *= 2
+            if self.parts >= 2 * pairs:
+                raise LabelerError("out of memory with a batch of one pair; lower --max-text-tokens")
+            log.warning(
+                "out of memory: batches are trained on in %d parts from here on, which changes no gradient", self.parts
+            )
+            model.zero_grad()
+            give_back_freed_memory()
+
+    def share_of(self, part: dict[str, Any], batch: dict[str, Any]) -> float:
+        """Return what share of a batch's mean loss a part's has."""
+        return self.mass(part["labels"]) / self.mass(batch["labels"])
+
+    def workers_share(self, inputs: dict[str, Any]) -> float:
+        """Return what this worker's mean loss counts where gradients are the mean of all workers'."""
+        if workers.count() == 1:
+            return 1.0
+        batch = self.batches[self.state.global_step - self.first_step]
+        if not workers.own_part(batch):
+            return 0.0
+        everyone = torch.from_numpy(self.fit.train_pairs.labels[batch])
+        return workers.count() * self.mass(inputs["labels"]) / self.mass(everyone)
+
+    def mass(self, labels: Tensor) -> float:
+        """Return what the summed losses of rows with these labels are divided by."""
+        return len(labels)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Return what the batch, or the part of it, adds to the loss."""
+        return cast(Tensor, super().compute_loss(model, inputs, *arguments, **options)) * self.share
+
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Log, and give the mean loss since the last line that had one, in a run that went on too."""
+        progress = self.fit.progress
+        if "loss" in logs:
+            logs["loss"] = progress.unlogged / (self.state.global_step - progress.logged_at)
+            progress.unlogged, progress.logged_at = 0.0, self.state.global_step
+        super().log(logs, *arguments, **options)
+
+    def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: Any, *arguments: Any) -> Any:
+        begun = super()._init_training_state(max_steps, steps, epochs, checkpoint, *arguments)
+        if checkpoint:
+            self.fit.progress = Progress.load(Path(checkpoint))
+        if self.state.best_global_step:  # a path from where the command was called first
+            self.state.best_model_checkpoint = str(self.checkpoint(self.state.best_global_step))
+        return begun
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the checkpoint's folder after `step`."""
+        return Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self.checkpoint(self.state.global_step)
+        folder.mkdir(parents=True, exist_ok=True)
+        if workers.is_first():
+            unseal(folder)
+        workers.wait()
+        try:
+            with writing(folder):
+                if workers.is_first():
+                    self.save_rest(folder)
+                super()._save_checkpoint(model, trial)
+                workers.wait()
+                if workers.is_first():
+                    seal(folder)
+        except LabelerError:
+            remove(folder)
+            raise
+        if workers.is_first():
+            prune(folder.parent)
+        workers.wait()
+
+    def save_rest(self, folder: Path) -> None:
+        """Write what the Trainer does not know of into the checkpoint."""
+        self.fit.progress.save(folder)
 
 
 class LabelTrainer(PairTrainer):
@@ -84,6 +203,10 @@ class LabelTrainer(PairTrainer):
         loss = None if fit.options.plain_loss and not fit.teachers else self.chosen_loss
         super().__init__(fit, fit.model, eval_dataset=fit.validation_pairs, compute_loss_func=loss, **options)
 
+    def mass(self, labels: Tensor) -> float:
+        """Return the sum of the labels' weights."""
+        return self.fit.loss.mass(labels)
+
     def chosen_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return the loss that the options ask for, in place of the model's own."""
         return self.fit.loss(outputs.logits, labels, self.soft_targets)
@@ -93,29 +216,44 @@ class LabelTrainer(PairTrainer):
         self.soft_targets = inputs.pop("soft_targets", None)
         return super().compute_loss(model, inputs, *arguments, **options)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.fit.averaged:  # before the rest, so that a checkpoint that is whole has them
-            self.fit.averaged.save(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+    def save_rest(self, folder: Path) -> None:
+        """Write the averaged weights too."""
+        super().save_rest(folder)
+        if self.fit.averaged:
+            self.fit.averaged.save(folder)
+
+    def _init_training_state(self, max_steps: int, steps: int, epochs: int, *arguments: Any) -> Any:
+        begun = super()._init_training_state(max_steps, steps, epochs, *arguments)
+        return (epochs, 0) if self.patience_is_over() else begun
+
+    def patience_is_over(self) -> bool:
+        """Return whether so many epochs have passed since the best that training stops."""
+        metrics = [entry["eval_metric"] for entry in self.state.log_history if "eval_metric" in entry]
+        return (
+            bool(metrics)
+            and len(metrics) - 1 - int(np.argmax(np.nan_to_num(metrics, nan=-1))) >= self.fit.options.patience
+        )
 
     def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if problem := what_is_wrong(best):
+            raise LabelerError(f"{best}: damaged since it was written ({problem}); --resume goes on from a whole one")
         super()._load_best_model()
         if self.fit.averaged:
-            self.fit.averaged.load(Path(str(self.state.best_model_checkpoint)))
+            self.fit.averaged.load(best)
             self.fit.model.load_state_dict(self.fit.averaged.model.state_dict())
-
-    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-        """Return the step's loss, and note it."""
-        loss = super().training_step(*arguments, **options)
-        self.fit.losses.append(loss.item())
-        return loss
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the validation loss and metric, by the same inference path as every other stage."""
-        loss, metric = self.fit.validate()
-        metrics = {"eval_loss": loss, "eval_metric": metric, "eval_train_loss": float(np.mean(self.fit.losses))}
-        self.fit.losses.clear()
+        loss, metric = workers.from_first(self.fit.validate() if workers.is_first() else None)
+        metrics = {
+            "eval_loss": loss,
+            "eval_metric": metric,
+            "eval_train_loss": float(np.mean(self.fit.progress.losses)),
+        }
+        self.fit.progress.losses.clear()
         self.log(dict(metrics))
+        self.control.should_training_stop |= self.patience_is_over()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -151,38 +289,51 @@ class Watch(TrainerCallback):
 
     def __init__(self, fit: Fit):
         """Watch `fit`."""
-        self.fit, self.pairs, self.seconds = fit, 0, 0.0
+        self.fit = fit
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", disable=None)
+        """Start the bar, and the clock after which a checkpoint is due."""
+        self.saved = time.perf_counter()
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step",
+                        disable=None if workers.is_first() else True)  # fmt: skip
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.started, self.first = time.perf_counter(), state.global_step
+        """Start the clock; validation and saving are not training."""
+        self.begun = time.perf_counter()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock, validation and saving are not training; leave out the validation of an epoch cut short."""
-        if self.cut_short(args, state):
+        """Leave out the validation of an epoch cut short."""
+        if self.fit.interrupted and not self.is_over(args, state):
             control.should_evaluate = control.should_save = False
-        self.seconds += time.perf_counter() - self.started
         give_back_freed_memory()  # or validation and saving would come on top of what the largest batch took
-        steps = state.global_step - self.first
-        self.pairs += min(steps * args.train_batch_size, len(self.fit.train_pairs))
 
-    def cut_short(self, args: Any, state: Any) -> bool:
-        """Return whether Ctrl-C has ended the epoch before its last step."""
-        return self.fit.interrupted and bool(state.global_step % (state.max_steps // args.num_train_epochs))
+    @staticmethod
+    def is_over(args: Any, state: Any) -> bool:
+        """Return whether the step was the epoch's last."""
+        return state.global_step % (state.max_steps // args.num_train_epochs) == 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar; after Ctrl-C, save a checkpoint and stop."""
+        """Move the bar; save a checkpoint when one is due, and after Ctrl-C, and then stop.
+
+        After an epoch's last step none is saved before its validation: who went on from it would have none.
+        """
+        now = time.perf_counter()
+        self.fit.progress.seconds += now - self.begun
+        self.begun = now
         self.bar.update()
         self.fit.step = state.global_step
         if self.fit.averaged:
             self.fit.averaged.update(self.fit.model)
-        if self.fit.interrupted:
-            control.should_save = control.should_training_stop = True
+        due, stop = workers.from_first((now - self.saved > self.fit.save_seconds, self.fit.interrupted))
+        if (due or stop) and not self.is_over(args, state):
+            control.should_save = True
+        if stop:
+            control.should_training_stop = self.fit.interrupted = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Wait for the next checkpoint from now on."""
+        self.saved = self.begun = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Show the loss."""
@@ -235,7 +386,7 @@ def training_arguments(
     ours: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": options.epochs,
-        "per_device_train_batch_size": options.batch_size,
+        "per_device_train_batch_size": -(-options.batch_size // workers.count()),
         "learning_rate": options.learning_rate,
         "weight_decay": options.weight_decay,
         "warmup_steps": options.warmup,
@@ -243,9 +394,10 @@ def training_arguments(
         "max_grad_norm": 1.0,
         "bf16": use_bf16(options.precision, device),
         "use_cpu": device.type == "cpu",
+        "ddp_backend": torch.distributed.get_backend() if workers.count() > 1 else None,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
-        "save_total_limit": 2,  # with 1, the Trainer ends by removing all but the best, what Ctrl-C has just saved too
+        "save_total_limit": None,  # `checkpoints.prune` removes the old ones, once the new one is whole
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_metric",
         "greater_is_better": True,
@@ -291,21 +443,3 @@ def use_bf16(precision: str, device: torch.device) -> bool:
         getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     ]
     return sys.platform == "linux" and any(check() for check in checks)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, None where there is none; says which ones are damaged."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            for file in {path / "model.safetensors", *path.glob("*.safetensors")}:
-                with safe_open(file, "pt") as weights:
-                    weights.keys()
-            torch.load(path / "optimizer.pt", weights_only=True, mmap=True)
-            (path / "trainer_state.json").read_text(encoding="utf-8")
-            return path
-        except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-            log.warning("%s is damaged (%s); trying the one before it", path.name, str(error).splitlines()[0])
-    if found:
-        raise BadInputError(f"{folder}: no whole checkpoint to resume from; leave out --resume to start again")
-    return None

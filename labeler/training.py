@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,8 +21,10 @@ from labeler.artifacts import (
     Recipe,
     UsageError,
     already_made,
+    check_free,
     input_of,
     making,
+    remove,
     sha256_json,
     verify,
     work_folder,
@@ -30,8 +32,12 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.distillation import teacher_inputs
+from labeler.distributed import check_ray, fit_on_workers
 from labeler.models import check_name
 from labeler.training_options import TrainOptions, options_for
+
+RECIPE = "recipe.json"
+SAVE_MINUTES = 5.0
 
 log = logging.getLogger("labeler")
 
@@ -60,20 +66,27 @@ def train(
     resume: bool = False,
     force: bool = False,
     device: str = "auto",
+    save_minutes: float = SAVE_MINUTES,
+    workers: int = 1,
+    ray_address: str | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train `model` on the train split of the store `data` and publish the run `out`.
 
     The weights kept are those of the epoch that was best on the validation split: by macro F1 (single) or mean
     average precision (multi). The test split is not read. The seed decides the new weights, the order of the
-    pairs and the dropout. An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there.
+    pairs and the dropout. An interrupted or killed run leaves its checkpoints beside `out`, one an epoch and one every
+    `save_minutes`; `resume` goes on from the newest that is whole, to the same weights, bit for bit, on a CPU.
     `teachers` are runs, trained on the same store, whose probabilities the model learns beside the labels (see
-    `labeler.distillation`). `report` is called after each epoch with its number and its validation metric; what it
-    raises ends training.
+    `labeler.distillation`).
+    With more than one of `workers`, or on the Ray cluster at `ray_address`, see `labeler.distributed`.
+    `report` is called after each epoch with its number and its validation metric; what it
+    raises ends training, where there is one worker.
 
     Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned; BadInputError when `data` is
     no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a fine-tuned image tower reads;
-    DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
+    DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C or SIGTERM, once a checkpoint is written;
+    LabelerError when the disk is full, or memory does not hold a single pair.
     """
     options = options or options_for(check_name(model))
     if out.resolve() in [teacher.resolve() for teacher in teachers]:
@@ -82,26 +95,45 @@ def train(
     inputs = (input_of(data, manifest), *teacher_inputs(teachers, data, manifest))
     recipe = Recipe("train", inputs, {"model": model, **asdict(options)}, seed)
     if not force and already_made(out, recipe):
+        remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
-    from labeler.fitting import Fit  # torch and transformers are imported only when there is something to train
+    check_free(out)
+    together = workers > 1 or ray_address is not None
+    if together:
+        check_ray()
     from labeler.model_card import model_card
 
-    fit = Fit(model, data, options, seed, device, teachers, report)
+    how: dict[str, Any] = {"model": model, "data": data, "options": options, "seed": seed, "device": device,
+                           "teachers": teachers, "save_minutes": save_minutes}  # fmt: skip
+    fit = None if together else new_fit(**how, report=report)
     continued = resume and interrupted_run(out, recipe)
-    if not continued and (work_folder(out) / "trainer").is_dir():
+    if not continued and any(folder.is_dir() for folder in checkpoint_folders(out)):
         log.warning("%s: an interrupted run is started anew (--resume would have gone on with it)", out)
     with making(out, recipe, resume=continued, keep=True) as folder:
-        write_json(folder / "recipe.json", recipe_key(recipe))
-        with stop_on_interrupt(fit):
-            history = fit.run(folder, resume=continued)
-        if fit.interrupted:
-            raise InterruptedRun(f"stopped after step {fit.step}; the same command with --resume goes on from there")
-        fit.save(folder, history)
-        shutil.rmtree(folder / "trainer")
-        (folder / "recipe.json").unlink()
+        take_checkpoints(out, folder, continued)
+        write_json(folder / "trainer" / RECIPE, recipe_key(recipe))
+        if fit is None:
+            history = fit_on_workers(how, folder, workers=workers, address=ray_address)
+        else:
+            with stop_on_interrupt(fit):
+                history = fit.run(folder, resume=continued)
+            if fit.interrupted:
+                raise InterruptedRun(
+                    f"stopped after step {fit.step}; the same command with --resume goes on from there"
+                )
+            fit.save(folder, history)
         trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
         write_text(folder / CARD, model_card(folder, trained, place=out))
+        (folder / "trainer").replace(checkpoints_of(out))
+    remove(checkpoints_of(out))
     return Trained(out, False, history)
+
+
+def new_fit(**arguments: Any) -> Any:
+    """Return a new `Fit`; torch and transformers are imported only when there is something to train."""
+    from labeler.fitting import Fit
+
+    return Fit(**arguments)
 
 
 def train_seeds(
@@ -134,13 +166,32 @@ def recipe_key(recipe: Recipe) -> dict[str, str]:
     }
 
 
+def checkpoints_of(out: Path) -> Path:
+    """Return where the checkpoints lie while the run that they led to is being published: hours are not lost to a kill then."""
+    return out.with_name(f".{out.name}.checkpoints")
+
+
+def checkpoint_folders(out: Path) -> tuple[Path, Path]:
+    """Return where checkpoints of an interrupted run may lie."""
+    return checkpoints_of(out), work_folder(out) / "trainer"
+
+
+def take_checkpoints(out: Path, folder: Path, continued: bool) -> None:
+    """Let the checkpoints of a run to go on with lie in the work folder; without one, let none be left."""
+    if continued and checkpoints_of(out).is_dir():
+        remove(folder / "trainer")
+        checkpoints_of(out).replace(folder / "trainer")
+    remove(checkpoints_of(out))
+    (folder / "trainer").mkdir(exist_ok=True)
+
+
 def interrupted_run(out: Path, recipe: Recipe) -> bool:
     """Return whether an interrupted run of this recipe lies beside `out`.
 
     Raises BadInputError when one of another recipe does.
     """
-    path = work_folder(out) / "recipe.json"
-    if not path.is_file():
+    path = next((folder / RECIPE for folder in checkpoint_folders(out) if (folder / RECIPE).is_file()), None)
+    if path is None:
         log.info("%s: nothing to resume, starting at the first step", out)
         return False
     if json.loads(path.read_text(encoding="utf-8")) != recipe_key(recipe):
@@ -152,19 +203,24 @@ def interrupted_run(out: Path, recipe: Recipe) -> bool:
 
 @contextmanager
 def stop_on_interrupt(fit: Any) -> Iterator[None]:
-    """Let the first Ctrl-C ask `fit` to stop after the step it is in, and the second end it at once."""
-
-    def ask(number: int, frame: Any) -> None:
-        fit.interrupted = True
-        signal.signal(signal.SIGINT, before)
-        log.warning("stopping after this step and saving a checkpoint; Ctrl-C again stops at once")
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread, where no signal arrives either
+    """Let the first Ctrl-C, or SIGTERM, ask `fit` to stop after the step it is in, and the second end it at once."""
+    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
         yield
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: Any) -> None:
+        restore()
+        fit.interrupted = True
+        log.warning("stopping after this step and saving a checkpoint; Ctrl-C again stops at once")
+
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler import exporting
+from labeler import exporting, labelling
 from labeler.artifacts import BadInputError, LabelerError, UsageError
-from labeler.engines import WAYS, Way, open_export, open_native, open_way, usable_ways
+from labeler.engines import WAYS, Choice, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, INPUTS, TOKENIZER, TOWER
-from labeler.exporting import engine_for, export, made_pairs, parts
+from labeler.exporting import choose_engine, export, made_pairs, parts
 from labeler.graphs import write_fusion
 from labeler.items import Item
 from labeler.labelling import predict
@@ -57,8 +57,8 @@ def test_an_export_gives_the_scores_of_its_run(model, exported, trained, store, 
 def test_what_is_said_of_an_item_does_not_hang_on_its_company(way, exported, trained):
     if way not in usable_ways():
         pytest.skip(f"no {way} on this machine")
-    engine = open_way(exported("visualbert"), way)
-    pairs = made_pairs(open_native(trained("visualbert"))).items[:20]
+    engine = open_engine(Choice(exported("visualbert"), way))
+    pairs = made_pairs(open_engine(Choice(trained("visualbert")))).items[:20]
     items = [*pairs, *parts(pairs)]
     whole = engine.logits(items, 32)
     alone = np.concatenate([engine.logits([item], 1) for item in items])
@@ -94,8 +94,8 @@ def test_several_labels_keep_their_thresholds_and_promises(multi_store, options,
     run = train("late-fusion", multi_store, tmp_path / "run", options, device="cpu").out
     folder = export(run, tmp_path / "export").out
     assert not json.loads((folder / "export.json").read_text())["validation"]  # checked on made pairs
-    source, rule = multi_store.parent / "source" / "pairs.jsonl", open_export(folder).rule
-    assert rule[1:] == open_native(run).rule[1:]
+    source, rule = multi_store.parent / "source" / "pairs.jsonl", open_engine(choose_way(folder)).rule
+    assert rule[1:] == open_engine(Choice(run)).rule[1:]
     assert len(rule.thresholds) == len(rule.label_set.names)
     from labeler.evaluation import aim_of
 
@@ -114,7 +114,7 @@ def test_int8_and_fewer_tokens_say_what_they_cost(exported, trained, store, tmp_
     assert "int8, 1 visual tokens" in (result.out / "README.md").read_text()
     assert (result.out / TOWER).stat().st_size < (exported("visualbert") / TOWER).stat().st_size
     pixels = np.zeros((2, 64, 64, 3), dtype=np.uint8)
-    assert open_way(result.out, ONNX).tower({"pixels": pixels}).shape == (2, 1, 96)
+    assert open_engine(Choice(result.out, ONNX)).tower({"pixels": pixels}).shape == (2, 1, 96)
     assert export(trained("visualbert"), tmp_path / "fast", int8=True, visual_tokens=1, data=store).already
 
 
@@ -163,11 +163,11 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
         file.seek(1000)
         file.write(b"\0\0\0\0spoilt")
     with pytest.raises(BadInputError, match=r"fusion\.onnx: damaged .* `labeler export --force`"):
-        open_export(folder)
+        choose_way(folder)
     shutil.copyfile(exported("resnet-gru") / FUSION, folder / FUSION)
     (folder / TOKENIZER).unlink()
     with pytest.raises(BadInputError, match=r"tokenizer\.json: missing"):
-        open_export(folder)
+        choose_way(folder)
 
 
 def test_an_export_is_no_run(exported, store, tmp_path):
@@ -176,9 +176,9 @@ def test_an_export_is_no_run(exported, store, tmp_path):
     with pytest.raises(BadInputError, match="made by `labeler export`, expected the output of `labeler train`"):
         evaluate(exported("resnet-gru"), store)
     with pytest.raises(UsageError, match="is an export; name the run itself"):
-        engine_for(exported("resnet-gru"), runtime="native")
+        choose_engine(exported("resnet-gru"), runtime="native")
     with pytest.raises(UsageError, match="not possible here; there are --runtime onnx --precision fp32"):
-        open_export(exported("resnet-gru"), "onnx", "bf16")
+        choose_way(exported("resnet-gru"), "onnx", "bf16")
 
 
 def test_a_run_is_checked_on_the_store_that_it_was_trained_on(trained, multi_store, tmp_path):
@@ -190,28 +190,28 @@ def test_a_run_keeps_an_export_for_large_jobs(trained, store, tmp_path, monkeypa
     run, source = shutil.copytree(trained("resnet-gru"), tmp_path / "run"), store.parent / "source" / "pairs.jsonl"
     predict([source], run, tmp_path / "small.jsonl")
     assert not (run / "export").exists()
-    monkeypatch.setattr(exporting, "MANY", 30)
+    monkeypatch.setattr(labelling, "MANY", 30)
     predict([source], run, tmp_path / "large.jsonl", precision="fp32")
     made = (run / "export" / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr(exporting, "MANY", 1000)
-    assert type(engine_for(run, items=1)).__name__ == "Exported"  # it is there now
+    monkeypatch.setattr(labelling, "MANY", 1000)
+    assert choose_engine(run, many=False) == Choice(run / "export", ONNX)  # it is there now
     assert (run / "export" / "manifest.json").stat().st_mtime_ns == made
     for ours, theirs in zip(lines(tmp_path / "small.jsonl"), lines(tmp_path / "large.jsonl"), strict=True):
         assert ours["labels"] == theirs["labels"]
         assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-3)
     monkeypatch.setattr(exporting, "own_export", lambda run: (_ for _ in ()).throw(PermissionError(30, "Read-only")))
-    assert type(engine_for(run)).__name__ == "Native"
+    assert choose_engine(run) == Choice(run)
     assert "Read-only; labelling with PyTorch" in caplog.text
 
 
 def test_a_detector_is_labelled_with_in_pytorch(trained, tmp_path, monkeypatch):
     run = shutil.copytree(trained("resnet-gru"), tmp_path / "run")
-    engine = open_native(run)
+    engine = open_engine(Choice(run))
     engine.tower = engine.tower._replace(regions=lambda pixels: None)
-    monkeypatch.setattr(exporting, "open_native", lambda *_: engine)
+    monkeypatch.setattr(exporting, "open_engine", lambda *_: engine)
     with pytest.raises(LabelerError, match="a detector, which cannot be exported"):
         export(run, tmp_path / "out")
-    assert engine_for(run) is engine
+    assert choose_engine(run) == Choice(run)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
@@ -234,7 +234,7 @@ def test_an_export_labels_without_torch(runtime, exported, tmp_path):
 def test_items_are_read_as_by_the_run(exported, trained):
     from labeler.batches import tokenize
 
-    run, engine = open_native(trained("visualbert")).run, open_way(exported("visualbert"), ONNX)
+    run, engine = open_engine(Choice(trained("visualbert"))).run, open_engine(Choice(exported("visualbert"), ONNX))
     texts = ["a red square", "", None, "🙂 " * 100, "one two three " * 50, "  "]
     assert engine.tokenize(texts) == tokenize(run.tokenizer, texts, run.preprocessor["max_text_tokens"])
     assert engine.logits([], 32).shape == (0, 3)

@@ -28,19 +28,21 @@ profile  image_quality  label_errors
 ingestion  store  export
 inspection
 preprocessing  batches  encoders.pretrained
-layers  losses  averaging  encoders.regions  encoders.text  pixels
+layers  losses  averaging  checkpoints  workers  encoders.regions  encoders.text  pixels
 coattention  encoders.image
 encoders.visualbert  end_to_end
 models
 models.*
 prediction  runs  training_options  attribution
-decisions  distillation  model_card
+decisions  distillation  model_card  memory  shards
 items  output
 engines  graphs  quantizing
-exporting
+labeller  exporting
 trainer
 pretraining
 fitting
+distributed
+ray_labelling
 training
 tuning  scoring  labelling  report
 explanation
@@ -51,7 +53,7 @@ __main__
 # A stage hands over to the code that needs torch only when there is something to do; nowhere else may a function
 # import what its module could not.
 HAND_OVERS = {("preprocessing", "encoders.image"), ("preprocessing", "encoders.text")}
-HEAVY = {"torch", "torchvision", "transformers", "timm", "lance", "optuna"}
+HEAVY = {"torch", "torchvision", "transformers", "timm", "lance", "optuna", "ray"}
 
 
 class Import(NamedTuple):
@@ -196,9 +198,9 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection",
          "ingestion", "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
-         "items", "output", "engines", "engines.exported", "engines.onnx", "engines.openvino",
+         "items", "output", "shards", "memory", "labeller", "engines", "engines.exported", "engines.onnx", "engines.openvino",
          "exporting", "quantizing", "decisions", "runs", "store", "export",
-         "inspection", "models", "explanation", "heat_maps",
+         "inspection", "models", "explanation", "heat_maps", "distributed", "ray_labelling",
          "encoders.weights"]  # fmt: skip
 
 

@@ -60,6 +60,12 @@ from labeler.cli import options
 @click.option("--teacher-temperature", type=float, metavar="T",
               help="Both sides' logits are divided by T; above 1 the unlikely counts more [default: 2].")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
+@click.option("--save-minutes", type=click.FloatRange(min=0), default=5.0, show_default=True, metavar="M",
+              help="In a long epoch, save a checkpoint every M minutes.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
+              help="Train on N workers by Ray, which divide each batch, with a GPU each where there are as many.")  # fmt: skip
+@click.option("--ray-address", metavar="ADDRESS",
+              help="The Ray cluster to train on, whose machines share the folders [default: this machine].")  # fmt: skip
 @options.seed
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N",
               help="Train N runs, OUT/seed-0 and so on from --seed; those already made are found.")  # fmt: skip
@@ -67,13 +73,13 @@ from labeler.cli import options
 @options.force
 @options.as_json
 def command(
-    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], resume: bool, seed: int,
-    seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
+    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], resume: bool, save_minutes: float,
+    workers: int, ray_address: str | None, seed: int, seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
     MODEL is resnet-gru, late-fusion, visualbert or visualbert-coattn. The test split is not read. Ctrl-C saves a
-    checkpoint; --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
+    checkpoint; --resume goes on from it, and after a kill from the last one. Curves: `tensorboard --logdir RUN/tensorboard`.
     """
     from labeler.training import over_seeds, train, train_seeds
     from labeler.training_options import options_for, read_options
@@ -83,7 +89,15 @@ def command(
     if without and not teachers:
         raise UsageError(f"--{without[0].replace('_', '-')} without a teacher; name one with --teacher RUN")
     chosen = options_for(model, (read_options(file) if file else {}) | typed)
-    how: dict[str, Any] = {"teachers": teachers, "resume": resume, "force": force, "device": device}
+    how: dict[str, Any] = {
+        "teachers": teachers,
+        "resume": resume,
+        "force": force,
+        "device": device,
+        "save_minutes": save_minutes,
+        "workers": workers,
+        "ray_address": ray_address,
+    }
     if seeds is None:
         result = train(model, store, out, chosen, seed=seed, **how)
         options.say("\n".join(said(result)), {"out": out, "already": result.already, **result.history}, as_json)

@@ -50,20 +50,38 @@ class Way(NamedTuple):
 WAYS = (Way("onnx", "fp32"), Way("openvino", "fp32"), Way("openvino", "bf16"))
 
 
-def open_native(run: Path, device: str = "auto") -> Engine:
-    """Return the engine of a run as it was trained, in PyTorch and float32.
+class Choice(NamedTuple):
+    """A folder and what computes: a run in PyTorch, or an export in some way."""
+
+    folder: Path
+    way: Way | None = None
+
+
+def open_engine(choice: Choice, device: str = "auto") -> Engine:
+    """Return the engine of what was chosen; an export's files have been checked, a run's are.
 
     Raises BadInputError when it is no whole run; UsageError when there is no such device.
     """
-    from labeler.engines.native import Native
-    from labeler.prediction import choose_device
-    from labeler.runs import load_run
+    if choice.way is None:
+        from labeler.engines.native import Native
+        from labeler.prediction import choose_device
+        from labeler.runs import load_run
 
-    return Native(load_run(run, choose_device(device)))
+        return Native(load_run(choice.folder, choose_device(device)))
+    from labeler.engines.exported import Exported
+
+    if choice.way.runtime == "onnx":
+        from labeler.engines.onnx import open_graph
+
+        return Exported(choice.folder, open_graph)
+    from labeler.engines import openvino
+
+    precision = choice.way.precision
+    return Exported(choice.folder, lambda path: openvino.open_graph(path, precision))
 
 
-def open_export(folder: Path, runtime: str = "auto", precision: Precision = "auto") -> Engine:
-    """Return the engine of the export in `folder`: of the ways asked for the one that was fastest when the export was made.
+def choose_way(folder: Path, runtime: str = "auto", precision: Precision = "auto") -> Choice:
+    """Return the way to run the export in `folder`: of those asked for the one that was fastest when the export was made.
 
     Those that gave other labels than PyTorch on over 1 % of the rows are taken only when they are asked for by name.
 
@@ -77,23 +95,12 @@ def open_export(folder: Path, runtime: str = "auto", precision: Precision = "aut
     checks: dict[str, Any] = json.loads((folder / CHECK).read_text(encoding="utf-8"))["ways"]
     known = [way for way in ways if str(way) in checks]
     if not known:
-        raise UsageError(f"--runtime {runtime} --precision {precision}: not checked when {folder} was made, or found to give "
-                         f"other scores than PyTorch; there are {', '.join(checks)}")  # fmt: skip
+        raise UsageError(
+            f"--runtime {runtime} --precision {precision}: not checked when {folder} was made, or found to give other scores "
+            f"than PyTorch; there are {', '.join(checks)}"
+        )
     agreeing = [way for way in known if checks[str(way)]["same_labels"] >= SAME_LABELS]
-    return open_way(folder, max(agreeing or known, key=lambda way: checks[str(way)]["pairs_per_second"]))
-
-
-def open_way(folder: Path, way: Way) -> Engine:
-    """Return the engine of the export in `folder`, run that way; its files are not checked."""
-    from labeler.engines.exported import Exported
-
-    if way.runtime == "onnx":
-        from labeler.engines.onnx import open_graph
-
-        return Exported(folder, open_graph)
-    from labeler.engines import openvino
-
-    return Exported(folder, lambda path: openvino.open_graph(path, way.precision))
+    return Choice(folder, max(agreeing or known, key=lambda way: checks[str(way)]["pairs_per_second"]))
 
 
 def usable_ways(runtime: str = "auto", precision: Precision = "auto") -> list[Way]:

@@ -1,0 +1,147 @@
+"""Training on several workers, on one machine or many: Ray Train around the same `Fit`.
+
+Each worker trains on its part of every batch and the gradients are averaged, so that N workers take the steps that one would
+take. The first alone validates, saves and says how it goes. Where a worker dies, Ray starts all of them again, and they go on
+from the last checkpoint. Workers of other machines read the store and write the run by the same paths.
+
+Ray: Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications". Imports neither ray nor torch until asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labeler.artifacts import BadInputError, LabelerError, UsageError, write_json
+
+MAX_FAILURES = 10  # as often are workers started again
+# no statistics are sent; workers are what the machine is for, by default they wait for everything else (niceness 15)
+RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1", "RAY_worker_niceness": "0"}
+LOOPBACK = "127.0.0.2"  # for 127.0.0.1 Ray takes the machine's address in the network
+LOST = "error.json"
+HISTORY = "history.json"
+
+log = logging.getLogger("labeler")
+
+
+def check_ray(asked: str = "--workers and --ray-address need") -> None:
+    """Raise UsageError where Ray is not installed; `asked` says what needs it."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError(f"{asked} Ray; install it: pip install 'labeler[ray]'")
+
+
+@contextlib.contextmanager
+def ray_running(address: str | None, workers: int) -> Iterator[Any]:
+    """Yield the module ray, connected to the cluster at `address`, or to one of this machine alone that ends with the block.
+
+    One that the caller has started is used as it is. What is started here cannot be reached from other machines, and leaves no
+    files.
+
+    Raises BadInputError when nothing answers at `address`.
+    """
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    folder = tempfile.mkdtemp(prefix="labeler-ray-")
+    try:
+        if address:
+            ray.init(address, **quiet)
+        else:
+            ray.init("local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False,
+                     _node_ip_address=LOOPBACK, _temp_dir=folder, **quiet)  # fmt: skip
+        yield ray
+    except ConnectionError as error:
+        raise BadInputError(
+            f"--ray-address {address}: no Ray cluster answers there ({error}); start one: ray start --head"
+        ) from error
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: str | None = None) -> dict[str, Any]:
+    """Train what the arguments `fit` of `labeler.fitting.Fit` say in `folder`, on that many workers; return the history.
+
+    The run's files lie in `folder` afterwards. Training goes on from the checkpoints in it, if there are any.
+
+    Raises LabelerError with what a worker raised, and when workers have died more than MAX_FAILURES times.
+    """
+    check_ray()
+    with ray_running(address, workers) as ray:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        there = ray.cluster_resources()
+        gpus = fit["device"].startswith("cuda") or (fit["device"] == "auto" and there.get("GPU", 0) >= workers)
+        resources = {"CPU": max(1, int(there["CPU"]) // workers)} | ({"GPU": 1} if gpus else {})
+        config = {"fit": fit, "gpus": gpus, "folder": str(folder.resolve()), "cwd": os.getcwd()}
+        lost, storage = folder / LOST, folder / "ray"
+        lost.unlink(missing_ok=True)
+        trainer = TorchTrainer(
+            work,
+            train_loop_config=config,
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=resources),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            run_config=RunConfig(
+                name="run", storage_path=str(storage.resolve()), failure_config=FailureConfig(max_failures=MAX_FAILURES)
+            ),
+        )  # fmt: skip
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            if not lost.is_file():
+                raise LabelerError(
+                    f"the workers failed ({error}); --resume goes on from the last checkpoint"
+                ) from error
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+    if lost.is_file():
+        told = json.loads(lost.read_text(encoding="utf-8"))
+        lost.unlink()
+        raised = LabelerError(told["message"])
+        raised.exit_code = told["exit_code"]
+        raise raised
+    return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+
+
+def work(config: dict[str, Any]) -> None:
+    """Be one of the workers: train, and if it is the first, write the run.
+
+    A LabelerError is left in a file, for whoever started the workers; Ray would start them again.
+    """
+    from ray.train.torch import get_device
+
+    from labeler import workers
+    from labeler.fitting import Fit
+
+    folder = Path(config["folder"])
+    with contextlib.suppress(OSError):  # on another machine there may be no such place; relative towers need it
+        os.chdir(config["cwd"])
+    if (folder / LOST).is_file():
+        return
+    logger = logging.getLogger("labeler")
+    logger.setLevel(logging.INFO if workers.is_first() else logging.ERROR)
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    try:
+        fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
+        history = fit.run(folder, resume=True)
+        if workers.is_first():
+            fit.save(folder, history)
+        workers.wait()
+    except LabelerError as error:
+        write_json(folder / LOST, {"message": str(error), "exit_code": error.exit_code})
+        raise
