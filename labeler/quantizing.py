@@ -14,6 +14,7 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 BATCH = 8
 
@@ -45,6 +46,8 @@ def quantize_tower(path: Path, pictures: Sequence[np.ndarray]) -> None:
         "op_types_to_quantize": ["Conv", "Add", "Gemm", "MatMul"],
         "calibrate_method": CalibrationMethod.MinMax,
     }
-    quantised = path.with_suffix(".int8")
-    quantize_static(str(path), str(quantised), Pictures(pictures), **settings)
+    simpler, quantised = path.with_suffix(".simpler"), path.with_suffix(".int8")
+    quant_pre_process(str(path), str(simpler), skip_symbolic_shape=True)
+    quantize_static(str(simpler), str(quantised), Pictures(pictures), **settings)
+    simpler.unlink()
     quantised.replace(path)
