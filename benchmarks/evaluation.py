@@ -2,6 +2,7 @@
 
 python -m benchmarks.evaluation intervals    # how often 95 % intervals cover the truth
 python -m benchmarks.evaluation promises     # how often a promised precision is broken, and how much is labelled
+python -m benchmarks.evaluation on-test RUN...  # what promises were worth on the test rows of evaluated runs
 python -m benchmarks.evaluation times        # seconds for the figures of a run and the comparisons of six models
 """
 
@@ -10,13 +11,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 
 import click
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
-from labeler.evaluation import Predictions, compare, decide, judge, measure, promise, resample, statistics
+from labeler.decisions import VALIDATION
+from labeler.evaluation import (
+    Predictions,
+    compare,
+    decide,
+    judge,
+    kept,
+    measure,
+    promise,
+    read_predictions,
+    resample,
+    statistics,
+    without_parents,
+)
 from labeler.evaluation.metrics import HEADLINE, SECOND
+from labeler.records import read_label_set
+from labeler.scoring import PROMISES
+from labeler.taxonomy import taxonomy_of
 
 POPULATION = 200_000  # rows that stand for all
 SHARES = {
@@ -141,6 +159,36 @@ def in_sequence(rows: Predictions, precision: float) -> float:
 
 WAYS: dict[str, Callable[[Predictions, float], float]] = {
     "reached": reached, "tested at 10 % (ours)": tested, "tested in sequence": in_sequence}  # fmt: skip
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+def on_test(runs: tuple[Path, ...]) -> None:
+    """Let validation rows of evaluated RUNS promise precisions; count how many hold on test rows, how right all labels are."""
+    found = []
+    for run in runs:
+        taxonomy = taxonomy_of(read_label_set(run))
+        validation, test = (
+            read_predictions(run / name, taxonomy.names) for name in (VALIDATION, "predictions-test.jsonl")
+        )
+        validation, test = without_parents(taxonomy, validation), without_parents(taxonomy, test)
+        found += [kept(test, promise(validation, precision)) for precision in PROMISES]
+    click.echo("| promised | runs | promise made | below it on test | broken | labels given | right, 95 % interval |")
+    click.echo("|---|---|---|---|---|---|---|")
+    for promised in sorted({one["promised"] for one in found}):
+        ones = [one for one in found if one["promised"] == promised]
+        given = [one for one in ones if one["n"]]
+        n, right = sum(one["n"] for one in given), sum(round(one["n"] * one["precision"]) for one in given)
+        if not n:
+            click.echo(f"| {promised} | {len(ones)} | 0 | – | – | 0 | – |")
+            continue
+        bounds = binomtest(right, n).proportion_ci(0.95, method="exact")
+        below, broken = sum(one["precision"] < promised for one in given), sum(one["holds"] is False for one in given)
+        share = n / sum(one["total"] for one in ones)
+        click.echo(
+            f"| {promised} | {len(ones)} | {len(given)} | {below} | {broken} | {share:.2f} | "
+            f"{right / n:.3f} [{bounds.low:.3f}, {bounds.high:.3f}] |"
+        )
 
 
 @main.command()

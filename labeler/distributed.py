@@ -15,7 +15,9 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,14 @@ from labeler.artifacts import BadInputError, LabelerError, UsageError, write_jso
 
 MAX_FAILURES = 10  # as often are workers started again
 # no statistics are sent; workers are what the machine is for, by default they wait for everything else (niceness 15)
-RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1", "RAY_worker_niceness": "0"}
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_worker_niceness": "0",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
 LOOPBACK = "127.0.0.2"  # for 127.0.0.1 Ray takes the machine's address in the network
-LOST = "error.json"
+LOST, SAID = "error.json", "said.txt"  # what the workers leave for whoever started them
 HISTORY = "history.json"
 
 log = logging.getLogger("labeler")
@@ -54,22 +61,30 @@ def ray_running(address: str | None, workers: int) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     folder = tempfile.mkdtemp(prefix="labeler-ray-")
     try:
         if address:
-            ray.init(address, **quiet)
+            connect(ray, address, quiet)
         else:
             ray.init("local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False,
                      _node_ip_address=LOOPBACK, _temp_dir=folder, **quiet)  # fmt: skip
         yield ray
-    except ConnectionError as error:
-        raise BadInputError(
-            f"--ray-address {address}: no Ray cluster answers there ({error}); start one: ray start --head"
-        ) from error
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
+    """Connect to the Ray cluster at `address`; raises BadInputError when none answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address, **settings)
+    except (OSError, ValueError) as error:
+        advice = "start one: ray start --head"
+        raise BadInputError(f"--ray-address {address}: no Ray cluster answers there ({error}); {advice}") from error
 
 
 def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: str | None = None) -> dict[str, Any]:
@@ -90,6 +105,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
         config = {"fit": fit, "gpus": gpus, "folder": str(folder.resolve()), "cwd": os.getcwd()}
         lost, storage = folder / LOST, folder / "ray"
         lost.unlink(missing_ok=True)
+        (folder / SAID).write_text("")
         trainer = TorchTrainer(
             work,
             train_loop_config=config,
@@ -100,7 +116,8 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
             ),
         )  # fmt: skip
         try:
-            trainer.fit()
+            with repeated(folder / SAID):
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             if not lost.is_file():
                 raise LabelerError(
@@ -108,6 +125,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
                 ) from error
         finally:
             shutil.rmtree(storage, ignore_errors=True)
+            (folder / SAID).unlink()
     if lost.is_file():
         told = json.loads(lost.read_text(encoding="utf-8"))
         lost.unlink()
@@ -115,6 +133,29 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
         raised.exit_code = told["exit_code"]
         raise raised
     return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def repeated(file: Path) -> Iterator[None]:
+    """Say every second what has been added to a file, until the block ends."""
+    over = threading.Event()
+
+    def say() -> None:
+        with open(file, encoding="utf-8") as lines:
+            while True:
+                last = over.wait(1)
+                for line in lines:
+                    log.info("%s", line.rstrip())
+                if last:
+                    return
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def work(config: dict[str, Any]) -> None:
@@ -132,10 +173,9 @@ def work(config: dict[str, Any]) -> None:
         os.chdir(config["cwd"])
     if (folder / LOST).is_file():
         return
-    logger = logging.getLogger("labeler")
-    logger.setLevel(logging.INFO if workers.is_first() else logging.ERROR)
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
+    if workers.is_first():
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.FileHandler(folder / SAID, encoding="utf-8"))
     try:
         fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
         history = fit.run(folder, resume=True)

@@ -109,6 +109,27 @@ class Explanation(NamedTuple):
         }
 
 
+def explanation_of(values: dict[str, Any], picture: bytes | None) -> Explanation:
+    """Return the explanation that `as_json` made these values of, with its picture."""
+    words = [Word(**word) for word in values["words"]]
+    regions = [Region(tuple(region["box"]), region["weight"]) for region in values["regions"]]
+    maps = [BlockMaps(**{name: np.array(rows) for name, rows in block.items()}) for block in values["maps"]]
+    grid = None if values["grid"] is None else np.array(values["grid"])
+    parts = {"words": words, "regions": regions, "maps": maps, "grid": grid, "picture": picture}
+    return Explanation(**(values | parts))
+
+
+def strongest(explanation: Explanation, most: int) -> list[tuple[float, str]]:
+    """Return the weights and names of the words and parts of the picture that weigh most, at most so many."""
+    found = [(word.weight, repr(word.text)) for word in explanation.words]
+    if explanation.grid is not None:
+        found += [(float(value), f"row {row + 1}, column {column + 1}")
+                  for row, values in enumerate(explanation.grid) for column, value in enumerate(values)]  # fmt: skip
+    found += [(weight, f"class token {number + 1}") for number, weight in enumerate(explanation.class_tokens)]
+    found += [(weight, "box " + " ".join(f"{edge:.2f}" for edge in box)) for box, weight in explanation.regions]
+    return sorted(found, key=lambda entry: -abs(entry[0]))[:most]
+
+
 def explain_item(
     run: Path, identity: str, *, data: Path | None = None, label: str | None = None, device: str = "auto"
 ) -> list[Explanation]:

@@ -78,19 +78,28 @@ def panel(explanation: Explanation) -> Image.Image:
 def heated(picture: Image.Image, explanation: Explanation) -> Image.Image:
     """Return the picture, paler, under its heat map: a smooth one of a grid, or a detector's boxes."""
     pale = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, PAPER), 0.35)
-    weights = np.zeros((picture.height, picture.width), np.float32)
+    heat = heat_map(explanation, picture.size)
+    pale.paste(heat, (0, 0), heat)
+    return pale
+
+
+def heat_map(explanation: Explanation, size: tuple[int, int], most: float | None = None) -> Image.Image:
+    """Return what each place of the picture adds to the label as an RGBA image of that size, clear where it adds nothing.
+
+    A weight of `most`, by default the strongest one's, or more has the full colour.
+    """
+    width, height = size
+    weights = np.zeros((height, width), np.float32)
     if explanation.grid is not None:
         grid = Image.fromarray(explanation.grid.astype(np.float32))
-        weights = np.asarray(grid.resize(picture.size, Image.Resampling.BICUBIC))
+        weights = np.asarray(grid.resize(size, Image.Resampling.BICUBIC))
     for (left, top, right, bottom), weight in explanation.regions:
-        rows, columns = (slice(int(a * size), int(np.ceil(b * size)))
-                         for a, b, size in ((top, bottom, picture.height), (left, right, picture.width)))  # fmt: skip
+        rows, columns = (slice(int(a * side), int(np.ceil(b * side)))
+                         for a, b, side in ((top, bottom, height), (left, right, width)))  # fmt: skip
         weights[rows, columns] += weight
-    strength = np.abs(weights) / max(float(np.abs(weights).max()), 1e-12)
-    colours = np.where(weights[..., None] > 0, np.array(FOR), np.array(AGAINST)).astype(np.uint8)
-    alpha = Image.fromarray((215 * strength**0.8).astype(np.uint8))
-    pale.paste(Image.fromarray(colours), (0, 0), alpha)
-    return pale
+    strength = np.minimum(np.abs(weights) / (most or max(float(np.abs(weights).max()), 1e-12)), 1.0)
+    colours = np.where(weights[..., None] > 0, np.array(FOR), np.array(AGAINST))
+    return Image.fromarray(np.dstack([colours, 215 * strength**0.8]).astype(np.uint8))
 
 
 def draw_words(pen: ImageDraw.ImageDraw, explanation: Explanation, top: int) -> int:

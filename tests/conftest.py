@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import string
 import tempfile
@@ -23,13 +24,16 @@ for _variable in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TRA
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from labeler.cli import main
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.records import Label, LabelSet
@@ -41,6 +45,28 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SHAPES, *COLOURS, *NUMBERS, "a", "on", "paper", "drawn", "by", "hand", "with", "very", "much", "care", "##s"]
 # so that other words are spelt, and no text in this script is unknown
 WORDS += [sign + mark for sign in ("", "##") for mark in string.printable[:94] if sign + mark not in WORDS]
+
+
+class Answer(NamedTuple):
+    """What a command answered; `said` is both streams, as one line."""
+
+    code: int
+    out: str
+    said: str
+
+
+@pytest.fixture
+def labeler(monkeypatch, capsys) -> Callable[..., Answer]:
+    """Return a function that runs a command as a terminal would."""
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["labeler", *map(str, arguments)])
+        with pytest.raises(SystemExit, match=r"^\d+$") as ended:
+            main()
+        out, err = capsys.readouterr()
+        return Answer(int(ended.value.code or 0), out, " ".join((out + err).split()))
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -213,6 +239,21 @@ def trained(tmp_path_factory, store, options) -> Callable[[str], Path]:
     @functools.cache
     def run(model: str) -> Path:
         return train(model, store, folder / model, options, device="cpu").out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory, trained, store) -> Callable[[str], Path]:
+    """Return a function from a model's name to a copy of its run, evaluated; not to be changed by a test."""
+    from labeler.scoring import evaluate
+
+    folder = tmp_path_factory.mktemp("evaluated")
+
+    @functools.cache
+    def run(model: str) -> Path:
+        shutil.copytree(trained(model), folder / model)
+        return evaluate(folder / model, store, device="cpu").out
 
     return run
 

@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,8 @@ def ended(make: Callable[[], object], seconds: float) -> bool:
         try:
             make()
             code = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(code)
     begun = time.monotonic()

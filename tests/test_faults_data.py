@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from labeler.artifacts import SCHEMA_VERSION
-from labeler.cli import main
 from labeler.store import DATASET, Store
-
-
-class Answer(NamedTuple):
-    """What a command answered; `said` is both streams, as one line."""
-
-    code: int
-    out: str
-    said: str
-
-
-@pytest.fixture
-def labeler(monkeypatch, capsys):
-    """Return a function that runs a command as a terminal would."""
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["labeler", *map(str, arguments)])
-        with pytest.raises(SystemExit, match=r"^\d+$") as ended:
-            main()
-        out, err = capsys.readouterr()
-        return Answer(int(ended.value.code or 0), out, " ".join((out + err).split()))
-
-    return run
 
 
 def write(path: Path, rows: list[dict]) -> Path:

@@ -65,7 +65,7 @@ def kill(stage: str, source: Path, folder: Path, *towers: Path) -> list[Path]:
     """Make an artifact of that stage again and again, with KILLS kills, and once without: `folder`/whole; return those with."""
     command = [sys.executable, str(Path(__file__).with_name("killing.py")), stage, str(source), str(folder), str(KILLS)]
     folder.mkdir()
-    done = subprocess.run([*command, *map(str, towers)], check=False, capture_output=True, text=True, timeout=230)
+    done = subprocess.run([*command, *map(str, towers)], check=False, capture_output=True, text=True, timeout=880)
     assert done.returncode == 0, done.stderr
     runs = sorted(path for path in folder.glob("run-*"))
     # of a run that had been published when its process was killed, a lock stays until the next takes it over
@@ -74,12 +74,14 @@ def kill(stage: str, source: Path, folder: Path, *towers: Path) -> list[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fault_18_training_killed_at_random_moments_ends_with_the_same_weights(store, tmp_path):
     for run in kill("train", store, tmp_path / "killed"):
         assert_equal(run, tmp_path / "killed" / "whole")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fault_18_preprocessing_killed_at_random_moments_ends_with_the_same_store(
     store, text_tower, image_tower, tmp_path
 ):

@@ -44,9 +44,10 @@ fitting
 distributed
 ray_labelling
 training
-tuning  scoring  labelling  report
+tuning  scoring  labelling
 explanation
 heat_maps
+report
 cli
 __main__
 """

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
+import shlex
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from report_runs import NAMES, page, simulate, two_runs, write_run
 
 from labeler import artifacts
 from labeler.artifacts import BadInputError, read_manifest, verify
-from labeler.evaluation import (
-    write_predictions,
-)
+from labeler.cli import cli
+from labeler.evaluation import write_predictions
 from labeler.report import report
 from labeler.report.charts import ticks
 
@@ -91,7 +93,7 @@ def test_the_page_is_one_file_with_every_section(tmp_path, examples):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "comparison.json", "comparison.md", "comparison.csv", "index.html", "data.html", "manifest.json"}  # fmt: skip
     ids = {attributes["id"] for tag, attributes in found.tags if tag == "section"}
-    assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "sure", "pictures", "how"}
+    assert ids == {"table", "pairs", "modalities", "curves", "confusion", "labels", "sure", "pictures", "why", "how"}
     pictures = [attributes for tag, attributes in found.tags if tag == "img"]
     assert len([picture["alt"] for picture in pictures]) > 10
     assert "text of row" in found.text
@@ -338,3 +340,23 @@ def test_ticks_enclose_the_values_in_equal_round_steps():
         assert found[0] - 1e-9 <= low <= high <= found[-1] + 1e-9
         assert 2 <= len(found) <= 7
         assert np.allclose(np.diff(found), found[1] - found[0])
+
+
+def test_the_commands_that_a_report_names_find_everything_made(evaluated, store, tmp_path, text_tower):
+    run = evaluated("visualbert-coattn")
+    report([run], tmp_path / "report", explain=0)
+    lines = [shlex.split(line) for line in html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", (
+        tmp_path / "report/index.html").read_text(), re.DOTALL)[1]).splitlines()]  # fmt: skip
+    assert [words[1] for words in lines] == ["preprocess", "train", "evaluate", "report"]
+    assert lines[0][2:] == [
+        str(store.parent / "records"),
+        "--out",
+        str(store),
+        "--text-encoder",
+        str(text_tower),
+        *lines[0][7:],
+    ]
+    for words in lines[1:3]:
+        done = CliRunner().invoke(cli, words[1:])
+        assert done.exit_code == 0, done.output
+        assert "already made from the same inputs" in done.output

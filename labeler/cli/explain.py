@@ -73,6 +73,8 @@ def has_colours() -> bool:
 
 def shown(explanation: Any, colour: bool) -> str:
     """Return an explanation as lines for a terminal."""
+    from labeler.explanation import strongest
+
     parts = [harmless(f"{explanation.id}: {explanation.label} {explanation.score:.3f}")]
     if explanation.words:
         parts.append(marked(explanation, colour))
@@ -80,7 +82,7 @@ def shown(explanation: Any, colour: bool) -> str:
         most = abs(explanation.grid).max() or 1.0
         rows = ["".join(cell(value / most, colour) for value in row) for row in explanation.grid]
         parts.append("\n".join(f"  {row}" for row in rows))
-    parts.append("\n".join(f"  {weight:+7.3f}  {name}" for weight, name in strongest(explanation)))
+    parts.append("\n".join(f"  {weight:+7.3f}  {name}" for weight, name in strongest(explanation, MOST)))
     gain = explanation.logit - explanation.baseline_logit
     parts.append(
         f"logit {explanation.logit:.3f}, {gain:+.3f} from a pair that says nothing: text {explanation.text_sum:+.3f}, picture "
@@ -124,14 +126,3 @@ def cell(share: float, colour: bool) -> str:
 def picked(share: float, choices: tuple[tuple[float, Any, Any], ...]) -> Any:
     """Return what stands in `choices` for a share: the first whose bound it reaches, by its sign; None below all."""
     return next((pro if share > 0 else con for bound, pro, con in choices if abs(share) >= bound), None)
-
-
-def strongest(explanation: Any) -> list[tuple[float, str]]:
-    """Return the weights and names of the words and regions that weigh most."""
-    found = [(word.weight, repr(word.text)) for word in explanation.words]
-    if explanation.grid is not None:
-        found += [(float(value), f"row {row + 1}, column {column + 1}")
-                  for row, values in enumerate(explanation.grid) for column, value in enumerate(values)]  # fmt: skip
-    found += [(weight, f"class token {number + 1}") for number, weight in enumerate(explanation.class_tokens)]
-    found += [(weight, "box " + " ".join(f"{edge:.2f}" for edge in box)) for box, weight in explanation.regions]
-    return sorted(found, key=lambda entry: -abs(entry[0]))[:MOST]

@@ -13,13 +13,14 @@ from labeler.evaluation.predictions import Predictions
 
 COUNTED = ("accuracy", "subset_accuracy")
 FEW_POSITIVES = 5
+MOST_CONFUSED = 200  # labels, of which a matrix can be looked at
 
 
 def measure(task: str, names: list[str], predictions: Predictions, seed: int = 0, draws: int = 2000) -> dict[str, Any]:
     """Return the metrics of `predictions`, ready for JSON: fractions in 0..1, None with a reason in `notes`.
 
     Every metric of `statistics` with its 95 % interval as `<metric>_ci95` (bootstrap of `draws` draws of groups),
-    `n` rows, `groups`, `per_class`, and for task single `confusion` (rows are the truth).
+    `n` rows, `groups`, `per_class`, and for task single `confusion` (rows are the truth) of up to 200 labels.
     """
     truth, predicted = predictions.truth, predictions.predicted
     result: dict[str, Any] = {"n": len(predictions.ids), "groups": len(set(predictions.groups))}
@@ -28,7 +29,8 @@ def measure(task: str, names: list[str], predictions: Predictions, seed: int = 0
     result["per_class"] = per_class(task, names, predictions)
     if task == "single":
         assert (np.stack([truth, predicted]).sum(axis=2) == 1).all(), "task single: one label a row"
-        result["confusion"] = (truth.T.astype(int) @ predicted.astype(int)).tolist()
+        if len(names) <= MOST_CONFUSED:
+            result["confusion"] = (truth.T.astype(int) @ predicted.astype(int)).tolist()
     support, claimed = truth.sum(axis=0), predicted.sum(axis=0)
     rare = (support > 0) & (support < FEW_POSITIVES)
     for found, text in (

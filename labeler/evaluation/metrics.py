@@ -77,6 +77,8 @@ def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndar
     The chance that a positive scores above a negative, equal scores counted half. NaN where no positive or no negative has
     weight.
     """
+    if not truth.any():
+        return np.full(weights.shape[1], np.nan)
     order = np.argsort(-scores, kind="stable")
     ranked, positives = scores[order], np.flatnonzero(truth[order])
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) + 1

@@ -19,52 +19,66 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
-from labeler.report.comparison import collect, compare_models
-from labeler.report.data_page import DataSet, read_data, render_data
+from labeler.report.comparison import collect, compare_models, trained
+from labeler.report.data_page import DataSet, first_errors, read_data, render_data
+from labeler.report.explanations import explain_rows
 from labeler.report.page import render_csv, render_markdown, render_page
 from labeler.report.runs import Run, read_runs
 
 log = logging.getLogger("labeler")
 
 FILES = ("comparison.json", "comparison.md", "comparison.csv", "index.html", "data.html")
+EXPLAINED = 6  # pairs, unless another number is asked for
 
 
-def report(runs: list[Path], out: Path, *, split: str = "test", force: bool = False) -> dict[str, Any]:
+def report(
+    runs: list[Path],
+    out: Path,
+    *,
+    split: str = "test",
+    explain: int = EXPLAINED,
+    force: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
     """Return the comparison of `runs` on their split, after writing it to the folder `out`.
 
     Writes `comparison.json`, `.md` and `.csv`, `index.html`, `data.html` (about the data of the runs' store) and the
-    manifest. Other files in `out` stay as they are and are no part of the manifest. Made already from the same inputs,
-    nothing is written unless `force`.
+    manifest. With `explain`, so many pairs of the best run are explained on `device`; what explains them stays in
+    `explanations.json`, with a manifest of its own, for the next report. Other files in `out` stay as they are and are no part
+    of the manifest. Made already from the same inputs, nothing is written unless `force`.
 
     Raises UsageError without runs, LockedError when another process writes to `out`, and BadInputError when a run is not
     evaluated on `split`, when the runs differ in data, split, task or labels, or when `out` belongs to something else.
     """
     found = read_runs(runs, split)
     data = read_data(found[0])
-    recipe = _recipe(found, data, split)
+    recipe = _recipe(found, data, {"split": split, "explain": explain})
     _refuse_foreign(out)
     if not force and already_made(out, recipe):
         log.info("%s: already made from the same inputs; --force makes it again", out)
         return json.loads((out / FILES[0]).read_text(encoding="utf-8"))
+    models = collect(found)
+    comparison = compare_models(found, models)
+    explained = explain_rows(trained(comparison, models)[0], comparison["task"], out, explain, force, device)
     with adding(out, recipe) as work:
-        models = collect(found)
-        comparison = compare_models(found, models)
         write_json(work / "comparison.json", comparison)
         write_text(work / "comparison.md", render_markdown(comparison))
         write_text(work / "comparison.csv", render_csv(comparison))
-        write_text(work / "index.html", render_page(comparison, found, models))
+        write_text(
+            work / "index.html", render_page(comparison, found, models, explained, first_errors(data, found[0], split))
+        )
         write_text(work / "data.html", render_data(data, found[0]))
     return comparison
 
 
-def _recipe(runs: list[Run], data: DataSet, split: str) -> Recipe:
-    """Return what decides the report: the runs' files and paths, the split, what is known of the data, the pictures."""
+def _recipe(runs: list[Run], data: DataSet, asked: dict[str, Any]) -> Recipe:
+    """Return what decides the report: the runs' files and paths, what is asked for, what is known of the data, the pictures."""
     inputs = [*(item for run in runs for item in run.inputs), data.source]
     try:
         inputs.append(input_of(runs[0].store, read_manifest(runs[0].store)))
     except BadInputError:
         inputs.append(Input(str(runs[0].store), "missing"))
-    return Recipe("report", tuple(inputs), {"runs": [str(run.folder) for run in runs], "split": split})
+    return Recipe("report", tuple(inputs), {"runs": [str(run.folder) for run in runs]} | asked)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 40
+ROW = 24  # pixels of a row of dots
 COLOURS = 8  # series colours in the style sheet; from the ninth on they come again, dashed
 
 
@@ -123,4 +124,35 @@ def histogram_chart(title: str, histogram: dict[str, Any]) -> dict[str, Any]:
         "x_ticks": [(round(LEFT + n * slot, 1), f"{start + n * width:,}") for n in range(0, len(counts), every)],
         "y_ticks": [(round(HEIGHT - BOTTOM - span * y / y_ticks[-1], 1), f"{y:,.0f}") for y in y_ticks],
         "box": {"left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM, "width": WIDTH, "height": HEIGHT},
+    }
+
+
+def dot_chart(rows: list[str], series: list[tuple[str, list[float | None]]]) -> dict[str, Any]:
+    """Return a chart for the macro `dots`: of each row a dot a series on an axis from 0 to 100 %, none where a value is None."""
+    left, right = 190, WIDTH * 2 - RIGHT - 10
+    height = len(rows) * ROW
+
+    def across(share: float) -> float:
+        return round(left + (right - left) * share, 1)
+
+    lines = []
+    for number, row in enumerate(rows):
+        dots = [
+            (across(value), place % COLOURS + 1, f"{row}, {name}: {100 * value:.1f} %")
+            for place, (name, values) in enumerate(series)
+            if (value := values[number]) is not None
+        ]
+        lines.append({"name": row, "y": TOP + ROW * number + ROW // 2, "dots": dots})
+    return {
+        "rows": lines,
+        "names": [(name, place % COLOURS + 1) for place, (name, _) in enumerate(series)],
+        "x_ticks": [(across(share / 5), f"{20 * share} %") for share in range(6)],
+        "box": {
+            "width": WIDTH * 2,
+            "height": height + TOP + 30,
+            "left": left,
+            "right": right,
+            "top": TOP,
+            "bottom": height + TOP,
+        },
     }

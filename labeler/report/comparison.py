@@ -7,14 +7,15 @@ from itertools import combinations
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from labeler.artifacts import SCHEMA_VERSION, sha256_file
+from labeler.artifacts import SCHEMA_VERSION, BadInputError, sha256_file
 from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, compare, differences, judge, mean_of, resample
 from labeler.report.runs import Run, read_rows
 
 METRICS = {
-    "single": ("accuracy", "balanced_accuracy", "weighted_f1", "macro_f1"),
-    "multi": ("mean_average_precision", "micro_f1", "macro_f1", "sample_f1", "subset_accuracy"),
-}
+    "single": ("accuracy", "balanced_accuracy", "weighted_f1", "macro_f1", "auroc",
+               "top_2_accuracy", "top_3_accuracy", "top_5_accuracy"),
+    "multi": ("mean_average_precision", "micro_f1", "macro_f1", "sample_f1", "subset_accuracy", "auroc"),
+}  # fmt: skip
 COSTS = ("parameters", "trainable_parameters", "train_seconds", "pairs_per_second", "evaluate_pairs_per_second")
 BASELINES = ("majority", "logistic-regression")
 STRONGEST = "logistic-regression"
@@ -34,7 +35,7 @@ class Model(NamedTuple):
 def collect(runs: list[Run]) -> list[Model]:
     """Return the baselines in a fixed order, each distinct one once, then the runs in the order given.
 
-    Raises BadInputError when a predictions file is damaged or not the one that the metrics are from.
+    Raises BadInputError when a predictions file is damaged or not the one that the metrics are from, or for other rows.
     """
     found: list[tuple[bool, Run, dict[str, Any], Predictions]] = []
     seen = set()
@@ -47,6 +48,13 @@ def collect(runs: list[Run]) -> list[Model]:
     for run in runs:
         predictions = f"predictions-{run.metrics['data']['split']}.jsonl"
         found.append((False, run, run.metrics, read_rows(run, predictions, run.metrics["n"])))
+    _, first, _, expected = found[0]
+    for _, run, metrics, rows in found[1:]:
+        if rows.ids != expected.ids:
+            raise BadInputError(
+                f"{run.folder}: its predictions of {metrics['name']} are for other rows than those in {first.folder}; only what "
+                f"is measured on the same rows can be compared: type `labeler evaluate {run.folder} --data {run.store} --force`"
+            )
     names = _unique([(metrics["name"], run) for _, run, metrics, _ in found])
     return [Model(name, *parts) for name, parts in zip(names, found, strict=True)]
 
@@ -111,7 +119,7 @@ def _row(task: str, model: Model) -> dict[str, Any]:
         row |= {metric: metrics.get(metric), f"{metric}_ci95": metrics.get(f"{metric}_ci95")}
     if "parents" in metrics:
         row["parents"] = {
-            key: metrics["parents"][key] for metric in METRICS[task] for key in (metric, f"{metric}_ci95")
+            key: metrics["parents"].get(key) for metric in METRICS[task] for key in (metric, f"{metric}_ci95")
         }
     row |= {key: metrics.get(key) for key in COSTS}
     return row | {"best_epoch": metrics.get("best_epoch"), "modalities": metrics.get("modalities")}
@@ -166,6 +174,12 @@ def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the models from the best down, by accuracy or mean average precision; equals in table order."""
     headline = HEADLINE[comparison["task"]]
     return sorted(comparison["models"], key=lambda model: -(model[headline] or 0.0))
+
+
+def trained(comparison: dict[str, Any], models: list[Model]) -> list[Model]:
+    """Return the runs, no baseline, from the best down."""
+    order = [model["name"] for model in ranked(comparison)]
+    return sorted((model for model in models if not model.baseline), key=lambda model: order.index(model.name))
 
 
 def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,8 @@ from labeler.report.runs import Run
 log = logging.getLogger("labeler")
 
 ERRORS_SHOWN, PICTURES_SHOWN, CHANGES_SHOWN = 24, 6, 10
+ERRORS_FIRST = 4  # on the main page
+LISTED = 200  # labels
 BUDGET = 2_500_000  # characters of base64 on the whole page
 LENGTHS = {
     "text_characters": "Characters a text",
@@ -76,7 +79,8 @@ def render_data(data: DataSet, run: Run) -> str:
         store=store,
         profile=profile,
         splits=SPLITS,
-        labels=_labels(profile),
+        labels=(labels := _labels(profile))[:LISTED],
+        n_labels=len(labels),
         lengths=[(title, profile[key]) for key, title in LENGTHS.items() if profile.get(key)],
         charts=[
             histogram_chart(title, profile["histograms"][key])
@@ -91,6 +95,25 @@ def render_data(data: DataSet, run: Run) -> str:
         **_cards(run, profile.get("suspicious_pictures"), profile.get("label_errors")),
     )
     return html.encode("utf-8", "replace").decode("utf-8")  # as in the other page
+
+
+def first_errors(data: DataSet, run: Run, split: str) -> dict[str, Any]:
+    """Return what the other page shows of the likely label errors: {count, checked, here, cards}, no cards without any.
+
+    here: how many are in `split`, None where that is not known; the cards are the first of these, or of all.
+    """
+    errors = (data.profile or {}).get("label_errors")
+    if not errors or not errors["first"]:
+        return {"cards": []}
+    try:
+        lines = data.quality and (data.quality / ERRORS).read_text(encoding="utf-8").splitlines()
+        found = [row for row in map(json.loads, lines or []) if row["split"] == split]
+        here: int | None = len(found)
+    except (OSError, ValueError):
+        found, here = [], None
+    rows = (found or errors["first"])[:ERRORS_FIRST]
+    cards = _cards(run, None, {"first": rows})["cards"]
+    return {"count": errors["count"], "checked": errors["checked"], "here": here, "cards": cards}
 
 
 def _labels(profile: dict[str, Any]) -> list[dict[str, Any]]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import shlex
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from labeler.artifacts import neutral
 from labeler.evaluation import HEADLINE
 from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
-from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked
+from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked, trained
+from labeler.report.explanations import Explained, explained_cards
+from labeler.report.labels import confusion, per_class
+from labeler.report.making import commands, how
 from labeler.report.pictures import cards, sections
 from labeler.report.runs import Run
 from labeler.report.sureness import sureness
@@ -30,12 +30,15 @@ TITLES = {
     "micro_f1": "Micro F1",
     "sample_f1": "Sample F1",
     "subset_accuracy": "Subset accuracy",
+    "auroc": "AUROC",
+    "top_2_accuracy": "Top-2 accuracy",
+    "top_3_accuracy": "Top-3 accuracy",
+    "top_5_accuracy": "Top-5 accuracy",
 }
 COLUMNS = {
     "single": ("weighted_f1", "macro_f1"),
     "multi": ("micro_f1", "macro_f1", "sample_f1", "subset_accuracy"),
 }
-FREQUENT = 8
 
 
 def environment() -> Environment:
@@ -124,12 +127,13 @@ def render_csv(comparison: dict[str, Any]) -> str:
     return file.getvalue()
 
 
-def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]) -> str:
-    """Return the page as one HTML document that loads nothing."""
-    order = [model["name"] for model in ranked(comparison)]
+def render_page(
+    comparison: dict[str, Any], runs: list[Run], models: list[Model], explained: Explained, errors: dict[str, Any]
+) -> str:
+    """Return the page as one HTML document that loads nothing; errors: see `data_page.first_errors`."""
     by_name = {model.name: model for model in models}
-    best_run, *others = sorted((m for m in models if not m.baseline), key=lambda model: order.index(model.name))
-    rivals = others or [by_name[name] for name in order if by_name[name].baseline]
+    best_run, *others = trained(comparison, models)
+    rivals = others or [by_name[row["name"]] for row in ranked(comparison) if row["baseline"]]
     shown, missing = cards(best_run.run, sections(comparison["task"], best_run, rivals[0] if rivals else None))
     names = best_run.run.names
     html = (
@@ -139,16 +143,19 @@ def render_page(comparison: dict[str, Any], runs: list[Run], models: list[Model]
             _basics(comparison),
             best_run=best_run.name,
             curves=_curves(models),
-            confusions=[_confusion(model, names) for model in (best_run, *(m for m in models if m is not best_run))]
+            confusions=[confusion(model, names) for model in (best_run, *(m for m in models if m is not best_run))]
             if comparison["task"] == "single"
             else [],
-            per_class=_per_class(best_run, models, names),
+            per_class=per_class(best_run, models, names),
             notes=[(model.name, note) for model in models for note in model.metrics.get("notes", [])],
             sure=sureness(models, best_run),
             sections=shown,
             missing=missing,
-            how=[_how(model) for model in models],
-            commands=_commands(runs, comparison["data"]["split"]),
+            explained=explained_cards(best_run, explained),
+            errors=errors,
+            unexplained=explained.missing,
+            how=[how(model) for model in models],
+            commands=commands(runs, comparison["data"]["split"], len(explained.asked)),
         )
     )
     return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in a text must not stop the report
@@ -167,10 +174,18 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "headline": headline,
         "columns": COLUMNS[comparison["task"]],
-        "metrics": METRICS[comparison["task"]],
+        "metrics": [name for name in METRICS[comparison["task"]] if any(row[name] is not None for row in rows)],
         "titles": TITLES,
         "axis": axis_of(intervals),
-        "modalities": [row for row in rows if row["modalities"]],
+        "modalities": (alone := [row for row in rows if row["modalities"]]),
+        "modality_axis": alone
+        and axis_of(
+            [
+                row["modalities"][one][f"{headline}_ci95"] or [row["modalities"][one][headline] or 0.0] * 2
+                for row in alone
+                for one in row["modalities"]
+            ]
+        ),
         "parents": [row for row in rows if "parents" in row],
     }
 
@@ -198,67 +213,3 @@ def _curves(models: list[Model]) -> dict[str, Any] | None:
         if any(line.points for line in series):
             charts.append(line_chart(title, series))
     return {"charts": charts, "runs": recorded, "metric": metric}
-
-
-def _confusion(model: Model, names: list[str]) -> dict[str, Any]:
-    """Return the confusion matrix with a shade in 0..1 (share of its row) for each cell, and the commonest mistakes."""
-    counts = np.array(model.metrics["confusion"])
-    totals = counts.sum(axis=1)
-    shares = counts / np.maximum(totals, 1)[:, None]
-    rows = [
-        {
-            "label": names[i],
-            "total": int(totals[i]),
-            "cells": [(int(n), round(float(s), 3)) for n, s in zip(counts[i], shares[i], strict=True)],
-        }
-        for i in range(len(names))
-    ]
-    mistakes = np.where(np.eye(len(names), dtype=bool), 0, counts)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:FREQUENT]
-    frequent = [
-        (names[i // len(names)], names[i % len(names)], int(mistakes.flat[i])) for i in order if mistakes.flat[i]
-    ]
-    return {"name": model.name, "labels": names, "rows": rows, "frequent": frequent}
-
-
-def _per_class(best: Model, models: list[Model], names: list[str]) -> dict[str, Any]:
-    """Return the best run's values for each label, with the F1 of the other models beside them."""
-    others = [model for model in models if model is not best]
-    rows = [
-        best.metrics["per_class"][i] | {"others": [model.metrics["per_class"][i]["f1"] for model in others]}
-        for i in range(len(names))
-    ]
-    return {"rows": rows, "others": [model.name for model in others]}
-
-
-def _how(model: Model) -> dict[str, Any]:
-    """Return how a model came to be: {name, baseline, folder, values: [(what, value)]}."""
-    values: dict[str, Any] = {"run": str(model.run.folder), "preset": model.run.metrics.get("preset")}
-    said: dict[str, Any] = {}
-    if not model.baseline:
-        manifest, said = model.run.manifest, model.run.manifest["arguments"]
-        paths = [item["path"] for item in manifest["inputs"]]  # the store, then the teachers
-        values |= {"seed": model.metrics["seed"], "trained on": paths[:1]} | (
-            {"teachers": paths[1:]} if paths[1:] else {}
-        )
-        values |= {"artifact sha256": manifest["content_sha256"], "versions": manifest["versions"]}
-        values |= {f"argument {key}": value for key, value in said.items()}
-    values |= {key: value for key, value in model.metrics["settings"].items() if said.get(key) != value}
-    return {"name": model.name, "baseline": model.baseline, "values": [(key, _plain(v)) for key, v in values.items()]}
-
-
-def _commands(runs: list[Run], split: str) -> list[str]:
-    """Return what to type to make the report again."""
-    evaluate = [["labeler", "evaluate", str(run.folder), "--data", str(run.store), "--split", split] for run in runs]
-    return [
-        shlex.join(words)
-        for words in (*evaluate, ["labeler", "report", *(str(r.folder) for r in runs), "--split", split])
-    ]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) or "–"
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value)) or "–"
-    return value if isinstance(value, str) else json.dumps(value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from labeler.artifacts import BadInputError
 from labeler.evaluation import Predictions
+from labeler.inspection import named
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
 
@@ -19,7 +20,7 @@ log = logging.getLogger("labeler")
 MISTAKES, UNSURE, RANDOM, DISAGREEMENTS = 12, 6, 6, 6
 TOP = 3
 TEXT_LENGTH = 300
-BUDGET = 8_000_000  # characters of base64 on the whole page
+BUDGET = 5_000_000  # characters of base64 on the whole page
 SHOWN_TYPES = ("image/jpeg", "image/png", "image/webp")
 
 
@@ -37,7 +38,7 @@ def sections(task: str, best: Model, rival: Model | None) -> list[Section]:
     The choice depends on the predictions alone: of equals the first row, and random rows by a fixed seed.
     """
     predictions = best.predictions
-    right = _right(predictions)
+    right = right_rows(predictions)
     sure = confidence(task, predictions)
     order = np.argsort(-sure, kind="stable")
     wrong_rows = [int(row) for row in order if not right[row]][:MISTAKES]
@@ -50,14 +51,15 @@ def sections(task: str, best: Model, rival: Model | None) -> list[Section]:
         Section("Some other rights, drawn at random", [rest[i] for i in sorted(chosen)], [best]),
     ]
     if rival:
-        other = _right(rival.predictions)
+        other = right_rows(rival.predictions)
         for one, two, rows in ((best, rival, right & ~other), (rival, best, other & ~right)):
             title = f"{one.name} is right, {two.name} is wrong ({int(rows.sum())} rows)"
             found.append(Section(title, np.flatnonzero(rows)[:DISAGREEMENTS].tolist(), [best, rival]))
     return found
 
 
-def _right(predictions: Predictions) -> np.ndarray:
+def right_rows(predictions: Predictions) -> np.ndarray:
+    """Return which rows have all labels right and no other, [N] bool."""
     return (predictions.truth == predictions.predicted).all(axis=1)
 
 
@@ -71,7 +73,7 @@ def confidence(task: str, predictions: Predictions) -> np.ndarray:
     if task == "single":
         return np.where(predicted, scores, 0.0).max(axis=1)
     off = np.where(truth != predicted, np.where(predicted, scores, 1 - scores), 0.0).max(axis=1)
-    return np.where(_right(predictions), np.where(truth, scores, 1.0).min(axis=1), off)
+    return np.where(right_rows(predictions), np.where(truth, scores, 1.0).min(axis=1), off)
 
 
 def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
@@ -87,7 +89,7 @@ def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | N
             picture, budget = data_uri(example, budget)
             short = shortened(example.text if example else None)
             said = [_said(model, row, run.names) for model in section.models]
-            truth = _names(section.models[0].predictions.truth[row], run.names)
+            truth = named(section.models[0].predictions.truth[row], run.names)
             items.append({"id": ids[row], "text": short, "picture": picture, "truth": truth, "models": said})
         found.append({"title": section.title, "cards": items})
     return found, missing
@@ -122,17 +124,13 @@ def data_uri(example: Any, budget: int) -> tuple[str | None, int]:
     return f"data:{example.mime};base64,{encoded}", budget - len(encoded)
 
 
-def _names(flags: np.ndarray, names: list[str]) -> list[str]:
-    return [names[i] for i in np.flatnonzero(flags)]
-
-
 def _said(model: Model, row: int, names: list[str]) -> dict[str, Any]:
     """Return what one model said of one row: {name, right, predicted, top: [(label, score)]}."""
     predictions = model.predictions
     top = np.argsort(-predictions.scores[row], kind="stable")[:TOP]
     return {
         "name": model.name,
-        "right": bool(_right(predictions)[row]),
-        "predicted": _names(predictions.predicted[row], names),
+        "right": bool(right_rows(predictions)[row]),
+        "predicted": named(predictions.predicted[row], names),
         "top": [(names[i], float(predictions.scores[row, i])) for i in top],
     }

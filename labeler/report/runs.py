@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from labeler.artifacts import BadInputError, Input, UsageError, input_of, read_manifest, sha256_file
+from labeler.artifacts import (
+    MANIFEST,
+    BadInputError,
+    Input,
+    UsageError,
+    input_of,
+    read_manifest,
+    sha256_file,
+    work_folder,
+)
 from labeler.evaluation import HEADLINE, Predictions, read_predictions, without_parents
 from labeler.records import LabelSet
 from labeler.taxonomy import Taxonomy, taxonomy_of
@@ -48,6 +57,7 @@ def read_runs(folders: list[Path], split: str) -> list[Run]:
 
 def _read_run(folder: Path, split: str) -> Run:
     """Return the run in `folder`; raises BadInputError saying what is missing and what to type."""
+    _refuse_unfinished(folder)
     manifest = read_manifest(folder, "train")
     trained_on = manifest["inputs"][0]["path"] if manifest["inputs"] else "STORE"
     command = f"labeler evaluate {folder} --data {trained_on} --split {split}"
@@ -73,6 +83,21 @@ def _read_run(folder: Path, split: str) -> Run:
     inputs = [input_of(folder, manifest), *(Input(str(folder / name), sha256_file(folder / name)) for name in files)]
     curve = _read_json(history, command) if history.is_file() else None
     return Run(folder, manifest, metrics, curve, labels.names, taxonomy_of(labels), store, tuple(inputs))
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Raise BadInputError where `folder` is a run that is not trained to its end, or a folder of runs of several seeds."""
+    if (folder / MANIFEST).is_file():
+        return
+    if work_folder(folder).is_dir():
+        raise BadInputError(
+            f"{folder}: not trained to its end: it is being trained now, or was interrupted and the same `labeler train` with "
+            "--resume goes on; evaluate it then, and report again"
+        )
+    if any(folder.glob(f"seed-*/{MANIFEST}")):
+        raise BadInputError(
+            f"{folder}: a folder of runs of several seeds; type `labeler report {folder}/seed-*`, each evaluated"
+        )
 
 
 def _read_json(path: Path, command: str) -> Any:

@@ -1,0 +1,80 @@
+"""How the runs came to be: the commands that make them again, versions, hashes, seeds and settings."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from typing import Any
+
+from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.report.comparison import Model
+from labeler.report.runs import Run
+from labeler.training_options import TrainOptions, options_for
+
+
+def how(model: Model) -> dict[str, Any]:
+    """Return how a model came to be: {name, baseline, values: [(what, value)]}."""
+    values: dict[str, Any] = {"run": str(model.run.folder), "preset": model.run.metrics.get("preset")}
+    said: dict[str, Any] = {}
+    if not model.baseline:
+        manifest, said = model.run.manifest, model.run.manifest["arguments"]
+        paths = [item["path"] for item in manifest["inputs"]]  # the store, then the teachers
+        values |= {"seed": model.metrics["seed"], "trained on": paths[:1]} | (
+            {"teachers": paths[1:]} if paths[1:] else {}
+        )
+        values |= {"artifact sha256": manifest["content_sha256"], "versions": manifest["versions"]}
+        values |= {f"argument {key}": value for key, value in said.items()}
+    values |= {key: value for key, value in model.metrics["settings"].items() if said.get(key) != value}
+    return {"name": model.name, "baseline": model.baseline, "values": [(key, plain(v)) for key, v in values.items()]}
+
+
+def commands(runs: list[Run], split: str, explain: int) -> list[str]:
+    """Return what to type to make store, runs and report again, from the records on."""
+    folders = [str(run.folder) for run in runs]
+    lines = [
+        *dict.fromkeys(line for run in runs for line in preprocess_command(run)),
+        *(train_command(run) for run in runs),
+        *(["labeler", "evaluate", str(run.folder), "--data", str(run.store), "--split", split] for run in runs),
+        ("labeler", "report", *folders, "--split", split, "--explain", str(explain)),
+    ]
+    return [shlex.join(words) for words in lines]
+
+
+def preprocess_command(run: Run) -> list[tuple[str, ...]]:
+    """Return the words of the command that makes the store that `run` was measured on, none where it is gone."""
+    try:
+        manifest = read_manifest(run.store, "preprocess")
+    except BadInputError:
+        return []
+    towers = {
+        f"--{name.replace('_', '-')}": manifest["arguments"].get(name) for name in ("text_encoder", "image_encoder")
+    }
+    chosen = [word for name, tower in towers.items() if tower not in (None, "embedded") for word in (name, tower)]
+    return [("labeler", "preprocess", manifest["inputs"][0]["path"], "--out", str(run.store), *chosen)]
+
+
+def train_command(run: Run) -> list[str]:
+    """Return the words of the command that trains `run`: those options that are not the model's own."""
+    given, model = run.manifest["arguments"], run.manifest["arguments"]["model"]
+    try:
+        usual = asdict(options_for(model))
+    except UsageError:  # a model that this labeler does not have
+        usual = asdict(TrainOptions())
+    store, *teachers = [item["path"] for item in run.manifest["inputs"]] or ["STORE"]
+    words = ["labeler", "train", model, store, "--out", str(run.folder), "--seed", str(run.manifest["seed"])]
+    for teacher in teachers:
+        words += ["--teacher", teacher]
+    for key, value in given.items():
+        if key in usual and value != usual[key]:
+            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return words
+
+
+def plain(value: Any) -> str:
+    """Return a value as one reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items()) or "–"
+    if isinstance(value, list):
+        return ", ".join(map(plain, value)) or "–"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,127 @@
+"""Training on several workers: the loss curve of one, and a worker that dies costs what was trained since the last checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from labeler import workers
+from labeler.artifacts import LabelerError, UsageError, read_manifest, verify, work_folder
+from labeler.cli import cli
+from labeler.runs import load_run
+from labeler.training import train
+from labeler.workers import OwnPart, own_part
+
+
+@pytest.mark.parametrize(
+    "special", [{}, {"class_weights": "balanced", "pretrain": 1, "modality_dropout": 0.3, "ema": 0.8}]
+)
+def test_two_workers_have_the_loss_curve_of_one(store, tmp_path, special):
+    """Of 25 pairs in batches of 8: the last has a single pair, and the second worker none of it."""
+    options = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"} | special
+    script = Path(__file__).with_name("together.py")
+    command = [sys.executable, str(script), str(store), str(tmp_path), "visualbert", json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "history.json").read_text(encoding="utf-8")) for name in "12")
+    assert (one["workers"], two["workers"]) == (1, 2)
+    assert len(one["epochs"]) == len(two["epochs"]) == 3
+    if not special.get("pretrain"):  # which draws words to hide, each worker its own
+        for ours, theirs in zip(one["epochs"] + one["steps"], two["epochs"] + two["steps"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-3)
+        weights = [load_file(tmp_path / name / "model.safetensors") for name in "12"]
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(weight, weights[1][name], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 8, 25])
+def test_every_pair_is_one_workers(monkeypatch, pairs):
+    monkeypatch.setattr(workers, "count", lambda: 3)
+    dealt = []
+    for number in range(3):
+        monkeypatch.setattr(workers, "number", lambda number=number: number)
+        part = OwnPart(range(pairs), 8)
+        assert len(part) == len(list(part)) == -(-pairs // 8)
+        assert all(list(part)), "a worker without a pair would not take the step"
+        dealt += [index for batch in part.batches() for index in own_part(batch)]
+    assert sorted(dealt) == list(range(pairs))
+
+
+def train_workers() -> list[psutil.Process]:
+    """Return the processes of Ray's workers that this one has started."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] * ("RayTrainWorker" in "".join(child.cmdline()[:1]))
+    return found
+
+
+def kill_one(trainer: Path, killed: list[int]) -> None:
+    """Kill the second worker as soon as there is a checkpoint."""
+    while not killed:
+        time.sleep(0.05)
+        found = train_workers()
+        if len(found) == 2 and list(trainer.glob("checkpoint-*/manifest.json")):
+            killed.append(found[1].pid)
+            os.kill(found[1].pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_worker_is_started_again_and_training_goes_on_from_the_last_checkpoint(
+    store, options, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "labeler")
+    out, killed = tmp_path / "run", []
+    threading.Thread(target=kill_one, args=(work_folder(out) / "trainer", killed), daemon=True).start()
+    before = set(Path("/tmp").glob("*ray*"))
+    train("resnet-gru", store, out, options, device="cpu", workers=2, save_minutes=0)
+    assert killed
+    assert "going on from checkpoint-" in caplog.text
+    verify(out, "train")
+    run = load_run(out)
+    assert [epoch["epoch"] for epoch in run.history["epochs"]] == [1, 2]
+    assert run.history["workers"] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert "workers" not in read_manifest(out)["arguments"]
+    assert train("resnet-gru", store, out, options, device="cpu").already, (
+        "how many workers there were changes no recipe"
+    )
+    assert set(Path("/tmp").glob("*ray*")) == before
+    assert train_workers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_a_worker_cannot_do_is_said_as_by_one(store, options, tmp_path):
+    with pytest.raises(LabelerError, match="resnet-gru has no fused streams to pretrain") as caught:
+        train("resnet-gru", store, tmp_path / "run", replace(options, pretrain=1), device="cpu", workers=2)
+    assert caught.value.exit_code == UsageError.exit_code
+
+
+def test_without_ray_the_command_says_how_to_install_it(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"need Ray; install it: pip install 'labeler\[ray\]'"):
+        cli.main(
+            ["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--workers", "2"], standalone_mode=False
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_at_which_no_cluster_answers(store, options, tmp_path):
+    with pytest.raises(LabelerError, match=r"--ray-address 127.0.0.1:1: no Ray cluster answers there"):
+        train("resnet-gru", store, tmp_path / "run", options, device="cpu", ray_address="127.0.0.1:1")
