@@ -115,6 +115,7 @@ def test_what_changes_a_row_s_key(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fault_18_killed_at_20_moments_the_output_is_that_of_an_uninterrupted_run(folder, run, tmp_path):
     script = Path(__file__).with_name("killing_labelling.py")
     done = subprocess.run([sys.executable, script, folder, run, tmp_path / "out.jsonl", "20"], env=ENVIRONMENT,
