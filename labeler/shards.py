@@ -7,7 +7,6 @@ too: its description, `.NAME.state`, lets a later run keep the lines of what has
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from labeler.artifacts import BadInputError, locked, make_parent, sha256_file, work_folder
+from labeler.artifacts import locked, make_parent, sha256_file, work_folder
 
 SUFFIX = ".lines"
 JOINED = "joined"
@@ -70,19 +69,14 @@ def sharded(out: Path, recipe: dict[str, Any], header: str, force: bool = False)
     """
     make_parent(out)
     work = work_folder(out)
-    try:
-        with locked(out):
-            publish_joined(work, out)
-            work.mkdir(exist_ok=True)
-            try:
-                yield Shards(out, recipe, header, force)
-            finally:
-                with suppress(OSError):  # shards are in it
-                    work.rmdir()
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise BadInputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-        raise
+    with locked(out):
+        publish_joined(work, out)
+        work.mkdir(exist_ok=True)
+        try:
+            yield Shards(out, recipe, header, force)
+        finally:
+            with suppress(OSError):  # shards are in it
+                work.rmdir()
 
 
 class Shards:

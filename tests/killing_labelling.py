@@ -1,8 +1,9 @@
-"""Labels a folder in processes that are killed at random moments, until one comes to its end.
+"""Labels rows in processes that are killed at random moments, until one comes to its end.
 
-    python killing_labelling.py FOLDER RUN OUT KILLS
+    python killing_labelling.py ROWS OUT KILLS
 
-The libraries are loaded once, and a process is forked for every attempt: nothing but what they load is older than it.
+The engine is a stand-in, so that no process loads a model; all else is what `labeler predict` does. Its scores hang on what other
+items are in a window, so that one which is cut otherwise than in an uninterrupted run is seen.
 """
 
 from __future__ import annotations
@@ -13,43 +14,63 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
-import torch  # noqa: F401
+import numpy as np
 
-import labeler.engines.native
-import labeler.labelling
+from labeler import labeller, labelling
+from labeler.decisions import Rule
+from labeler.records import Label, LabelSet
 
-labeler.labelling.WINDOW = 4  # nine shards
+labelling.WINDOW = 4
+RULE = Rule(Path("m"), LabelSet(task="single", labels=tuple(Label(name=name, count=1) for name in "abc")), None, 3.0)
 
 
-def attempt(folder: Path, run: Path, out: Path, limit: float | None) -> float | None:
-    """Label in a process of its own, and kill it after `limit` seconds; return how long it took, None where it was killed."""
+class Sociable:
+    """An engine of three labels that reads texts' lengths, the first and the number of those beside them."""
+
+    size = 32
+
+    def logits(self, items, batch_size):
+        """Return logits [N, 3]."""
+        time.sleep(0.002)
+        lengths = [len(item.record.text) for item in items]
+        return np.array([[length, lengths[0], len(items)] for length in lengths], np.float32)
+
+
+def attempt(rows: Path, out: Path, limit: float | None) -> float:
+    """Label in a process of its own, which is killed after `limit` seconds; return how long it took."""
     started = time.monotonic()
     child = os.fork()
     if not child:
         code = 1
         try:
-            labeler.labelling.predict([folder], run, out, device="cpu")
-            code = 0
+            with (
+                mock.patch.object(labeller, "open_engine", return_value=Sociable()),
+                mock.patch.object(labelling, "read_rule", return_value=RULE),
+                mock.patch.object(labelling, "read_manifest", return_value={"content_sha256": "m"}),
+            ):
+                labelling.predict([rows], Path("m"), out)
+                code = 0
         finally:
             os._exit(code)
     if limit is not None:
         time.sleep(limit)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        sys.exit("an attempt failed")
-    return time.monotonic() - started if os.WIFEXITED(status) else None
+    assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status)), "an attempt failed"
+    return time.monotonic() - started
 
 
 if __name__ == "__main__":
-    folder, run, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-    whole = attempt(folder, run, out.with_name("whole.jsonl"), None)
+    rows, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    whole = out.with_name("whole.jsonl")
+    seconds = attempt(rows, whole, None)
     draw = random.Random(0)
     for _ in range(kills):
-        attempt(folder, run, out, draw.uniform(0, whole))
-        shards = sorted(path.name for path in out.parent.glob(".out.jsonl.making/*.lines"))
-        print(len(shards), out.exists())
-        if out.exists():  # from here on there is nothing to do: begin again
+        attempt(rows, out, draw.uniform(0, seconds / 3))
+        print(len(list(out.parent.glob(f".{out.name}.making/*.lines"))))
+        if out.exists():  # nothing is left to do: begin again
+            assert out.read_bytes() == whole.read_bytes()
             out.unlink()
-    attempt(folder, run, out, None)
+    attempt(rows, out, None)

@@ -114,15 +114,16 @@ def test_what_changes_a_row_s_key(tmp_path):
     assert len({first, *others, *rejects}) == 1 + len(others) + 2
 
 
-@pytest.mark.slow
-def test_fault_18_killed_at_20_moments_the_output_is_that_of_an_uninterrupted_run(folder, run, tmp_path):
+def test_fault_18_killed_at_20_moments_the_output_is_that_of_an_uninterrupted_run(tmp_path):
+    rows = [{"id": number, "text": "x" * (number % 13 + 1)} for number in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     script = Path(__file__).with_name("killing_labelling.py")
-    done = subprocess.run([sys.executable, script, folder, run, tmp_path / "out.jsonl", "20"], env=ENVIRONMENT,
+    done = subprocess.run([sys.executable, script, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "20"], env=ENVIRONMENT,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(lines_of(tmp_path / "out.jsonl")) == 38
+    assert len(lines_of(tmp_path / "out.jsonl")) == 200
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert len({line.split()[0] for line in done.stdout.splitlines()}) > 2, "kills came at different moments"
+    assert len(set(done.stdout.split())) > 2, "kills came at different moments"
 
 
 def test_fault_19_on_a_full_disk_nothing_is_lost(folder, run, tmp_path, small_windows):
@@ -172,16 +173,18 @@ def test_fault_25_ctrl_c_keeps_the_shards_and_the_next_run_goes_on(run, tmp_path
     out = tmp_path / "out.jsonl"
     process = subprocess.Popen(command(tmp_path / "rows.jsonl", "--model", run, "--out", out, "--batch-size", 1),
                                env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    while not list(work_folder(out).glob("*.json")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(number)
-    said = process.communicate(timeout=30)[1]
+    try:
+        while not list(work_folder(out).glob("*.json")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert said.splitlines()[-1] == f"error: {out}: interrupted; the same command goes on from there"
     assert not out.exists()
-    kept = len(list(work_folder(out).glob("*.json")))
-    assert kept
+    assert list(work_folder(out).glob("*.json"))
 
 
 def test_fault_25_in_python_too(folder, run, tmp_path, monkeypatch, small_windows):

@@ -188,7 +188,7 @@ def test_fault_20_an_output_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInputError, match=r"file: cannot be made a folder \(.*\); choose another --out"):
         label(tmp_path / "file" / "labels.jsonl", [1])
-    with pytest.raises(BadInputError, match=r"labels.jsonl: cannot be written \(.*\); choose another --out"):
+    with pytest.raises(BadInputError, match=r"labels.jsonl: cannot be made there \(.*\); choose another --out"):
         label(Path("/sys/kernel/labels.jsonl"), [1])
 
 
