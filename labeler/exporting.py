@@ -278,7 +278,7 @@ def choose_engine(
 
     Raises BadInputError when `model` is neither; UsageError for a runtime or precision that it cannot be run in.
     """
-    if read_manifest(model)["stage"] == "export":
+    if (model / CHECK).is_file():
         if runtime == "native":
             raise UsageError(f"--runtime native: {model} is an export; name the run itself")
         return choose_way(model, runtime, precision)
