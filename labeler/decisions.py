@@ -17,7 +17,8 @@ from labeler.evaluation import (
     settle,
     without_parents,
 )
-from labeler.records import LabelSet
+from labeler.records import LabelSet, read_label_set
+from labeler.runs import read_fitted
 from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ Decided = TypeVar("Decided", "Run", Rule)
 def rule_of(run: Run) -> Rule:
     """Return the rule by which the run labels."""
     return Rule(run.folder, run.label_set, run.thresholds, run.temperature)
+
+
+def read_rule(folder: Path) -> Rule:
+    """Return the rule by which the run or exported model in `folder` labels."""
+    return Rule(folder, read_label_set(folder), *read_fitted(folder))
 
 
 def validation_predictions(run: Run | Rule) -> Predictions:

@@ -44,7 +44,9 @@ def examine_images(paths: Iterable[Path | None]) -> Generator[Examined | ImageEr
 
 
 def prepare_images(
-    pictures: Iterable[tuple[Path, str | None] | tuple[Path, str | None, bytes | None] | None], side: int
+    pictures: Iterable[tuple[Path, str | None] | tuple[Path, str | None, bytes | None] | None],
+    side: int,
+    ahead: int = AHEAD,
 ) -> Generator[Prepared | ImageError | None, None, None]:
     """Yield what the towers and the store take of each picture, or why it cannot be used; None for None.
 
@@ -56,7 +58,7 @@ def prepare_images(
         return picture._replace(pixels=stretch(picture.pixels, side))
 
     items = (None if item is None else (item[0], side, *item[1:]) for item in pictures)
-    return in_workers(prepare_image, items, then=stretched)
+    return in_workers(prepare_image, items, ahead=ahead, then=stretched)
 
 
 def in_workers(

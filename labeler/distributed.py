@@ -39,10 +39,10 @@ HISTORY = "history.json"
 log = logging.getLogger("labeler")
 
 
-def check_ray() -> None:
-    """Raise UsageError where Ray is not installed."""
+def check_ray(asked: str = "--workers and --ray-address need") -> None:
+    """Raise UsageError where Ray is not installed; `asked` says what needs it."""
     if importlib.util.find_spec("ray") is None:
-        raise UsageError("--workers and --ray-address need Ray; install it: pip install 'labeler[ray]'")
+        raise UsageError(f"{asked} Ray; install it: pip install 'labeler[ray]'")
 
 
 @contextlib.contextmanager

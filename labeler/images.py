@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 import re
 import stat
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from labeler.artifacts import sha256_bytes
+from labeler.resizing import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens over forty by default
 # What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
@@ -29,6 +32,7 @@ MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
 THUMBNAIL_SIDE = 320
 STRETCHED_BY = "torch bicubic"  # a store records it: its tokens are those of these pixels
+STRETCHED, FEW = itertools.count(), 256  # pictures of this process; so many take as long as importing PyTorch
 MAX_SENT = 4_000_000  # pixels of a picture that is stretched in another process than it is decoded in
 HASH_SIDE = 16
 NOISE = 2
@@ -278,17 +282,23 @@ def load_image(path: Path) -> Image.Image:
 def stretch(pixels: np.ndarray, side: int) -> np.ndarray:
     """Return [side, side, 3] uint8: the picture [H, W, 3] uint8 stretched to a square so that no edge is lost, antialiased.
 
-    PyTorch takes an eighth of the time of Pillow's bicubic; a value may differ from Pillow's by 2.
+    PyTorch takes an eighth of the time of Pillow's bicubic; a value may differ from Pillow's by 2. The first FEW pictures of a
+    process without PyTorch get the same pixels without it.
     """
+    height, width = pixels.shape[:2]
+    # upright ones first in height, as by Pillow: it shows where the first pass is cut off at 0 and 255
+    upright = height > max(side, 2 * width - side)
+    if "torch" not in sys.modules and next(STRETCHED) < FEW:
+        for axis in (0, 1) if upright else (1, 0):
+            pixels = resize(pixels, axis, side)
+        return pixels
     import torch
 
     def resized(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return torch.nn.functional.interpolate(picture, (height, width), mode="bicubic", antialias=True)
 
-    height, width = pixels.shape[:2]
     picture = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # stored by pixel, which is the fast way
-    # upright ones first in height, as by Pillow: it shows where the first pass is cut off at 0 and 255
-    if height > max(side, 2 * width - side):
+    if upright:
         picture = resized(picture, side, width)
     return resized(picture, side, side)[0].permute(1, 2, 0).contiguous().numpy()
 

@@ -4,42 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, UsageError
-from labeler.decisions import Rule, aimed, promised
-from labeler.engines import Engine, open_engine
-from labeler.evaluation import NEVER, Aim, scores_of, settle
-from labeler.items import Item, read_items
-from labeler.output import LineWriter, writing
+from labeler.artifacts import BadInputError, InterruptedRun, UsageError, read_manifest
+from labeler.decisions import Rule, aimed, read_rule, rule_of
+from labeler.decoding import AHEAD
+from labeler.engines import Choice, Precision
+from labeler.evaluation import Aim
+from labeler.exporting import MANY, choose_engine
+from labeler.items import key_of, read_items
+from labeler.labeller import WINDOW, Labeller, Settings, least_score
+from labeler.output import LineFormat, Stream, writing
+from labeler.ray_labelling import label_on_ray
 from labeler.records import Reject, Row
+from labeler.shards import ERROR, Counts, Line, Shards
 from labeler.sources import Reading, brings_pictures, read_source
 from labeler.taxonomy import taxonomy_of
-from labeler.zero_shot import Prompts
+from labeler.zero_shot import Prompts, label_set_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from labeler.runs import Run
 
 log = logging.getLogger("labeler")
 
-ITEMS_AT_A_TIME = 128
 FORMATS = ("jsonl", "csv")
-
-
-class Predicted(NamedTuple):
-    """What `predict` did: how many items it wrote, how many of them with an error, and for review."""
-
-    items: int
-    errors: int
-    review: int = 0
 
 
 def predict(
@@ -50,22 +46,38 @@ def predict(
     format: str | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    runtime: str = "auto",
+    precision: Precision = "auto",
     mapping: dict[str, str] | None = None,
     allow_outside: bool = False,
     aim: Aim | None = None,
     min_precision: float | None = None,
     prompts: Prompts | None = None,
-) -> Predicted:
-    """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
+    force: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
+) -> Counts:
+    """Label every item of `inputs` (folders, pictures, jsonl, csv) with `model`, a run or an export; write one line an item.
 
-    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where labels
-    have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an error and
-    no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given only where
-    validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has `review`,
-    true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs. `out` None
-    is standard output; a file appears whole or not at all. `format` is jsonl or csv, by default what `out` ends in.
+    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
+    labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
+    error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
+    only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
+    `review`, true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs.
+    `out` None is standard output. `format` is jsonl or csv, by default what `out` ends in.
 
-    Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format.
+    A file appears whole or not at all. What an interrupted run has labelled, and what stands in `out` from a run of the same
+    model and options, is kept where neither the row nor its picture's file has changed, unless `force`; items that had an
+    error are tried again.
+
+    `runtime` and `precision` say what computes (see `labeler.exporting.choose_engine`).
+
+    With the engine `ray`, `workers` processes label, on the cluster at `ray_address` or on this machine (see
+    `labeler.ray_labelling`); the lines are the same.
+
+    Raises BadInputError when an input is missing or `model` is neither; UsageError for an unknown format; LockedError
+    when another process writes to `out`; InterruptedRun after Ctrl-C.
     """
     form = format or ("csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl")
     if form not in FORMATS:
@@ -74,32 +86,92 @@ def predict(
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
     if out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
-    sources = [read_source(path, Reading(mapping=mapping or {})) for path in inputs]  # before any model is loaded
     if prompts and (aim or min_precision is not None):
         raise UsageError("--aim and --min-precision read validation rows with labels, and zero-shot labels have none")
-    engine = open_engine(model, device, prompts)
-    rule = aimed(engine.rule, aim)
+    if prompts and (runtime not in ("auto", "native") or precision == "bf16"):
+        raise UsageError("zero-shot labels are computed by PyTorch in float32: leave out --runtime and --precision")
+    if engine != "ray" and (workers or ray_address):
+        raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
+    rows = read_inputs(inputs, mapping or {})  # before any model is loaded
+    streams = any(map(brings_pictures, inputs))
+    many = streams or sum(1 for _ in islice(read_inputs(inputs, mapping or {}), MANY)) == MANY
+    if prompts:
+        choice = Choice(model, prompts=prompts)
+    else:
+        choice = choose_engine(model, device, runtime, precision, many=many)
+    recipe = {"model": str(model), "sha256": read_manifest(model)["content_sha256"], "way": str(choice.way), "format": form,
+              "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside,
+              "prompts": prompts and prompts.arguments()}  # fmt: skip
+    rule = Rule(model, label_set_of(prompts), None, 1.0) if prompts else aimed(read_rule(choice.folder), aim)
     least = None if min_precision is None else least_score(rule, min_precision)
-    rows: Iterable[Row | Reject] = chain.from_iterable(sources)
-    if not any(brings_pictures(path) for path in inputs):  # those would fill the memory
-        rows = list(rows)
-    total = len(rows) if isinstance(rows, list) else None
-    count = errors = review = 0
-    with (
-        writing(out) as file,
-        closing(read_items(rows, mapping or {}, allow_outside, engine.size)) as items,
-        tqdm(total=total, desc="labelling", unit="item", disable=None) as bar,
-    ):
-        write = LineWriter(file, form, taxonomy_of(rule.label_set).names, review=least is not None)
-        while chunk := list(islice(items, ITEMS_AT_A_TIME)):
-            for line in label_items(chunk, engine, rule, batch_size, str(model), least):
-                write(line)
-                count += 1
-                review += line.get("review", False)
-                errors += line["error"] is not None
-                bar.update()
+    ahead = AHEAD if streams else WINDOW  # whole files are larger than what is decoded of them
+    settings = Settings(model, rule, mapping or {}, device, batch_size, least, allow_outside, ahead, choice)
+    written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None)
+    label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
+    if engine == "ray":
+        label_windows = partial(label_on_ray, workers=workers, address=ray_address)
+    with writing(out, recipe, written.header, force) as output, tqdm(
+        total=count(inputs, mapping or {}), desc="labelling", unit="item", disable=None
+    ) as bar:  # fmt: skip
+        try:
+            label_rows(label_windows, rows, settings, written, output, bar)
+            return output.join()
+        except KeyboardInterrupt:
+            if isinstance(output, Stream):
+                raise
+            raise InterruptedRun(f"{out}: interrupted; the same command goes on from there") from None
+
+
+def label_rows(
+    label_windows: Callable[..., Generator[list[Line], None, None]], rows: Iterable[Row | Reject], settings: Settings,
+    written: LineFormat, output: Shards | Stream, bar: tqdm[Any],
+) -> None:  # fmt: skip
+    """Label the rows that the output does not know yet by `label_windows`, which is called as `label_here` is."""
+    errors = 0
+    unknown = unknown_rows(rows, settings.mapping, output, bar)
+    first = list(islice(unknown, 1))
+    if not first:
+        return  # and the model is not even loaded
+    with closing(label_windows(chain(first, unknown), settings, written, WINDOW)) as windows:
+        for lines in windows:
+            output.publish(lines)
+            errors += sum(line.mark == ERROR for line in lines)
             bar.set_postfix(errors=errors, refresh=False)
-    return Predicted(count, errors, review)
+            bar.update(len(lines))
+
+
+def unknown_rows(
+    rows: Iterable[Row | Reject], mapping: dict[str, str], output: Shards | Stream, bar: tqdm[Any]
+) -> Iterator[Row | Reject]:
+    """Yield the rows that the output does not know, in order; the bar counts no others."""
+    for row in rows:
+        if not output.known(key_of(row, mapping)):
+            yield row
+        elif bar.total:
+            bar.total -= 1
+
+
+def label_here(
+    rows: Iterable[Row | Reject], settings: Settings, written: LineFormat, size: int
+) -> Generator[list[Line], None, None]:
+    """Yield the lines of rows, in order, a window of `size` rows at a time; the next one's pictures are decoded meanwhile."""
+    labeller = Labeller(settings)
+    side = labeller.engine.size
+    with closing(read_items(rows, settings.mapping, settings.allow_outside, side, settings.ahead)) as items:
+        while window := list(islice(items, size)):
+            yield [written(line) for line in labeller(window)]
+
+
+def read_inputs(inputs: Sequence[Path], mapping: dict[str, str]) -> Iterator[Row | Reject]:
+    """Return the rows of all inputs; raises BadInputError when one is missing."""
+    return chain.from_iterable([read_source(path, Reading(mapping=mapping)) for path in inputs])
+
+
+def count(inputs: Sequence[Path], mapping: dict[str, str]) -> int | None:
+    """Return how many rows there are; None where nobody sees a bar, or counting would read all pictures."""
+    if not sys.stderr.isatty() or any(map(brings_pictures, inputs)):
+        return None
+    return sum(1 for _ in read_inputs(inputs, mapping))
 
 
 def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:
@@ -117,51 +189,6 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
                         picture=image if held else None))  # fmt: skip
     from labeler.engines.native import Native
 
-    engine = Native(run)
-    with closing(read_items(rows, {}, True, engine.size)) as items:
-        return list(label_items(list(items), engine, engine.rule, batch_size, str(run.folder)))
-
-
-def least_score(rule: Rule, precision: float) -> float:
-    """Return what a label must score to be given with the precision; above every score where nothing can be promised."""
-    given = promised(rule, precision)
-    if given.threshold is None:
-        log.warning("none of %d labels on the validation split are sure enough to promise a precision of %g: everything is left "
-                    "for review", given.total, precision)  # fmt: skip
-        return NEVER
-    log.info("precision %g: %d of %d labels on the validation split score %.3f or more, and %d of them are right",
-             precision, given.n, given.total, given.threshold, given.right)  # fmt: skip
-    return given.threshold
-
-
-def label_items(
-    items: Sequence[Item], engine: Engine, rule: Rule, batch_size: int, model: str, least: float | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield the output line of every item, in order; labels that score less than `least` are withheld."""
-    usable = [item for item in items if item.error is None]
-    taxonomy = taxonomy_of(rule.label_set)
-    scores: Iterator[list[float]] = iter(())
-    decided: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]] = iter(())
-    apart = taxonomy.task == "single" and bool(taxonomy.pairs)
-    if usable:
-        values = engine.logits(usable, batch_size)
-        settled, chosen = settle(taxonomy, scores_of(taxonomy.task, values, rule.temperature), rule.thresholds)
-        given = chosen if least is None else chosen & (settled >= least)
-        withheld = (chosen & ~given).any(axis=1)
-        scores, decided = (
-            iter(taxonomy.scores(settled).tolist()),
-            zip(given, taxonomy.flags(given), withheld, strict=True),
-        )
-    for item in items:
-        record = item.record
-        line: dict[str, Any] = {"id": record.id, "image": record.image, "text": record.text, "labels": [], "scores": {}}
-        line |= {"model": model, "error": item.error} | ({"label": None} if apart else {})
-        line |= {} if least is None else {"review": False}
-        if item.error is None:
-            line["scores"] = dict(zip(taxonomy.names, next(scores), strict=True))
-            own, held, unsure = next(decided)
-            line["labels"] = [name for name, one in zip(taxonomy.names, held, strict=True) if one]
-            if apart and own.any():
-                line["label"] = rule.label_set.names[own.argmax()]
-            line |= {} if least is None else {"review": bool(unsure)}
-        yield line
+    labeller = Labeller(Settings(run.folder, rule_of(run), {}, batch_size=batch_size), Native(run))
+    with closing(read_items(rows, {}, True, labeller.engine.size)) as items:
+        return list(labeller(list(items)))

@@ -108,7 +108,7 @@ class FusedEncoder(nn.Module):
         mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
         # The picture's tokens weigh as much as one word together: 49 of them, untrained, would drown a title.
         tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
-        visual_bias = -tokens.log().expand_as(visual_mask)  # [B, V]
+        visual_bias = -tokens.float().log().expand_as(visual_mask)  # [B, V]
         bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
         return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
 
@@ -168,7 +168,9 @@ class ProbeHead(nn.Module):
     def filled(self, features: Tensor) -> Tensor:
         """Return features [B, D] with what is learned in the place of missing parts."""
         parts = zip(features.split(self.widths, dim=1), self.absence.split(self.widths), strict=True)
-        return torch.cat([torch.where(part.any(dim=1, keepdim=True), part, absent) for part, absent in parts], dim=1)
+        return torch.cat(
+            [torch.where((part != 0).any(dim=1, keepdim=True), part, absent) for part, absent in parts], dim=1
+        )
 
     def standardised(self, features: Tensor) -> Tensor:
         """Return features [B, D] filled and in the probe's units."""

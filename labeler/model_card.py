@@ -28,12 +28,13 @@ print(label(run, [{{"image": "photo.jpg", "text": "its caption"}}]))"""
 
 
 def model_card(
-    folder: Path, trained: dict[str, Any], metrics: dict[str, Any] | None = None, place: Path | None = None
-) -> str:
-    """Return the card of the run in `folder`, which will be found at `place` (there, by default).
+    folder: Path, trained: dict[str, Any], metrics: dict[str, Any] | None = None, place: Path | None = None,
+    exported: dict[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """Return the card of the run in `folder`, or of its export, which will be found at `place` (in `folder`, by default).
 
     `trained` has the manifest's `arguments`, `inputs` and `seed`; `metrics` is what `labeler evaluate` measured, None before
-    it did.
+    it did. `exported` is what the check of the export gave.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -47,7 +48,8 @@ def model_card(
     parts = [
         f"# {name}",
         purpose(labels, trained),
-        usage(place or folder),
+        usage(place or folder, exported is None),
+        checks(exported) if exported else "",
         figures(labels, metrics),
         sureness(metrics),
         label_table(folder, labels, metrics),
@@ -79,10 +81,39 @@ def purpose(labels: LabelSet, trained: dict[str, Any]) -> str:
     )
 
 
-def usage(place: Path) -> str:
-    """Return how to label with it, from the command line and from Python."""
+def usage(place: Path, is_run: bool) -> str:
+    """Return how to label with it, from the command line and, where it is a run, from Python."""
     command = shlex.join(["labeler", "predict", "FOLDER", "--model", str(place), "--out", "labels.jsonl"])
+    if not is_run:
+        return f"## Use\n\n    {command}"
     return f"## Use\n\n    {command}\n\n```python\n{USE.format(folder=str(place))}\n```"
+
+
+def checks(exported: dict[str, Any]) -> str:
+    """Return how each way to run an export compares with the run in PyTorch."""
+    tokens = exported["visual_tokens"]
+    fewer = f", {tokens} visual tokens a picture in place of the tower's" if tokens else ""
+    pairs = "validation pairs, and parts of them," if exported["validation"] else "made pairs"
+    lines = [
+        "## Export",
+        "",
+        f"ONNX{', the image tower in int8' if exported['int8'] else ''}{fewer}. Compared with the run in PyTorch (float32) on "
+        f"{exported['pairs']} {pairs} when it was made; pairs a second are those of that machine and moment. The figures further "
+        "down are the run's.",
+        "",
+        "| | pairs/s | largest difference of a score | same labels | validation |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in {"PyTorch": exported["native"], **exported["ways"]}.items():
+        metric = next((key for key in HEADLINE.values() if key in found), None)
+        cells = [
+            f"{found['pairs_per_second']:.1f}",
+            f"{found['largest_difference']:.1e}" if "same_labels" in found else "",
+            f"{found['same_labels']:.1%}" if "same_labels" in found else "",
+            f"{WORDS.get(metric, metric)} {figure(found, metric)}" if metric else "",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def figures(labels: LabelSet, metrics: dict[str, Any] | None) -> str:
@@ -129,7 +160,7 @@ def sureness(metrics: dict[str, Any] | None) -> str:
         f"Calibrated by a temperature of {found['temperature']:.3f}, fitted on the validation split; expected calibration error "
         f"{found['before']['ece']:.3f} before, {found['after']['ece']:.3f} after.",
     ]
-    promises = [one for one in metrics["abstention"]["promises"] if one["threshold"] is not None]
+    promises = [one for one in metrics.get("abstention", {"promises": []})["promises"] if one["threshold"] is not None]
     if promises:
         lines += [
             "",

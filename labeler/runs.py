@@ -51,20 +51,20 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
     name = manifest["arguments"]["model"]
     model: Any = load_model(model_module(name).Model, folder, name, "train")
     preprocessor = read_json(folder / "preprocessor.json")
-    thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
     if preprocessor["image"].get("fine_tuned"):
         from labeler.encoders.image import load_image_encoder
         from labeler.end_to_end import TOWER, EndToEnd
 
         model = EndToEnd(model, load_image_encoder(str(folder / TOWER)))
+    thresholds, temperature = read_fitted(folder)
     return Run(
         folder=folder,
         name=name,
         model=model.to(device).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
         label_set=read_label_set(folder),
-        thresholds=read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
-        temperature=read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
+        thresholds=thresholds,
+        temperature=temperature,
         preprocessor=preprocessor,
         manifest=manifest,
         history=read_json(folder / "history.json"),
@@ -76,6 +76,15 @@ def refuse_pickles(folder: Path) -> None:
     pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
     if pickled:
         raise BadInputError(f"{pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it")
+
+
+def read_fitted(folder: Path) -> tuple[list[float] | None, float]:
+    """Return the thresholds (None: one label a row) and the temperature that were fitted on validation rows."""
+    thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
+    return (
+        read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
+        read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
+    )
 
 
 def read_json(path: Path) -> Any:

@@ -104,6 +104,11 @@ def spoken(name: str) -> str:
     return name.replace("_", " ").strip()
 
 
+def label_set_of(prompts: Prompts) -> LabelSet:
+    """Return the prompts' labels, of which a pair has one."""
+    return LabelSet(task="single", labels=tuple(Label(name=name, count=0) for name in prompts.phrases))
+
+
 def zero_shot_run(folder: Path, prompts: Prompts, label_set: LabelSet | None = None, device: Any = "cpu") -> Run:
     """Return the run of `labeler pretrain` in `folder` as a model for the prompts' labels, with logits as a trained one has.
 
@@ -113,8 +118,6 @@ def zero_shot_run(folder: Path, prompts: Prompts, label_set: LabelSet | None = N
     from labeler.zero_shot_model import ZeroShot
 
     run = load_towers_run(folder, device)
-    label_set = label_set or LabelSet(
-        task="single", labels=tuple(Label(name=name, count=0) for name in prompts.phrases)
-    )
+    label_set = label_set or label_set_of(prompts)
     model: Any = ZeroShot(run, prompts, label_set.task)
     return run._replace(name=f"{run.name} zero-shot", model=model, label_set=label_set)

@@ -14,7 +14,8 @@ from labeler.artifacts import BadInputError, UsageError
 from labeler.cli import main
 from labeler.decisions import aimed, promised, validation_predictions
 from labeler.evaluation import aim_of, fit_thresholds, read_predictions
-from labeler.labelling import least_score, predict
+from labeler.labeller import least_score
+from labeler.labelling import predict
 from labeler.runs import load_run
 from labeler.scoring import PROMISES, evaluate
 from labeler.training import train

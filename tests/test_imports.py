@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 ORDER = """
 labeler  encoders
 artifacts
-records  encoders.weights
+records  encoders.weights  resizing
 taxonomy
 evaluation
 images  splits  baselines  keys  lines
@@ -37,13 +37,15 @@ prediction  runs  training_options  attribution
 embedding
 zero_shot_model
 zero_shot
-decisions  distillation  model_card
+decisions  distillation  model_card  memory  shards
 items  output
-engines
+engines  graphs  quantizing
+labeller  exporting
 trainer  grad_cache
 pretraining
 fitting
 distributed
+ray_labelling
 training
 contrastive_fitting
 contrastive
@@ -200,10 +202,11 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
-         "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
-         "items", "output", "engines", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
-         "inspection", "models", "explanation", "heat_maps", "distributed",
+LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection",
+         "ingestion", "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
+         "items", "output", "shards", "memory", "labeller", "engines", "engines.exported", "engines.onnx", "engines.openvino",
+         "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
+         "inspection", "models", "explanation", "heat_maps", "distributed", "ray_labelling",
          "encoders.weights"]  # fmt: skip
 
 

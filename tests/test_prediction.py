@@ -17,12 +17,14 @@ from labeler.batches import Pair
 from labeler.engines.native import image_tower
 from labeler.evaluation import read_predictions, scores_of
 from labeler.ingestion import IngestOptions, ingest
-from labeler.labelling import ITEMS_AT_A_TIME, Predicted, predict
+from labeler.labeller import WINDOW
+from labeler.labelling import predict
 from labeler.models import model_names
 from labeler.prediction import PairList, choose_device, logits
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.scoring import evaluate
+from labeler.shards import Counts
 from labeler.training import train
 
 
@@ -122,9 +124,10 @@ def test_text_alone_and_image_alone_are_what_predict_gives_without_the_other(tra
     for modality, missing in (("both", {}), ("text", {"image": None}), ("image", {"text": None})):
         whole = [row | {"image": str(source / row["image"])} | missing for row in rows]
         pairs = write_pairs(tmp_path / "pairs.jsonl", whole)
-        assert predict([pairs], run, tmp_path / "out.jsonl", device="cpu", allow_outside=True) == Predicted(5, 0)
+        assert predict([pairs], run, tmp_path / f"{modality}.jsonl", device="cpu", allow_outside=True) == Counts(5, 0)
         right = [
-            line["labels"] == [row["labels"]] for line, row in zip(lines_of(tmp_path / "out.jsonl"), rows, strict=True)
+            line["labels"] == [row["labels"]]
+            for line, row in zip(lines_of(tmp_path / f"{modality}.jsonl"), rows, strict=True)
         ]
         assert metrics[modality]["accuracy"] == pytest.approx(np.mean(right)), modality
         assert metrics[modality]["n"] == 5
@@ -175,7 +178,7 @@ def test_predict_gives_what_evaluate_measured(trained, store, source, tmp_path, 
     rows = [row | {"image": row["image"] and str(source / row["image"])} for row in rows]
     pairs = write_pairs(tmp_path / "test.jsonl", rows)
     done = predict([pairs], run, tmp_path / "out.jsonl", device="cpu", allow_outside=True)
-    assert done == Predicted(7, 0)
+    assert done == Counts(7, 0)
     measured = {line["id"]: line for line in lines_of(run / "predictions-test.jsonl")}
     labelled = lines_of(tmp_path / "out.jsonl")
     names = json.loads((run / "labels.json").read_text(encoding="utf-8"))["labels"]
@@ -196,7 +199,7 @@ def test_predict_keeps_the_order_and_counts_what_cannot_be_read(run, source, tmp
     (folder / "circle-red-one.txt").write_text("one red circle", encoding="utf-8")
     done = predict([folder], run, tmp_path / "out.jsonl", device="cpu")
     lines = lines_of(tmp_path / "out.jsonl")
-    assert done == Predicted(36, 1)
+    assert done == Counts(36, 1)
     assert [line["id"] for line in lines] == sorted(path.name for path in folder.glob("*.png"))
     for line in lines:
         assert list(line) == ["id", "image", "text", "labels", "scores", "model", "error"]
@@ -212,7 +215,7 @@ def test_bad_rows_get_a_line_each_in_their_place(run, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "a", "text": "red"}\n{"id": "b"\n{"id": "c"}\n{"id": "d", "image": "no.png"}\n'
                     '{"id": "e", "image": "../x.png"}\n{"id": "f", "text": "blue"}\n', encoding="utf-8")  # fmt: skip
-    assert predict([path], run, tmp_path / "out.jsonl", device="cpu") == Predicted(6, 4)
+    assert predict([path], run, tmp_path / "out.jsonl", device="cpu") == Counts(6, 4)
     lines = lines_of(tmp_path / "out.jsonl")
     assert [line["id"] for line in lines] == ["a", "rows.jsonl:2", "c", "d", "e", "f"]
     assert [line["error"] is None for line in lines] == [True, False, False, False, False, True]
@@ -224,12 +227,12 @@ def test_bad_rows_get_a_line_each_in_their_place(run, tmp_path):
 
 def test_batch_size_and_company_change_nothing(run, source, tmp_path):
     rows = lines_of(source / "pairs.jsonl")
-    many = rows * (ITEMS_AT_A_TIME // len(rows) + 1)
+    many = rows * (WINDOW // len(rows) + 1)
     pairs = write_pairs(source / "many.jsonl", [row | {"id": str(number)} for number, row in enumerate(many)])
     try:
         results = []
         for batch_size in (1, 7, 32):
-            predict([pairs], run, tmp_path / "out.jsonl", device="cpu", batch_size=batch_size)
+            predict([pairs], run, tmp_path / "out.jsonl", device="cpu", batch_size=batch_size, force=True)
             results.append(lines_of(tmp_path / "out.jsonl"))
     finally:
         pairs.unlink()
@@ -244,7 +247,7 @@ def test_batch_size_and_company_change_nothing(run, source, tmp_path):
 def test_a_text_alone_and_a_picture_alone(run, source, tmp_path):
     picture = source / "pictures" / "circle-red-one.png"
     pairs = write_pairs(tmp_path / "pairs.jsonl", [{"text": "one red circle"}])
-    assert predict([picture, pairs], run, tmp_path / "out.jsonl", device="cpu") == Predicted(2, 0)
+    assert predict([picture, pairs], run, tmp_path / "out.jsonl", device="cpu") == Counts(2, 0)
     image, text = lines_of(tmp_path / "out.jsonl")
     assert (image["id"], image["image"], image["text"]) == (picture.name, picture.name, None)
     assert (text["id"], text["image"], text["text"]) == ("pairs.jsonl:1", None, "one red circle")
@@ -254,9 +257,9 @@ def test_a_text_alone_and_a_picture_alone(run, source, tmp_path):
 
 def test_an_empty_folder_gives_an_empty_file(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert predict([tmp_path / "empty"], run, tmp_path / "out.jsonl", device="cpu") == Predicted(0, 0)
+    assert predict([tmp_path / "empty"], run, tmp_path / "out.jsonl", device="cpu") == Counts(0, 0)
     assert (tmp_path / "out.jsonl").read_bytes() == b""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.jsonl.state", "empty", "out.jsonl"]
 
 
 def test_csv_holds_the_same_and_no_formula(run, tmp_path):
@@ -300,8 +303,8 @@ def test_what_predict_refuses(run, source, asked, error, match):
 
 def test_a_failure_leaves_the_old_file(run, source, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
-    with pytest.raises(MemoryError, match="full"):
+    monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(ValueError, match="broken"):
         predict([source / "pictures"], run, tmp_path / "out.jsonl", device="cpu")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]
 

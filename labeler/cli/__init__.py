@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "Measure a run, and the baselines, on held-out pairs.",
     "report": "Compare runs: one offline HTML page, JSON and Markdown.",
     "predict": "Label folders, pictures, jsonl or csv files.",
+    "export": "Write a run as ONNX, to label faster and without PyTorch.",
     "index": "Make a store's texts and pictures searchable.",
     "search": "Find pictures or texts by words, or by a picture.",
     "explain": "Show which words and regions drove a label.",

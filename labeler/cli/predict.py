@@ -13,12 +13,8 @@ from labeler.cli import options
 
 @click.command("predict")
 @click.argument("inputs", nargs=-1, required=True, type=options.FOLDER)
-@click.option(
-    "--model",
-    type=options.FOLDER,
-    required=True,
-    help="The run that `labeler train` wrote; with --zero-shot `labeler pretrain`.",
-)
+@click.option("--model", type=options.FOLDER, required=True,
+              help="The run that `labeler train` wrote, or its export; with --zero-shot `labeler pretrain`.")  # fmt: skip
 @click.option("--out", default="-", show_default=True, help="The file to write; - is standard output.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="[default: by the file's name, else jsonl]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -35,12 +31,22 @@ from labeler.cli import options
 )
 @options.mapping
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the input's folder.")
+@click.option("--runtime", type=click.Choice(["auto", "native", "onnx", "openvino"]), default="auto", show_default=True,
+              help="native is PyTorch; auto the fastest with equal labels.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
+              help="fp32: every score within 0.001 of PyTorch's; auto: bf16 where the processor has it.")  # fmt: skip
 @options.device
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="ray: by several processes, on one machine or many, with the same lines.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), help="Ray's processes [default: one a GPU, or one a machine].")
+@click.option("--ray-address", help="The Ray cluster to use [default: one on this machine, started for this].")
+@click.option("--force", is_flag=True, help="Label everything again, what has not changed since the last time too.")
 @click.pass_context
 def command(
-    context: click.Context, inputs: tuple[Path, ...], model: Path, out: str, form: str | None, batch_size: int, zero_shot: str |
-    None, templates: tuple[str, ...], aim: Any, min_precision: float | None, mapping: dict[str, str], allow_outside: bool,
-    device: str,
+    context: click.Context, inputs: tuple[Path, ...], model: Path, out: str, form: str | None, batch_size: int,
+    zero_shot: str | None, templates: tuple[str, ...], aim: Any, min_precision: float | None, mapping: dict[str, str],
+    allow_outside: bool, runtime: str, precision: Any, device: str, force: bool, engine: str, workers: int | None,
+    ray_address: str | None,
 ) -> None:  # fmt: skip
     """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
 
@@ -48,7 +54,12 @@ def command(
     With --min-precision there is "review" too: true where a label was found but not surely enough to be given.
     A label that has a parent brings it. An item that cannot be read has an error and no labels, the rest goes on, and the
     exit code is 4.
+
+    What is cut off goes on where it was when the same command is given again. Where FILE was written by the same model with the
+    same options, only what is new or has changed is labelled.
     """
+    import signal
+
     from labeler.labelling import predict
     from labeler.zero_shot import parse_prompts
 
@@ -56,9 +67,14 @@ def command(
         raise UsageError("--template is for --zero-shot")
     prompts = None if zero_shot is None else parse_prompts(zero_shot, templates)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     target = None if out == "-" else Path(out)
-    result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, mapping=mapping,
-                     allow_outside=allow_outside, aim=aim, min_precision=min_precision, prompts=prompts)  # fmt: skip
+    result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, runtime=runtime,
+                     precision=precision, mapping=mapping, allow_outside=allow_outside, aim=aim,
+                     min_precision=min_precision, force=force, engine=engine, workers=workers,
+                     ray_address=ray_address, prompts=prompts)  # fmt: skip
     review = f", {result.review} for review" if min_precision else ""
-    click.echo(f"{out}: {result.items} items, {result.errors} with an error{review}", err=True)
+    kept = f"; {result.items - result.kept} labelled, {result.kept} kept from before" if result.kept else ""
+    dropped = f", {result.dropped} of other items dropped" if result.dropped else ""
+    click.echo(f"{out}: {result.items} items, {result.errors} with an error{review}{kept}{dropped}", err=True)
     context.exit(4 if result.errors else 0)

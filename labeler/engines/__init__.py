@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from labeler.artifacts import UsageError, verify
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,6 +16,11 @@ if TYPE_CHECKING:
     from labeler.decisions import Rule
     from labeler.items import Item
     from labeler.zero_shot import Prompts
+
+Precision = Literal["auto", "bf16", "fp32"]
+RUNTIMES = ("auto", "native", "onnx", "openvino")
+CHECK = "export.json"  # an export's: what each way of running it gave, measured when it was made
+SAME_LABELS = 0.99  # share of rows on which a runtime must agree with PyTorch to be chosen unasked
 
 
 class Engine(Protocol):
@@ -29,16 +38,83 @@ class Engine(Protocol):
         """Return logits [N, L] float32 of N items without an error; no item changes what is said of another."""
 
 
-def open_engine(model: Path, device: str = "auto", prompts: Prompts | None = None) -> Engine:
-    """Return the engine for the run in `model`; with `prompts` it is one of `labeler pretrain`, for zero-shot labels.
+class Way(NamedTuple):
+    """A way to run an export: by which runtime, in which precision (of what is not int8)."""
+
+    runtime: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+
+WAYS = (Way("onnx", "fp32"), Way("openvino", "fp32"), Way("openvino", "bf16"))
+
+
+class Choice(NamedTuple):
+    """A folder and what computes: a run in PyTorch, with `prompts` one of `labeler pretrain`, or an export in some way."""
+
+    folder: Path
+    way: Way | None = None
+    prompts: Prompts | None = None
+
+
+def open_engine(choice: Choice, device: str = "auto") -> Engine:
+    """Return the engine of what was chosen; an export's files have been checked, a run's are.
 
     Raises BadInputError when it is no whole run; UsageError when there is no such device.
     """
-    from labeler.engines.native import Native
-    from labeler.prediction import choose_device
-    from labeler.runs import load_run
-    from labeler.zero_shot import zero_shot_run
+    if choice.way is None:
+        from labeler.engines.native import Native
+        from labeler.prediction import choose_device
+        from labeler.runs import load_run
+        from labeler.zero_shot import zero_shot_run
 
-    if prompts:
-        return Native(zero_shot_run(model, prompts, device=choose_device(device)))
-    return Native(load_run(model, choose_device(device)))
+        if choice.prompts:
+            return Native(zero_shot_run(choice.folder, choice.prompts, device=choose_device(device)))
+        return Native(load_run(choice.folder, choose_device(device)))
+    from labeler.engines.exported import Exported
+
+    if choice.way.runtime == "onnx":
+        from labeler.engines.onnx import open_graph
+
+        return Exported(choice.folder, open_graph)
+    from labeler.engines import openvino
+
+    precision = choice.way.precision
+    return Exported(choice.folder, lambda path: openvino.open_graph(path, precision))
+
+
+def choose_way(folder: Path, runtime: str = "auto", precision: Precision = "auto") -> Choice:
+    """Return the way to run the export in `folder`: of those asked for the one that was fastest when the export was made.
+
+    Those that gave other labels than PyTorch on over 1 % of the rows are taken only when they are asked for by name.
+
+    Raises BadInputError when it is no whole export; UsageError when no way is what was asked for, or can be gone here.
+    """
+    verify(folder, "export")
+    ways = usable_ways(runtime, precision)
+    if not ways:
+        there = ", ".join(f"--runtime {way.runtime} --precision {way.precision}" for way in usable_ways())
+        raise UsageError(f"--runtime {runtime} --precision {precision}: not possible here; there are {there}")
+    checks: dict[str, Any] = json.loads((folder / CHECK).read_text(encoding="utf-8"))["ways"]
+    known = [way for way in ways if str(way) in checks]
+    if not known:
+        raise UsageError(
+            f"--runtime {runtime} --precision {precision}: not checked when {folder} was made, or found to give other scores "
+            f"than PyTorch; there are {', '.join(checks)}"
+        )
+    agreeing = [way for way in known if checks[str(way)]["same_labels"] >= SAME_LABELS]
+    return Choice(folder, max(agreeing or known, key=lambda way: checks[str(way)]["pairs_per_second"]))
+
+
+def usable_ways(runtime: str = "auto", precision: Precision = "auto") -> list[Way]:
+    """Return the ways asked for that this machine has the packages and, for bf16, the processor for."""
+    ways = [way for way in WAYS if runtime in ("auto", way.runtime) and precision in ("auto", way.precision)]
+    if all(way.runtime != "openvino" for way in ways):
+        return ways
+    if find_spec("openvino") is None:
+        return [way for way in ways if way.runtime != "openvino"]
+    from labeler.engines.openvino import has_bf16
+
+    return [way for way in ways if way.precision != "bf16" or has_bf16()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binom, binomtest
+import scipy  # its parts are loaded when they are first used
 
 from labeler.evaluation.predictions import Predictions
 
@@ -41,7 +41,7 @@ def promise(predictions: Predictions, precision: float) -> Promise:
     order = np.argsort(-scores, kind="stable")
     ranked, wrong = scores[order], np.cumsum(~right[order])
     ends = last_of_equals(ranked)
-    passed = ends[binom.cdf(wrong[ends - 1], ends, 1 - precision) <= DOUBT]
+    passed = ends[scipy.stats.binom.cdf(wrong[ends - 1], ends, 1 - precision) <= DOUBT]
     if not len(passed):
         return Promise(precision, None, 0, 0, len(ranked))
     best = int(passed[-1])
@@ -67,7 +67,7 @@ def kept(predictions: Predictions, given: Promise) -> dict[str, Any]:
         "validation": {"n": given.n, "right": given.right, "total": given.total},
     }  # fmt: skip
     if n:
-        bounds = binomtest(hits, n).proportion_ci(0.95, method="exact")
+        bounds = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="exact")
         low, high = float(bounds.low), float(bounds.high)
         result |= {"precision": hits / n, "precision_ci95": [low, high], "holds": high >= given.precision}
     return result

@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+import scipy  # its parts are loaded when they are first used
 
 from labeler.evaluation.metrics import statistics
 from labeler.evaluation.predictions import Predictions
 
 CELLS = 2_000_000  # rows x draws held at once: 16 MB of weights
 PARTS = 500  # parts left out in turn: enough to tell how skewed a metric is, for any number of groups
-EDGES = norm.ppf([0.025, 0.975])
+EDGES = np.array([-1.959963984540054, 1.959963984540054])  # of 95 % of a normal distribution
 
 
 class Resampled(NamedTuple):
@@ -45,7 +45,7 @@ class Resampled(NamedTuple):
         if np.isnan(estimate) or len(known) * 2 < len(self.drawn[metric]):
             return None
         bias, skew = self._bias(metric, estimate), self._skew(metric)
-        shares = norm.cdf(bias + (bias + EDGES) / (1 - skew * (bias + EDGES)))
+        shares = scipy.stats.norm.cdf(bias + (bias + EDGES) / (1 - skew * (bias + EDGES)))
         low, high = np.quantile(known, shares)
         return [float(min(low, estimate)), float(max(high, estimate))]
 
@@ -60,8 +60,15 @@ class Resampled(NamedTuple):
         edge = _score(self.drawn[metric], 0.0)
         bias, skew = self._bias(metric, self.estimate[metric]), self._skew(metric)
         place = (edge - bias) / (1 + skew * (edge - bias)) - bias
-        p, beyond = float(2 * norm.sf(abs(place))), defined(self.drawn[metric]) * np.sign(self.estimate[metric])
-        return p if (beyond <= 0).any() else min(p, float(2 * norm.sf(abs(self.estimate[metric]) / self.error(metric))))
+        p, beyond = (
+            float(2 * scipy.stats.norm.sf(abs(place))),
+            defined(self.drawn[metric]) * np.sign(self.estimate[metric]),
+        )
+        return (
+            p
+            if (beyond <= 0).any()
+            else min(p, float(2 * scipy.stats.norm.sf(abs(self.estimate[metric]) / self.error(metric))))
+        )
 
     def error(self, metric: str) -> float:
         """Return the metric's standard error."""
@@ -89,7 +96,7 @@ def _score(values: np.ndarray, place: float) -> float:
     known = defined(values)
     near = np.isclose(known, place, rtol=0, atol=1e-12)
     share = ((known < place) & ~near).sum() + near.sum() / 2
-    return float(norm.ppf(np.clip(share, 0.5, len(known) - 0.5) / len(known)))
+    return float(scipy.stats.norm.ppf(np.clip(share, 0.5, len(known) - 0.5) / len(known)))
 
 
 def resample(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_expit, log_softmax, softmax
+import scipy  # its parts are loaded when they are first used
 
 from labeler.evaluation.predictions import Predictions, round_scores
 
@@ -20,7 +19,11 @@ RANGE = (
 def scores_of_logits(task: str, logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Return scores [N, L] float64 in 0..1 for logits [N, L] divided by the temperature: softmax for `single`, else sigmoid."""
     values = np.asarray(logits, dtype=np.float64) / temperature
-    return softmax(values, axis=1) if task == "single" else expit(values)
+    if task == "single":
+        shares = np.exp(values - values.max(axis=1, keepdims=True, initial=-np.inf))
+        return shares / shares.sum(axis=1, keepdims=True)
+    small = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1.0, small) / (1 + small)
 
 
 def scores_of(task: str, logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -39,15 +42,17 @@ def fit_temperature(task: str, logits: np.ndarray, truth: np.ndarray) -> float:
         return 1.0
     wide, doubt = np.asarray(logits, dtype=np.float64), 1 / (len(logits) + 1)
     targets = (1 - doubt) * truth + doubt / (truth.shape[1] if task == "single" else 2)
-    found = minimize_scalar(lambda log: log_loss(task, wide / np.exp(log), targets), bounds=RANGE, method="bounded")
+    found = scipy.optimize.minimize_scalar(
+        lambda log: log_loss(task, wide / np.exp(log), targets), bounds=RANGE, method="bounded"
+    )
     return float(np.exp(found.x))
 
 
 def log_loss(task: str, logits: np.ndarray, targets: np.ndarray) -> float:
     """Return the mean cross-entropy in nats with targets [N, L] in 0..1: by row for `single`, by row and label for `multi`."""
     if task == "single":
-        return float(-(targets * log_softmax(logits, axis=1)).sum(axis=1).mean())
-    return float(-(targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).mean())
+        return float(-(targets * scipy.special.log_softmax(logits, axis=1)).sum(axis=1).mean())
+    return float(-(targets * scipy.special.log_expit(logits) + (1 - targets) * scipy.special.log_expit(-logits)).mean())
 
 
 def reliability(task: str, predictions: Predictions, bins: int = BINS) -> dict[str, Any]:

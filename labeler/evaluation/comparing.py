@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm
+import scipy  # its parts are loaded when they are first used
 
 from labeler.artifacts import BadInputError
 from labeler.evaluation.bootstrap import Resampled, resample
@@ -86,7 +86,7 @@ def rows_needed(found: dict[str, Any]) -> int | None:
     delta = next(value for key, value in found.items() if key.startswith("delta_") and not key.endswith("ci95"))
     if not delta or not found["standard_error"]:
         return None
-    ratio = (norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) * found["standard_error"] / delta
+    ratio = (scipy.stats.norm.ppf(1 - ALPHA / 2) + scipy.stats.norm.ppf(POWER)) * found["standard_error"] / delta
     return math.ceil(found["n"] * ratio**2)
 
 
@@ -110,5 +110,5 @@ def _mcnemar(a: Predictions, b: Predictions) -> dict[str, Any]:
     """Return the rows that only one has right, and McNemar's exact p (1.0 without such rows)."""
     right_a, right_b = ((p.truth == p.predicted).all(axis=1) for p in (a, b))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p = binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
+    p = scipy.stats.binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
     return {"mcnemar_p": float(p), "only_a_right": only_a, "only_b_right": only_b}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+import scipy  # its parts are loaded when they are first used
 
 from labeler.evaluation.bootstrap import Resampled, defined, resample
 from labeler.evaluation.metrics import per_class, statistics
@@ -70,5 +70,7 @@ def _bounds(metric: str, resampled: Resampled, predictions: Predictions) -> list
         return resampled.interval(metric)
     if metric not in COUNTED or groups < 2:
         return None
-    exact = binomtest(round(resampled.estimate[metric] * groups), groups).proportion_ci(0.95, method="exact")
+    exact = scipy.stats.binomtest(round(resampled.estimate[metric] * groups), groups).proportion_ci(
+        0.95, method="exact"
+    )
     return [float(exact.low), float(exact.high)]

@@ -1,0 +1,226 @@
+"""Labelling: against the loop that a user would write, over many files, and how long it takes to start.
+
+    python -m benchmarks.prediction predict RUN FOLDER [ITEMS]   # pairs/s of `labeler predict` and of a plain loop, and the floor
+    python -m benchmarks.prediction scale FOLDER [COUNT...]      # links to the pictures of a folder: time and memory an item
+    python -m benchmarks.prediction startup RUN FILE             # `labeler --help`, and `predict` of one file
+
+Prints JSON. Every figure is a ratio of things that were run one after the other; on a shared machine the ratios stay and the
+figures do not. A run whose model is VisualBERT with the embedded towers, and a folder of pictures with or without sidecars.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOKENS, WIDE = 49, 384  # visual tokens; the width of MiniLM
+COUNTS = (1_000, 10_000, 100_000)
+WAYS: dict[str, dict[str, Any]] = {"labeler predict": {}}  # what each takes of `labeler.labeller.Settings`
+CHEAP = "an engine that adds up pixels in place of a model: what is measured is everything else"
+
+
+def plain_loop(run_folder: Path, files: list[Path], batch_size: int) -> tuple[float, list[str]]:
+    """Return pairs/s, and the label of every pair, of a loop over files: Pillow, timm's tower, the model in float32."""
+    import torch
+    from PIL import Image
+
+    from labeler.engines.native import image_tower
+    from labeler.runs import load_run
+
+    run = load_run(run_folder)
+    tower = image_tower(run)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tower.mean, tower.std))
+    module = tower.module.to(memory_format=torch.contiguous_format)  # as timm makes it
+    names, found = run.label_set.names, []
+    started = time.perf_counter()
+    with torch.no_grad():
+        for first in range(0, len(files), batch_size):
+            batch = files[first : first + batch_size]
+            pictures = [
+                Image.open(path).convert("RGB").resize((tower.size,) * 2, Image.Resampling.BICUBIC) for path in batch
+            ]
+            pixels = torch.stack(
+                [(torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 - mean) / std for p in pictures]
+            )
+            tokens = tower.grid(module, pixels).flatten(2).transpose(1, 2)
+            texts = run.tokenizer([text_of(path) or "" for path in batch], return_tensors="pt", padding=True, truncation=True,
+                                  max_length=run.preprocessor["max_text_tokens"])  # fmt: skip
+            mask = texts["attention_mask"].bool() & torch.tensor([[bool(text_of(path))] for path in batch])
+            shown = torch.ones(len(batch), tokens.shape[1], dtype=torch.bool)
+            logits = run.model(texts["input_ids"], mask, tokens, shown).logits
+            found += [names[number] for number in logits.argmax(dim=1)]
+    return len(files) / (time.perf_counter() - started), found
+
+
+def text_of(path: Path) -> str | None:
+    """Return the text beside a picture, None where there is none."""
+    sidecar = path.with_suffix(".txt")
+    return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else None
+
+
+def labelled(run: Path, files: list[Path], options: dict[str, Any]) -> tuple[float, list[str]]:
+    """Return pairs/s of `predict` with `options`, the model loaded beforehand as for the loop, and the labels."""
+    from labeler import labeller, labelling
+    from labeler.decisions import read_rule
+    from labeler.output import LineFormat
+    from labeler.records import Row
+
+    rows = [
+        Row(str(path.parent / "pairs.jsonl"), 1, {"id": path.name, "image": path.name, "text": text_of(path)})
+        for path in files
+    ]
+    settings = labeller.Settings(run, read_rule(run), {}, **options)
+    ready = labeller.Labeller(settings)
+    before, labelling.Labeller = labelling.Labeller, lambda settings: ready  # type: ignore[misc, assignment]
+    try:
+        started = time.perf_counter()
+        written = LineFormat("jsonl", settings.rule.label_set.names)
+        windows = labelling.label_here(rows, settings, written, labeller.WINDOW)
+        lines = [json.loads(line.text) for lines in windows for line in lines]
+        return len(files) / (time.perf_counter() - started), [line["labels"][0] for line in lines]
+    finally:
+        labelling.Labeller = before  # type: ignore[misc]
+
+
+def floor(files: list[Path], tokens: float) -> dict[str, float]:
+    """Return seconds a pair that decoding and matrix products take at least, by this machine's speed just now."""
+    import torch
+
+    from benchmarks.training_speed import matrix_speed
+    from labeler.decoding import prepare_images
+
+    some = files[:200]
+    started = time.perf_counter()
+    for _ in prepare_images([(path, None) for path in some], 224):
+        pass
+    decoding = (time.perf_counter() - started) / len(some)
+    length = tokens + TOKENS
+    layer = 2 * length * (4 * WIDE * WIDE + 2 * WIDE * 4 * WIDE) + 4 * length * length * WIDE
+    flop = 0.77e9 + 6 * layer + 2 * TOKENS * 1280 * WIDE  # the tower's; six layers; the projection
+    return {"decoding": decoding, "gflop": round(flop / 1e9, 3), "matrix_fp32": flop / matrix_speed(torch.float32) / 1e9,
+            "matrix_bf16": flop / matrix_speed(torch.bfloat16) / 1e9}  # fmt: skip
+
+
+def predict(run: Path, folder: Path, items: int) -> dict[str, Any]:
+    """Return pairs/s of each way, with the share of equal labels, the ratio to the loop at batch 1 and to the floor."""
+    from transformers import AutoTokenizer
+
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:items]
+    tokenizer = AutoTokenizer.from_pretrained(run, local_files_only=True)
+    tokens = statistics.mean(len(tokenizer(text_of(path) or "")["input_ids"]) for path in files)
+    least = floor(files, tokens)
+    speeds, labels = {}, {}
+    speeds["plain loop, batch 1"], labels["plain loop, batch 1"] = plain_loop(run, files, 1)
+    speeds["plain loop, batch 32"], labels["plain loop, batch 32"] = plain_loop(run, files, 32)
+    for name, options in WAYS.items():
+        speeds[name], labels[name] = labelled(run, files, options)
+    base, same = speeds["plain loop, batch 1"], labels["plain loop, batch 1"]
+    slowest = max(least["decoding"], least["matrix_fp32"])
+    return {
+        "items": len(files), "mean_text_tokens": round(tokens, 1), "floor_seconds_a_pair": least,
+        "ways": {name: {"pairs_per_second": round(speed, 2), "ratio_to_loop": round(speed / base, 2),
+                        "share_of_fp32_floor": round(speed * slowest, 3),
+                        "same_labels": float(np.mean([a == b for a, b in zip(labels[name], same, strict=True)]))}
+                 for name, speed in speeds.items()},
+    }  # fmt: skip
+
+
+class Cheap:
+    """An engine of three labels: see CHEAP."""
+
+    size = 32
+
+    def logits(self, items: Any, batch_size: int) -> np.ndarray:
+        """Return logits [N, 3] that hang on the pictures alone."""
+        return np.stack([item.pixels.mean(axis=(0, 1)) for item in items]).astype(np.float32)
+
+
+def scale(folder: Path, counts: list[int]) -> dict[str, Any]:
+    """Return seconds and bytes an item for each number of files, and how long a second run takes that finds all of them done.
+
+    The pictures are linked; every count is run in a process of its own.
+    """
+    pictures = sorted(path.resolve() for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:200]
+    results = {}
+    with tempfile.TemporaryDirectory() as place:
+        for count in counts:
+            many = Path(place) / str(count)
+            many.mkdir()
+            for number in range(count):
+                (many / f"{number:07d}{pictures[number % len(pictures)].suffix}").symlink_to(
+                    pictures[number % len(pictures)]
+                )
+            runs = [
+                json.loads(subprocess.run([sys.executable, "-m", "benchmarks.prediction", "scale-one", str(many)], check=True,
+                                          capture_output=True, text=True).stdout) for _ in range(2)
+            ]  # fmt: skip
+            first, second = runs
+            results[str(count)] = {
+                "ms_an_item": round(1000 * first["seconds"] / count, 3),
+                "peak_memory_mb": first["peak_memory_mb"],
+                "again_seconds": round(second["seconds"], 2),
+                "again_peak_memory_mb": second["peak_memory_mb"],
+            }
+    return {"engine": CHEAP, "files": results}
+
+
+def scale_one(folder: Path) -> dict[str, Any]:
+    """Label a folder with the cheap engine; return seconds and the peak of resident memory."""
+    from unittest import mock
+
+    from labeler import labeller, labelling
+    from labeler.decisions import Rule
+    from labeler.records import Label, LabelSet
+
+    rule = Rule(folder, LabelSet(task="single", labels=tuple(Label(name=name, count=1) for name in "abc")), None, 1.0)
+    started = time.perf_counter()
+    with (
+        mock.patch.object(labeller, "open_engine", return_value=Cheap()),
+        mock.patch.object(labelling, "read_rule", return_value=rule),
+        mock.patch.object(labelling, "read_manifest", return_value={"content_sha256": "cheap"}),
+    ):
+        labelling.predict([folder], folder, folder.with_suffix(".jsonl"), allow_outside=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"seconds": time.perf_counter() - started, "peak_memory_mb": memory}
+
+
+def startup(run: Path, file: Path, times: int = 5) -> dict[str, Any]:
+    """Return the median of seconds that each command takes from start to end, the first time apart."""
+    commands: dict[str, list[str]] = {"python -c pass": ["-c", "pass"], "labeler --help": ["-m", "labeler", "--help"],
+                "labeler predict, one file": ["-m", "labeler", "predict", str(file), "--model", str(run)]}  # fmt: skip
+    return {
+        name: round(statistics.median(list(timed([sys.executable, *command], times))[1:]), 2)
+        for name, command in commands.items()
+    }
+
+
+def timed(command: list[str], times: int) -> Iterator[float]:
+    """Yield the seconds that a command takes, several times."""
+    for _ in range(times):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env=os.environ)
+        yield time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "predict":
+        done = predict(Path(rest[0]), Path(rest[1]), int(rest[2]) if len(rest) > 2 else 511)
+    elif what == "scale":
+        done = scale(Path(rest[0]), [int(count) for count in rest[1:]] or list(COUNTS))
+    elif what == "scale-one":
+        done = scale_one(Path(rest[0]))
+    else:
+        done = startup(Path(rest[0]), Path(rest[1]))
+    print(json.dumps(done, indent=2))
