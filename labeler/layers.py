@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import VisualBertModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class Streams(NamedTuple):
@@ -57,6 +60,18 @@ def use_fast_dropout(module: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, nn.Dropout):
                 setattr(parent, name, FastDropout(child.p))
+
+
+def checkpoint_activations(module: nn.Module) -> int:
+    """Let all transformer layers inside `module` be worked out again in the backward pass; return how many there are.
+
+    Only what goes into a layer is kept, not what is in it. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+    """
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    return len(layers)
 
 
 class FusedEncoder(nn.Module):
