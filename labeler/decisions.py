@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from labeler.artifacts import BadInputError, UsageError
 from labeler.evaluation import (
@@ -16,6 +17,7 @@ from labeler.evaluation import (
     settle,
     without_parents,
 )
+from labeler.records import LabelSet
 from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:
@@ -24,7 +26,27 @@ if TYPE_CHECKING:
 VALIDATION = "validation.jsonl"
 
 
-def validation_predictions(run: Run) -> Predictions:
+class Rule(NamedTuple):
+    """What makes labels of logits: the labels in their order, thresholds (None: one label a row), and the temperature.
+
+    folder: where the model is kept, and what it said of its validation rows.
+    """
+
+    folder: Path
+    label_set: LabelSet
+    thresholds: list[float] | None
+    temperature: float
+
+
+Decided = TypeVar("Decided", "Run", Rule)
+
+
+def rule_of(run: Run) -> Rule:
+    """Return the rule by which the run labels."""
+    return Rule(run.folder, run.label_set, run.thresholds, run.temperature)
+
+
+def validation_predictions(run: Run | Rule) -> Predictions:
     """Return what the run said of the validation split when it was trained, decided with the thresholds it has now.
 
     Raises BadInputError for a run that an older labeler trained, which kept none.
@@ -39,7 +61,7 @@ def validation_predictions(run: Run) -> Predictions:
     return kept._replace(scores=scores, predicted=predicted)
 
 
-def aimed(run: Run, aim: Aim | None) -> Run:
+def aimed(run: Decided, aim: Aim | None) -> Decided:
     """Return the run with thresholds for the aim, fitted on its validation rows; as it is without an aim.
 
     Raises UsageError for a run with one label a row, which needs no thresholds.
@@ -55,6 +77,6 @@ def aimed(run: Run, aim: Aim | None) -> Run:
     return run._replace(thresholds=fit_thresholds(found.scores, found.truth, aim))
 
 
-def promised(run: Run, precision: float) -> Promise:
+def promised(run: Run | Rule, precision: float) -> Promise:
     """Return the threshold above which the run's labels are right in the share `precision`, by its validation rows."""
     return promise(validation_predictions(run), precision)

@@ -12,9 +12,9 @@ import numpy as np
 
 from labeler.artifacts import BadInputError, UsageError
 from labeler.decoding import prepare_images
-from labeler.evaluation import settle
+from labeler.evaluation import scores_of, settle
 from labeler.images import ImageError, Prepared
-from labeler.labelling import Item, image_tower, make_pairs
+from labeler.items import Item
 from labeler.records import Record, RowError, clean_text, read_records
 from labeler.taxonomy import taxonomy_of
 
@@ -143,7 +143,7 @@ def explain_given(
         raise BadInputError(f"--text: {error}") from None
     if image is None and not record.text:
         raise BadInputError("--text: empty; give a text, a picture with --image, or both")
-    return explain_pairs(opened, decoded_subjects(opened, image_tower(opened), [(record, image, None)]), label)
+    return explain_pairs(opened, decoded_subjects(opened, [(record, image, None)]), label)
 
 
 def open_run(folder: Path, device: str) -> Run:
@@ -170,7 +170,7 @@ def stored_subjects(run: Run, store: Store, ids: Sequence[str]) -> list[Subject]
             hint = f"; the closest are {', '.join(map(repr, close))}" if close else ""
             raise BadInputError(f"{store.folder}: no pair with the id {identity!r}{hint}")
     if isinstance(run.model, EndToEnd):
-        return decoded_subjects(run, image_tower(run), original_pictures(store, ids))
+        return decoded_subjects(run, original_pictures(store, ids))
     rows = [numbers[identity] for identity in ids]
     texts = [store.rows["text"][row] for row in rows]
     token_ids = tokenize(run.tokenizer, texts, run.preprocessor["max_text_tokens"])
@@ -204,10 +204,11 @@ def original_pictures(store: Store, ids: Sequence[str]) -> list[tuple[Record, Pa
     ]
 
 
-def decoded_subjects(
-    run: Run, tower: ImageEncoder, given: Sequence[tuple[Record, Path | None, str | None]]
-) -> list[Subject]:
+def decoded_subjects(run: Run, given: Sequence[tuple[Record, Path | None, str | None]]) -> list[Subject]:
     """Return records as the run's model takes them, their pictures' files decoded; raises BadInputError where one cannot be."""
+    from labeler.engines.native import image_tower, make_pairs
+
+    tower = image_tower(run)
     files = [None if path is None else (path, sha256) for _, path, sha256 in given]
     pictures: list[Prepared | None] = []
     for picture in prepare_images(files, tower.size):
@@ -266,8 +267,6 @@ def label_number(run: Run, label: str) -> int:
 
 def chosen_labels(run: Run, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a pair's scores [L] and which labels it gets, [L] bool, for its logits [L]."""
-    from labeler.prediction import scores_of
-
     taxonomy = taxonomy_of(run.label_set)
     scores, chosen = settle(taxonomy, scores_of(taxonomy.task, logits[None], run.temperature), run.thresholds)
     return scores[0], chosen[0]

@@ -25,12 +25,16 @@ from labeler.batches import StorePairs, label_targets
 from labeler.decisions import VALIDATION
 from labeler.distillation import teachers_say
 from labeler.end_to_end import EndToEnd, reader
+<<<<<<< HEAD
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, statistics, write_named
 from labeler.layers import checkpoint_activations
+=======
+from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
+>>>>>>> h-clip
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
 from labeler.pixels import stored_pixels
-from labeler.prediction import choose_device, logits, model_outputs, scores_of
+from labeler.prediction import choose_device, logits, model_outputs
 from labeler.pretraining import check_can_pretrain, pretrain, told
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import os
-import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from itertools import chain, islice, tee
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, UsageError, neutral
-from labeler.decisions import aimed, promised
-from labeler.decoding import prepare_images
-from labeler.evaluation import NEVER, Aim, settle
-from labeler.images import ImageError, check_size, resolve_image
-from labeler.records import Record, Reject, Row, RowError, record_from
-from labeler.sources import Reading, brings_pictures, image_root, read_source
+from labeler.artifacts import BadInputError, UsageError
+from labeler.decisions import Rule, aimed, promised
+from labeler.engines import Engine, open_engine
+from labeler.evaluation import NEVER, Aim, scores_of, settle
+from labeler.items import Item, read_items
+from labeler.output import LineWriter, writing
+from labeler.records import Reject, Row
+from labeler.sources import Reading, brings_pictures, read_source
 from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from labeler.encoders.image import ImageEncoder
     from labeler.runs import Run
 
 log = logging.getLogger("labeler")
 
 ITEMS_AT_A_TIME = 128
 FORMATS = ("jsonl", "csv")
-
-
-class Item(NamedTuple):
-    """One thing to label: a record, its picture's file, or its name and bytes, and the picture as the image tower takes it; or
-    why it cannot be.
-    """
-
-    record: Record
-    path: Path | None = None
-    data: bytes | None = None
-    pixels: np.ndarray | None = None
-    error: str | None = None
 
 
 class Predicted(NamedTuple):
@@ -88,12 +73,9 @@ def predict(
     if out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
     sources = [read_source(path, Reading(mapping=mapping or {})) for path in inputs]  # before any model is loaded
-    from labeler.prediction import choose_device
-    from labeler.runs import load_run
-
-    run = aimed(load_run(model, choose_device(device)), aim)
-    least = None if min_precision is None else least_score(run, min_precision)
-    tower = image_tower(run)
+    engine = open_engine(model, device)
+    rule = aimed(engine.rule, aim)
+    least = None if min_precision is None else least_score(rule, min_precision)
     rows: Iterable[Row | Reject] = chain.from_iterable(sources)
     if not any(brings_pictures(path) for path in inputs):  # those would fill the memory
         rows = list(rows)
@@ -101,12 +83,12 @@ def predict(
     count = errors = review = 0
     with (
         writing(out) as file,
-        closing(read_items(rows, mapping or {}, allow_outside, tower.size)) as items,
+        closing(read_items(rows, mapping or {}, allow_outside, engine.size)) as items,
         tqdm(total=total, desc="labelling", unit="item", disable=None) as bar,
     ):
-        write = LineWriter(file, form, taxonomy_of(run.label_set).names, review=least is not None)
+        write = LineWriter(file, form, taxonomy_of(rule.label_set).names, review=least is not None)
         while chunk := list(islice(items, ITEMS_AT_A_TIME)):
-            for line in label_items(chunk, run, tower, batch_size, str(model), least):
+            for line in label_items(chunk, engine, rule, batch_size, str(model), least):
                 write(line)
                 count += 1
                 review += line.get("review", False)
@@ -129,14 +111,16 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
                   "image": f"{number}" if held else None if image is None else os.path.abspath(image)}  # fmt: skip
         rows.append(Row("pairs", number, {key: value for key, value in fields.items() if value is not None},
                         picture=image if held else None))  # fmt: skip
-    tower = image_tower(run)
-    with closing(read_items(rows, {}, True, tower.size)) as items:
-        return list(label_items(list(items), run, tower, batch_size, str(run.folder)))
+    from labeler.engines.native import Native
+
+    engine = Native(run)
+    with closing(read_items(rows, {}, True, engine.size)) as items:
+        return list(label_items(list(items), engine, engine.rule, batch_size, str(run.folder)))
 
 
-def least_score(run: Run, precision: float) -> float:
+def least_score(rule: Rule, precision: float) -> float:
     """Return what a label must score to be given with the precision; above every score where nothing can be promised."""
-    given = promised(run, precision)
+    given = promised(rule, precision)
     if given.threshold is None:
         log.warning("none of %d labels on the validation split are sure enough to promise a precision of %g: everything is left "
                     "for review", given.total, precision)  # fmt: skip
@@ -146,78 +130,18 @@ def least_score(run: Run, precision: float) -> float:
     return given.threshold
 
 
-def image_tower(run: Run) -> ImageEncoder:
-    """Return the image tower that the run was trained with, on the run's device; its own where that was fine-tuned.
-
-    Raises LabelerError when its weights have changed since, or what is read of them has.
-    """
-    from labeler.encoders.image import recorded_image_encoder
-    from labeler.end_to_end import EndToEnd
-
-    if isinstance(run.model, EndToEnd):
-        return run.model.encoder
-    tower = recorded_image_encoder(run.preprocessor["image"], run.folder)
-    tower.module.to(run.model.device)
-    return tower
-
-
-def read_items(
-    rows: Iterable[Row | Reject], mapping: dict[str, str], allow_outside: bool, side: int
-) -> Generator[Item, None, None]:
-    """Yield an item for every row, in order, its picture at `side` x `side` pixels; they are decoded ahead of their use."""
-    source, again = tee(read_item(row, mapping, allow_outside) for row in rows)
-    files = ((item.path, None, item.data) if item.path else None for item in source)
-    with closing(prepare_images(files, side)) as pictures:
-        for item, picture in zip(again, pictures, strict=True):
-            if isinstance(picture, ImageError):
-                yield item._replace(error=str(picture), data=None)
-            else:
-                yield item._replace(pixels=picture and picture.pixels, data=None)
-
-
-def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -> Item:
-    """Return the row as an item; an error in place of an exception."""
-    if isinstance(row, Reject):
-        return Item(Record(id=row.id or f"{Path(row.source).name}:{row.line}"), error=f"line {row.line}: {row.message}")
-    try:
-        record = record_from(row, mapping, labelled=False)
-    except RowError as error:
-        return Item(unusable(row), error=str(error))
-    try:
-        if isinstance(row.picture, bytes):
-            check_size(len(row.picture))
-            return Item(record, Path(record.image or record.id), row.picture)
-        if record.image is None:
-            return Item(record)
-        return Item(record, resolve_image(image_root(Path(row.source)), record.image, allow_outside=allow_outside))
-    except ImageError as error:
-        return Item(record, error=str(error))
-
-
-def unusable(row: Row) -> Record:
-    """Return a record that names a row which is none."""
-    return Record(id=(row.shown_id or row.place).encode("utf-8", "replace").decode("utf-8"))
-
-
 def label_items(
-    items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int, model: str, least: float | None = None
+    items: Sequence[Item], engine: Engine, rule: Rule, batch_size: int, model: str, least: float | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield the output line of every item, in order; labels that score less than `least` are withheld."""
-    from labeler.prediction import PairList, logits, scores_of
-
     usable = [item for item in items if item.error is None]
-    taxonomy = taxonomy_of(run.label_set)
+    taxonomy = taxonomy_of(rule.label_set)
     scores: Iterator[list[float]] = iter(())
     decided: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]] = iter(())
     apart = taxonomy.task == "single" and bool(taxonomy.pairs)
     if usable:
-        values = logits(
-            run.model,
-            PairList(make_pairs(usable, run, tower, batch_size)),
-            run.tokenizer.pad_token_id,
-            batch_size=batch_size,
-        )
-        settled, chosen = settle(taxonomy, scores_of(taxonomy.task, values, run.temperature), run.thresholds)
+        values = engine.logits(usable, batch_size)
+        settled, chosen = settle(taxonomy, scores_of(taxonomy.task, values, rule.temperature), rule.thresholds)
         given = chosen if least is None else chosen & (settled >= least)
         withheld = (chosen & ~given).any(axis=1)
         scores, decided = (
@@ -234,91 +158,6 @@ def label_items(
             own, held, unsure = next(decided)
             line["labels"] = [name for name, one in zip(taxonomy.names, held, strict=True) if one]
             if apart and own.any():
-                line["label"] = run.label_set.names[own.argmax()]
+                line["label"] = rule.label_set.names[own.argmax()]
             line |= {} if least is None else {"review": bool(unsure)}
         yield line
-
-
-def make_pairs(items: Sequence[Item], run: Run, tower: ImageEncoder, batch_size: int) -> list[Any]:
-    """Return items as pairs: texts tokenized, pictures shown to the image tower unless that is part of the run's model."""
-    import numpy as np
-
-    from labeler.batches import Pair, tokenize
-    from labeler.end_to_end import EndToEnd
-    from labeler.store import region_mask
-
-    ids = tokenize(run.tokenizer, [item.record.text for item in items], run.preprocessor["max_text_tokens"])
-    if isinstance(run.model, EndToEnd):
-        blank = np.zeros((tower.size, tower.size, 3), dtype=np.uint8)
-        shown = [blank if item.pixels is None else item.pixels for item in items]
-        return [
-            Pair(ids[row], None, item.pixels is not None, pixels=shown[row].transpose(2, 0, 1))
-            for row, item in enumerate(items)
-        ]
-    nothing = np.zeros((tower.tokens, tower.width), dtype=np.float16)
-    tokens, masks = [nothing] * len(items), [np.ones(tower.tokens, dtype=bool)] * len(items)
-    pictures = [row for row, item in enumerate(items) if item.pixels is not None]
-    for start in range(0, len(pictures), batch_size):
-        rows = pictures[start : start + batch_size]
-        seen = tower.see([pixels for row in rows if (pixels := items[row].pixels) is not None])
-        for number, row in enumerate(rows):
-            tokens[row] = seen.tokens[number].numpy()
-            if seen.boxes is not None:
-                masks[row] = region_mask(seen.boxes[number].numpy())
-    return [
-        Pair(ids[row], tokens[row], items[row].pixels is not None, visual_mask=masks[row]) for row in range(len(items))
-    ]
-
-
-class LineWriter:
-    """Writes lines as jsonl, or as csv with a column for each label's score."""
-
-    def __init__(self, file: IO[str], form: str, names: Sequence[str], review: bool = False):
-        """Write to `file`; for csv, the header first, with a column for what is for review."""
-        self.file, self.names, self.extra = file, names, ["review"] if review else []
-        self.table = csv.writer(file, lineterminator="\n") if form == "csv" else None
-        if self.table:
-            self.table.writerow(
-                [
-                    "id",
-                    "image",
-                    "text",
-                    "labels",
-                    "model",
-                    "error",
-                    *self.extra,
-                    *(neutral(f"score:{name}") for name in names),
-                ]
-            )
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        """Write one line."""
-        if self.table is None:
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            return
-        cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
-        cells += [str(line[name]).lower() for name in self.extra]
-        self.table.writerow([neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names])
-
-
-@contextmanager
-def writing(out: Path | None) -> Iterator[IO[str]]:
-    """Yield the file to write to: standard output, or a partial file that is renamed to `out` at the end."""
-    if out is None:
-        yield sys.stdout
-        return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(
-            f"{out.parent}: cannot be made a folder ({error.strerror}); choose another --out"
-        ) from error
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)

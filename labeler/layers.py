@@ -1,8 +1,9 @@
-"""Layers with two users or more: the fused VisualBERT encoder, pooling and the head."""
+"""Layers with two users or more: the fused VisualBERT encoder, pooling, the head, and what contrastive losses need."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -204,3 +205,35 @@ def fused_features(streams: Streams, text_mask: Tensor, visual_mask: Tensor, vis
         masked_mean(visual_tokens, visual_mask),
     ]
     return torch.cat([unit(part.float()) for part in parts], dim=1)
+
+
+class Projection(nn.Linear):
+    """One linear layer into the space that texts and pictures share, at length 1; zeros, for what is missing, stay zeros."""
+
+    def __init__(self, width: int, shared_width: int):
+        """Project features of `width`; without a bias, as in CLIP."""
+        super().__init__(width, shared_width, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return embeddings [B, D_shared] float32, each of length 1, for features [B, D]."""
+        return unit(super().forward(features).float())
+
+
+class LogitScale(nn.Module):
+    """What cosine similarities are multiplied by to be logits: one over a learned temperature, at most 100.
+
+    It starts at 1 / 0.07 and is learned as its logarithm. Radford et al. 2021, section 2.5. The limit holds back the value and
+    not the gradient, so that a scale that has reached it can come down again.
+    """
+
+    MAXIMUM = 100.0
+
+    def __init__(self, start: float = 1 / 0.07):
+        """Start at `start`."""
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(start)))
+
+    def forward(self) -> Tensor:
+        """Return the scale, a number; NaN stays NaN."""
+        excess = (self.log.detach() - math.log(self.MAXIMUM)).clamp(min=0)
+        return (self.log - excess).exp()

@@ -2,7 +2,7 @@
 
 And the loss for what teachers say of a row. Each has one form for `single` (softmax, labels [B] int64) and one for
 `multi` (sigmoid, labels [B, L] float). They act in training alone: validation is always measured by the plain loss, so that
-the curves of two runs can be compared.
+the curves of two runs can be compared. The last one needs no labels: which text belongs to which picture.
 """
 
 from __future__ import annotations
@@ -122,3 +122,35 @@ def sigmoid_loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: flo
     present, missing = functional.softplus(-logits), functional.softplus(logits)  # -log p, -log(1 - p)
     terms = weights * target * (-gamma * missing).exp() * present + (1 - target) * (-gamma * present).exp() * missing
     return terms.mean()
+
+
+def contrastive_loss(
+    text_to_image: Tensor,
+    image_to_text: Tensor,
+    text_targets: Tensor | None = None,
+    image_targets: Tensor | None = None,
+) -> Tensor:
+    """Return how well each text finds its picture and each picture its text: the mean of both cross-entropies, in nats.
+
+    text_to_image [B, M] are the logits of B texts for M pictures (similarity times the logit scale), image_to_text [B, M]
+    those of B pictures for M texts; M is B, or more where a queue stands behind the batch. Targets [B, M] are shares, each row
+    adding up to 1 (several right ones, or what a momentum model says: Li et al. 2021, "Align before Fuse", equation 6); without
+    them, row b belongs to column b. Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
+    Supervision", figure 3.
+    """
+    own = torch.arange(len(text_to_image), device=text_to_image.device)
+    return (
+        functional.cross_entropy(text_to_image.float(), own if text_targets is None else text_targets)
+        + functional.cross_entropy(image_to_text.float(), own if image_targets is None else image_targets)
+    ) / 2
+
+
+def shared_targets(text_keys: Tensor, image_keys: Tensor) -> Tensor:
+    """Return targets [B, B] for `contrastive_loss`: each row's 1 in equal shares over all that are right.
+
+    Pairs with the same text or the same picture (equal numbers in text_keys [B], or in image_keys [B]) are right for one another:
+    as negatives they would be false ones. The targets are the same in both directions. Yang et al. 2022, "Unified Contrastive
+    Learning in Image-Text-Label Space", equation 3.
+    """
+    same = (text_keys[:, None] == text_keys) | (image_keys[:, None] == image_keys)  # [B, B]
+    return same / same.sum(dim=1, keepdim=True)

@@ -12,8 +12,6 @@ from transformers import PreTrainedModel
 
 from labeler.artifacts import UsageError
 from labeler.batches import Pair, collate
-from labeler.evaluation import round_scores, scores_of_logits
-from labeler.records import Task
 
 if TYPE_CHECKING:
     from labeler.end_to_end import EndToEnd
@@ -100,11 +98,6 @@ def model_outputs(
                 result[index] = output
             bar.update(len(indices))
     return np.stack(result)
-
-
-def scores_of(task: Task, values: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Return calibrated scores [N, L] in 0..1 for logits [N, L], rounded as they are written."""
-    return round_scores(scores_of_logits(task, values, temperature))
 
 
 def choose_device(name: str = "auto") -> torch.device:

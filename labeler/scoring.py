@@ -39,6 +39,7 @@ from labeler.evaluation import (
     reliability,
     risk_coverage,
     rows_of,
+    scores_of,
     settle,
     write_named,
 )
@@ -144,7 +145,7 @@ def score_split(
 ) -> tuple[Predictions, Predictions, float]:
     """Return the run's predictions on the split's rows, those without its temperature, and the seconds that scoring took."""
     from labeler.batches import StorePairs
-    from labeler.prediction import logits, scores_of
+    from labeler.prediction import logits
 
     rows = store.rows_of(split)
     pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"], pixels)
@@ -165,7 +166,7 @@ def score_modalities(
     import torch
 
     from labeler.batches import StorePairs, without
-    from labeler.prediction import model_outputs, scores_of
+    from labeler.prediction import model_outputs
 
     def alone(**batch: torch.Tensor) -> torch.Tensor:  # [B, 2, L]
         return torch.stack([run.model(**without(batch, missing)).logits for missing in ("image", "text")], dim=1)

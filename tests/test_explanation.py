@@ -216,10 +216,9 @@ def test_what_the_model_did_not_read_is_no_word(trained):
 
 def subject_of(run, text):
     from labeler.explanation import decoded_subjects
-    from labeler.labelling import image_tower
     from labeler.records import Record
 
-    return decoded_subjects(run, image_tower(run), [(Record(id="x", text=text), None, None)])[0]
+    return decoded_subjects(run, [(Record(id="x", text=text), None, None)])[0]
 
 
 def test_emoji_and_chinese_keep_their_places(trained):

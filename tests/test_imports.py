@@ -35,6 +35,8 @@ models
 models.*
 prediction  runs  training_options  attribution
 decisions  distillation  model_card
+items  output
+engines
 trainer
 pretraining
 fitting
@@ -192,7 +194,8 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
-         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling", "decisions", "runs", "store", "export",
+         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
+         "items", "output", "engines", "decisions", "runs", "store", "export",
          "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip
 

@@ -10,7 +10,9 @@ from transformers import VisualBertConfig, VisualBertModel
 from labeler.layers import (
     FastDropout,
     FusedEncoder,
+    LogitScale,
     ProbeHead,
+    Projection,
     Streams,
     ZeroLinear,
     fused_features,
@@ -141,3 +143,22 @@ def test_fast_dropout_takes_every_place():
     use_fast_dropout(module)
     assert [child.p for child in module.modules() if isinstance(child, FastDropout)] == [0.3, 0.2]
     assert not any(isinstance(child, nn.Dropout) for child in module.modules())
+
+
+def test_projection_gives_unit_length_and_leaves_zeros():
+    features = torch.randn(3, 5)
+    features[1] = 0
+    embeddings = Projection(5, 4)(features)
+    assert embeddings.shape == (3, 4)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
+
+
+def test_logit_scale_starts_at_clips_and_stops_at_100():
+    scale = LogitScale()
+    assert scale().item() == pytest.approx(1 / 0.07)
+    torch.nn.init.constant_(scale.log, 9.0)
+    assert scale().item() == pytest.approx(100)
+    scale().backward()
+    assert scale.log.grad.item() == pytest.approx(100)  # and so it can come down again
+    torch.nn.init.constant_(scale.log, float("nan"))
+    assert scale().isnan()

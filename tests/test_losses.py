@@ -7,8 +7,17 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from labeler.losses import TrainingLoss, balanced_weights, distillation_loss, labelling_loss, log_prior
+from labeler.losses import (
+    TrainingLoss,
+    balanced_weights,
+    contrastive_loss,
+    distillation_loss,
+    labelling_loss,
+    log_prior,
+    shared_targets,
+)
 from labeler.training_options import TrainOptions
 
 NUMBERS = torch.tensor([0, 2, 1, 1, 0, 0, 0])
@@ -157,3 +166,35 @@ def test_labels_that_no_row_or_every_row_carries_stay_finite(task):
     loss(logits, labels).backward()
     assert torch.isfinite(logits.grad).all()
     assert torch.isfinite(loss.shift()).all()
+
+
+def test_contrastive_loss_is_transformers_and_a_plain_loops():
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(4)) * 3
+    loss = contrastive_loss(logits, logits.T)
+    torch.testing.assert_close(loss, image_text_contrastive_loss(logits))
+    total = 0.0
+    for row in range(6):
+        total -= logits[row, row] - logits[row].exp().sum().log()  # the text among the pictures
+        total -= logits[row, row] - logits[:, row].exp().sum().log()  # the picture among the texts
+    torch.testing.assert_close(loss, total / 12)
+
+
+def test_contrastive_loss_with_soft_targets_and_a_queue_by_a_loop():
+    draw = torch.Generator().manual_seed(5)
+    logits = [torch.randn(4, 7, generator=draw) for _ in range(2)]
+    targets = [torch.randn(4, 7, generator=draw).softmax(1) for _ in range(2)]
+    total = 0.0
+    for values, shares in zip(logits, targets, strict=True):
+        for row in range(4):
+            for column in range(7):
+                total -= shares[row, column] * (values[row, column] - values[row].exp().sum().log()) / 4
+    torch.testing.assert_close(contrastive_loss(*logits, *targets), total / 2)
+    own = torch.eye(4, 7)
+    torch.testing.assert_close(contrastive_loss(*logits, own, own), contrastive_loss(*logits))
+
+
+def test_the_same_text_and_the_same_picture_share_the_target():
+    targets = shared_targets(torch.tensor([1, 2, 1, 3]), torch.tensor([7, 8, 9, 8]))
+    expected = [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]]
+    assert targets.tolist() == expected
+    assert torch.equal(shared_targets(torch.arange(3), torch.arange(3)), torch.eye(3))

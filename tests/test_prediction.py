@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
+from labeler.artifacts import BadInputError, LabelerError, UsageError, neutral, verify
 from labeler.batches import Pair
-from labeler.evaluation import read_predictions
+from labeler.engines.native import image_tower
+from labeler.evaluation import read_predictions, scores_of
 from labeler.ingestion import IngestOptions, ingest
-from labeler.labelling import ITEMS_AT_A_TIME, Predicted, image_tower, neutral, predict
+from labeler.labelling import ITEMS_AT_A_TIME, Predicted, predict
 from labeler.models import model_names
-from labeler.prediction import PairList, choose_device, logits, scores_of
+from labeler.prediction import PairList, choose_device, logits
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.scoring import evaluate
@@ -299,7 +300,7 @@ def test_what_predict_refuses(run, source, asked, error, match):
 
 def test_a_failure_leaves_the_old_file(run, source, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("labeler.labelling.make_pairs", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
+    monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
     with pytest.raises(MemoryError, match="full"):
         predict([source / "pictures"], run, tmp_path / "out.jsonl", device="cpu")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]

@@ -17,9 +17,10 @@ from labeler.batches import StorePairs, collate
 from labeler.encoders.image import load_image_encoder
 from labeler.encoders.regions import REGIONS, _build, _with_weights, see_regions
 from labeler.encoders.weights import tower_sha256
+from labeler.evaluation import scores_of
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
-from labeler.prediction import logits, scores_of
+from labeler.prediction import logits
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.store import Store

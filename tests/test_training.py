@@ -24,10 +24,9 @@ from labeler.artifacts import (
 )
 from labeler.averaging import AveragedWeights
 from labeler.cli import cli
-from labeler.evaluation import read_predictions
+from labeler.evaluation import read_predictions, scores_of
 from labeler.fitting import Fit
 from labeler.models import model_names
-from labeler.prediction import scores_of
 from labeler.preprocessing import preprocess
 from labeler.runs import PICKLED, load_run
 from labeler.scoring import describe, evaluate

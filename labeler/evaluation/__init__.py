@@ -2,7 +2,7 @@
 
 from labeler.evaluation.abstention import Promise, kept, promise, risk_coverage
 from labeler.evaluation.bootstrap import Resampled, mean_of, resample
-from labeler.evaluation.calibration import fit_temperature, reliability, scores_of_logits
+from labeler.evaluation.calibration import fit_temperature, reliability, scores_of, scores_of_logits
 from labeler.evaluation.comparing import compare, differences, judge
 from labeler.evaluation.measuring import measure
 from labeler.evaluation.metrics import HEADLINE, SECOND, average_precision, mean_average_precision, statistics
@@ -52,6 +52,7 @@ __all__ = [
     "risk_coverage",
     "round_scores",
     "rows_of",
+    "scores_of",
     "scores_of_logits",
     "settle",
     "statistics",

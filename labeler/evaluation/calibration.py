@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
-from labeler.evaluation.predictions import Predictions
+from labeler.evaluation.predictions import Predictions, round_scores
 
 BINS = 10
 RANGE = (
@@ -21,6 +21,11 @@ def scores_of_logits(task: str, logits: np.ndarray, temperature: float = 1.0) ->
     """Return scores [N, L] float64 in 0..1 for logits [N, L] divided by the temperature: softmax for `single`, else sigmoid."""
     values = np.asarray(logits, dtype=np.float64) / temperature
     return softmax(values, axis=1) if task == "single" else expit(values)
+
+
+def scores_of(task: str, logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return calibrated scores [N, L] in 0..1 for logits [N, L], rounded as they are written."""
+    return round_scores(scores_of_logits(task, logits, temperature))
 
 
 def fit_temperature(task: str, logits: np.ndarray, truth: np.ndarray) -> float:
