@@ -25,12 +25,8 @@ from labeler.batches import StorePairs, label_targets
 from labeler.decisions import VALIDATION
 from labeler.distillation import teachers_say
 from labeler.end_to_end import EndToEnd, reader
-<<<<<<< HEAD
-from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, statistics, write_named
-from labeler.layers import checkpoint_activations
-=======
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
->>>>>>> h-clip
+from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
 from labeler.pixels import stored_pixels

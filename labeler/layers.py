@@ -109,7 +109,7 @@ class FusedEncoder(nn.Module):
         Where `blocks` has a layer's number, counted from 0, those blocks take and give back the streams before it.
         """
         sizes = [streams.text.shape[1], streams.visual.shape[1]]
-        bias = self.attention_bias(text_mask, visual_mask).to(streams.text.dtype)
+        bias = attention_bias(text_mask, visual_mask).to(streams.text.dtype)
         hidden = torch.cat(streams, dim=1)
         for number, layer in enumerate(self.encoder.layer):
             for block in (blocks or {}).get(number, ()):
@@ -117,15 +117,17 @@ class FusedEncoder(nn.Module):
             hidden = layer(hidden, bias)[0]
         return Streams(*hidden.split(sizes, dim=1))
 
-    @staticmethod
-    def attention_bias(text_mask: Tensor, visual_mask: Tensor) -> Tensor:
-        """Return what is added to every attention logit, [B, 1, 1, T + V]: next to minus infinity where a mask is False."""
-        mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
-        # The picture's tokens weigh as much as one word together: 49 of them, untrained, would drown a title.
-        tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
-        visual_bias = -tokens.log().expand_as(visual_mask)  # [B, V]
-        bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
-        return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
+
+def attention_bias(text_mask: Tensor, visual_mask: Tensor, *, together: bool = True) -> Tensor:
+    """Return what is added to every attention logit, [B, 1, 1, T + V]: next to minus infinity where a mask is False.
+
+    With `together` the picture's tokens weigh as much as one word together: 49 of them, untrained, would drown a title.
+    """
+    mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
+    tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
+    visual_bias = -tokens.log().expand_as(visual_mask) * together  # [B, V]
+    bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
+    return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
 
 
 class ZeroLinear(nn.Linear):

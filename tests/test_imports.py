@@ -28,6 +28,7 @@ profile  image_quality  label_errors
 ingestion  store  export
 inspection
 preprocessing  batches  encoders.pretrained
+encoders.flava
 layers  losses  averaging  encoders.regions  encoders.text  pixels
 coattention  encoders.image
 encoders.visualbert  end_to_end

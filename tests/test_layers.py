@@ -15,6 +15,7 @@ from labeler.layers import (
     Projection,
     Streams,
     ZeroLinear,
+    attention_bias,
     fused_features,
     masked_mean,
     unit,
@@ -65,7 +66,7 @@ VISUAL_MASK = torch.tensor([[True, False, True, True], [False] * 4])
 
 def test_without_blocks_the_fused_encoder_is_transformers(fused):
     streams = fused.embed(torch.randint(9, (2, 3)), torch.randn(2, 4, 6))
-    bias = fused.attention_bias(TEXT_MASK, VISUAL_MASK)
+    bias = attention_bias(TEXT_MASK, VISUAL_MASK)
     theirs = fused.encoder(torch.cat(streams, dim=1), attention_mask=bias).last_hidden_state
     for blocks in (None, {0: [Unchanged()], 2: [Unchanged(), Unchanged()]}):
         text, visual = fused(streams, TEXT_MASK, VISUAL_MASK, blocks)
@@ -82,8 +83,8 @@ class Unchanged(nn.Module):
         return streams
 
 
-def test_the_pictures_tokens_weigh_as_much_as_one_word(fused):
-    weights = fused.attention_bias(TEXT_MASK, VISUAL_MASK)[:, 0, 0].exp()
+def test_the_pictures_tokens_weigh_as_much_as_one_word():
+    weights = attention_bias(TEXT_MASK, VISUAL_MASK)[:, 0, 0].exp()
     torch.testing.assert_close(weights[0], torch.tensor([1, 1, 1, 1 / 3, 0, 1 / 3, 1 / 3]))
     assert weights[1].tolist() == [1, 0, 0, 0, 0, 0, 0]
 

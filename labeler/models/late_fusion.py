@@ -15,17 +15,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from labeler.encoders.text import load_text_encoder, position_offset
+from labeler.encoders.text import (
+    load_text_encoder,
+    position_offset,
+    read_text,
+    take_weights,
+    tower_sizes,
+    untrained_tower,
+)
 from labeler.layers import ProbeHead, ZeroLinear, masked_mean, unit, use_fast_dropout
 from labeler.losses import labelling_loss
 from labeler.models import Building, Built
-
-ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}  # BERT's name for it, and DistilBERT's
-LEFT_OUT = ("architectures", "transformers_version", "_name_or_path")
 
 
 class Config(PreTrainedConfig):
@@ -46,10 +50,10 @@ class Model(PreTrainedModel):
     main_input_name = "input_ids"
     new_weights = ("head.", "mlp.")  # trained at the higher rate
 
-    def __init__(self, config: Config, text: PreTrainedModel | None = None):
-        """Take the text tower `text`, or make an untrained one from `config`."""
+    def __init__(self, config: Config):
+        """Make the layers, none of them trained."""
         super().__init__(config)
-        self.text = text or text_tower(config)
+        self.text = untrained_tower(cast("dict[str, Any]", config.tower))
         use_fast_dropout(self.text)
         widths, labels = (self.text.config.hidden_size, config.visual_width), cast(int, config.num_labels)
         self.head = ProbeHead(widths, labels, config.head_dropout)
@@ -90,38 +94,19 @@ class Model(PreTrainedModel):
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, D + D_image]: each tower's mean at length 1, zeros where there is nothing."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)  # [1, T]
-        # softmax over no token at all would be NaN; a row without a text sees its padding here, which the mean leaves out
-        mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
-        hidden = self.text(
-            input_ids, attention_mask=mask.long(), position_ids=positions + position_offset(self.text.config)
-        ).last_hidden_state  # [B, T, D]
+        hidden = read_text(self.text, input_ids, text_mask)  # [B, T, D]
         parts = masked_mean(hidden, text_mask), masked_mean(visual_tokens, visual_mask)
         return torch.cat([unit(part.float()) for part in parts], dim=1)
-
-
-def text_tower(config: Config) -> PreTrainedModel:
-    """Return an untrained text tower in the size that `config` holds."""
-    tower = AutoConfig.for_model(**cast("dict[str, Any]", config.tower))
-    # eager attention: the faster one in training on a CPU, and VisualBERT's
-    model: Any = AutoModel.from_config(tower, attn_implementation="eager")
-    if hasattr(model, "pooler"):
-        model.pooler = None  # its output is not read
-    return cast(PreTrainedModel, model)
 
 
 def build(task: Building) -> Built:
     """Return both towers on the text tower's weights, with its tokenizer."""
     tower = load_text_encoder(task.text_encoder)
-    values = {key: value for key, value in tower.model.config.to_dict().items() if key not in LEFT_OUT}
-    values |= dict.fromkeys(values.keys() & ATTENTION_DROPOUT, 0.0)  # as in `visualbert`
     sizes: dict[str, Any] = {
-        "tower": values,
+        "tower": tower_sizes(tower),
         "visual_width": task.visual_width,
         "num_labels": len(task.label_set.labels),
     }
-    config = Config(**sizes)
-    text = text_tower(config)
-    weights = {name: value for name, value in tower.model.state_dict().items() if not name.startswith("pooler.")}
-    text.load_state_dict(weights)
-    return Built(Model(config, text), tower.tokenizer)
+    model = Model(Config(**sizes))
+    take_weights(model.text, tower)
+    return Built(model, tower.tokenizer)
