@@ -32,7 +32,7 @@ encoders.flava
 layers  losses  averaging  encoders.regions  encoders.text  pixels
 coattention  encoders.image
 encoders.visualbert  end_to_end
-models
+models  objectives
 models.*
 prediction  runs  training_options  attribution
 decisions  distillation  model_card

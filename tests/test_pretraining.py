@@ -18,7 +18,8 @@ from labeler.artifacts import BadInputError, InterruptedRun, UsageError, work_fo
 from labeler.batches import collate
 from labeler.end_to_end import TOWER
 from labeler.fitting import Fit
-from labeler.pretraining import IGNORED, Objectives, mask_words, pretrain, swap_pictures, told
+from labeler.objectives import IGNORED, Objectives, mask_words, swap_pictures
+from labeler.pretraining import pretrain, told
 from labeler.trainer import Watch
 from labeler.training import train
 
@@ -74,7 +75,7 @@ def test_the_losses_are_those_of_a_plain_loop(build, pairs, monkeypatch, name):
     source, own = swap_pictures(both)
     special = torch.isin(batch["input_ids"], torch.tensor(built.tokenizer.all_special_ids))
     masked = mask_words(
-        batch["input_ids"], batch["text_mask"] & ~special, built.tokenizer.mask_token_id, len(objectives.special)
+        batch["input_ids"], batch["text_mask"] & ~special, built.tokenizer.mask_token_id, len(objectives.words.special)
     )
     words, matching = [], []
     for row in range(36):
@@ -83,8 +84,8 @@ def test_the_losses_are_those_of_a_plain_loop(build, pairs, monkeypatch, name):
         text = built.model.streams(*one).text[0]
         for place in (masked.targets[row] != IGNORED).nonzero().flatten().tolist() if own[row] else []:
             scores = (
-                built.model.fused.embeddings.word_embeddings.weight @ objectives.transform(text[place])
-                + objectives.word_bias
+                built.model.fused.embeddings.word_embeddings.weight @ objectives.words.transform(text[place])
+                + objectives.words.bias
             )
             words.append(-scores.log_softmax(0)[masked.targets[row, place]].item())
         if both[row]:
