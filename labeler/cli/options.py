@@ -91,6 +91,8 @@ def headline(row: dict[str, Any]) -> str:
     if first not in row:
         first, others = "mean_average_precision", ("micro_f1", "macro_f1")
     parts = [f"{first.replace('_', ' ')} {row[first]:.3f} {interval(row[first + '_ci95'])}"]
+    if "vqa_accuracy" in row:
+        others = ("vqa_accuracy", *others)
     return "  ".join(parts + [f"{name.replace('_', ' ')} {row[name]:.3f}" for name in others])
 
 

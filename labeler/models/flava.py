@@ -13,8 +13,8 @@ digit. With any other text tower (`embedded`: MiniLM and EfficientNet-Lite0) the
 text tower. There is a way around each of its layers, so that at first what the towers say comes through; the projection of the
 words starts as the identity, and the picture's tokens weigh as much as one word together (`labeler.layers.attention_bias`).
 
-Difference from the paper: beside the CLS token, which a new encoder has taught nothing, the head reads the mean of either stream
-and of the image tower's tokens.
+Difference from the paper: beside the CLS token, which a new encoder has taught nothing, the head reads the mean of the fused words
+and of the image tower's own tokens.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Model(PreTrainedModel):
         self.text_to_fusion = nn.Linear(self.text.config.hidden_size, width)
         self.image_to_fusion = nn.Linear(config.visual_width, width)
         use_fast_dropout(self)
-        widths = width, width, width + config.visual_width
+        widths = width, width, config.visual_width
         self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
 
@@ -104,19 +104,14 @@ class Model(PreTrainedModel):
         return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
-        """Return what the head reads, [B, 3 D + D_image]: mean word, CLS, mean visual token, mean of the image tower's.
+        """Return what the head reads, [B, 2 D + D_image]: the mean fused word, CLS, the image tower's mean, each at length 1.
 
-        Each is at length 1. What is missing gives zeros; CLS does so where either is missing.
+        What is missing gives zeros; CLS does so where either is missing.
         """
         hidden = self.fused(input_ids, text_mask, visual_tokens, visual_mask)
         both = text_mask.any(dim=1, keepdim=True) & visual_mask.any(dim=1, keepdim=True)  # [B, 1]
-        streams = streams_of(hidden, text_mask)
-        parts = [
-            masked_mean(streams.text, text_mask),
-            hidden[:, 0] * both,
-            masked_mean(streams.visual, visual_mask),
-            masked_mean(visual_tokens, visual_mask),
-        ]
+        words = streams_of(hidden, text_mask).text
+        parts = masked_mean(words, text_mask), hidden[:, 0] * both, masked_mean(visual_tokens, visual_mask)
         return torch.cat([unit(part.float()) for part in parts], dim=1)
 
     def streams(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Streams:

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from labeler.artifacts import neutral
-from labeler.evaluation import HEADLINE
+from labeler.evaluation import ANSWERS, HEADLINE
 from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
 from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked
@@ -30,6 +30,7 @@ TITLES = {
     "micro_f1": "Micro F1",
     "sample_f1": "Sample F1",
     "subset_accuracy": "Subset accuracy",
+    ANSWERS: "VQA accuracy",
 }
 COLUMNS = {
     "single": ("weighted_f1", "macro_f1"),
@@ -109,7 +110,7 @@ def render_markdown(comparison: dict[str, Any]) -> str:
 
 def render_csv(comparison: dict[str, Any]) -> str:
     """Return a line for each model, in table order: figures as fractions with intervals, the difference to the row above."""
-    metrics = METRICS[comparison["task"]]
+    metrics = METRICS[comparison["task"]] + _answered(comparison)
     ends = [f"{metric}_{end}" for metric in metrics for end in ("low", "high")]
     costs = ("parameters", "train_seconds", "pairs_per_second")
     file = io.StringIO()
@@ -166,13 +167,19 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "comparison": comparison,
         "rows": rows,
         "headline": headline,
-        "columns": COLUMNS[comparison["task"]],
-        "metrics": METRICS[comparison["task"]],
+        "columns": COLUMNS[comparison["task"]] + _answered(comparison),
+        "parent_columns": COLUMNS[comparison["task"]],
+        "metrics": METRICS[comparison["task"]] + _answered(comparison),
         "titles": TITLES,
         "axis": axis_of(intervals),
         "modalities": [row for row in rows if row["modalities"]],
         "parents": [row for row in rows if "parents" in row],
     }
+
+
+def _answered(comparison: dict[str, Any]) -> tuple[str, ...]:
+    """Return the figure that only rows with answers to a question have."""
+    return (ANSWERS,) if ANSWERS in comparison["models"][0] else ()
 
 
 def _curves(models: list[Model]) -> dict[str, Any] | None:
