@@ -197,8 +197,8 @@ def write_all(
     counts = label_counts(selected.labels, selected.names, selected.kept)
     if options.answers and counts.keys() == {UNKNOWN}:
         raise BadInputError(
-            f"{options.answers}: none of its {len(read_vocabulary(options.answers) or ())} answers is the most frequent one to any "
-            f"of {counts[UNKNOWN]} questions; expected the vocabulary of these data, or --top-answers N"
+            f"{options.answers}: none of its answers is the most frequent one to any of {counts[UNKNOWN]} questions; expected "
+            "the vocabulary of these data, or --top-answers N"
         )
     labels = label_set(counts, task, parents)
     write_json(folder / "labels.json", labels.model_dump())

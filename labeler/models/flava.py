@@ -13,8 +13,8 @@ digit. With any other text tower (`embedded`: MiniLM and EfficientNet-Lite0) the
 text tower. There is a way around each of its layers, so that at first what the towers say comes through; the projection of the
 words starts as the identity, and the picture's tokens weigh as much as one word together (`labeler.layers.attention_bias`).
 
-Difference from the paper: beside the CLS token, which a new encoder has taught nothing, the head reads the mean of the fused words
-and of the image tower's own tokens.
+Difference from the paper: beside the CLS token, which a new encoder has taught nothing, the head reads the mean of the fused
+words and the mean of the image tower's own tokens.
 """
 
 from __future__ import annotations
