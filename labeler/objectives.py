@@ -17,7 +17,7 @@ from labeler.end_to_end import reader
 from labeler.layers import LogitScale, Projection, Streams, masked_mean
 from labeler.losses import contrastive_loss, distillation_loss
 
-MASKED_SHARE = 0.15
+MASKED_SHARE, INITIAL_STD = 0.15, 0.02  # BERT's
 IGNORED = -100  # the target of a word that is not to be guessed, as in transformers
 # Li et al. 2021, section 3.5 and 4.1: decay and weight of the momentum model, width of the space that both sides share
 MOMENTUM, DISTILLED, SHARED_WIDTH = 0.995, 0.4, 256
@@ -65,15 +65,15 @@ class WordHead(nn.Module):
         """Make a head for the words of `tokenizer`, which `model` reads; special tokens are never hidden."""
         super().__init__()
         table = reader(model).get_input_embeddings().weight
-        words, width = table.shape
+        words, self.width = table.shape
         self.mask_token_id = cast(int, tokenizer.mask_token_id)
         special = torch.zeros(words, dtype=torch.bool)
         special[tokenizer.all_special_ids] = True
         self.register_buffer("special", special, persistent=False)
-        first = nn.Linear(width, width)
-        nn.init.normal_(first.weight, std=reader(model).config.initializer_range)
+        first = nn.Linear(self.width, self.width)
+        nn.init.normal_(first.weight, std=INITIAL_STD)
         nn.init.zeros_(first.bias)
-        self.transform = nn.Sequential(first, nn.GELU(), nn.LayerNorm(width))
+        self.transform = nn.Sequential(first, nn.GELU(), nn.LayerNorm(self.width))
         self.bias = nn.Parameter(torch.zeros(words))
 
     def hide(self, input_ids: Tensor, text_mask: Tensor) -> Masked:
@@ -111,7 +111,7 @@ class Objectives(nn.Module):
         self.new_weights = ("words.", "matching.", *(f"model.{name}" for name in model.new_weights))
         self.tower_weights = tuple(f"model.{name}" for name in getattr(model, "tower_weights", ()))
         self.words = WordHead(model, tokenizer)
-        self.matching = nn.Linear(self.words.transform[0].in_features, 1)
+        self.matching = nn.Linear(self.words.width, 1)
 
     def forward(
         self,
@@ -153,9 +153,8 @@ class Parts(nn.Module):
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase):
         """Put the heads on `model`, which gives its streams by `apart`, or on such a model behind its image tower."""
         super().__init__()
-        width = reader(model).config.hidden_size
         self.model, self.words = model, WordHead(model, tokenizer)
-        self.text_projection, self.image_projection = (Projection(width, SHARED_WIDTH) for _ in range(2))
+        self.text_projection, self.image_projection = (Projection(self.words.width, SHARED_WIDTH) for _ in range(2))
 
     def embeddings(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return texts [B, S] and pictures [B, S] in the shared space, of the streams before they meet."""
@@ -187,7 +186,7 @@ class AlignedObjectives(nn.Module):
         """Put heads on `model`; see `Parts`."""
         super().__init__()
         self.parts, self.scale = Parts(model, tokenizer), LogitScale()
-        self.matching = nn.Linear(reader(model).config.hidden_size, 1)
+        self.matching = nn.Linear(self.parts.words.width, 1)
         self.momentum = AveragedModel(self.parts, multi_avg_fn=get_ema_multi_avg_fn(MOMENTUM)).requires_grad_(False)
         self.new_weights = ("parts.words.", "parts.text_projection.", "parts.image_projection.", "scale.", "matching.",
                             *(f"parts.model.{name}" for name in model.new_weights))  # fmt: skip

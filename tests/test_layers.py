@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import VisualBertConfig, VisualBertModel
 
+from labeler.batches import collate
 from labeler.layers import (
     FastDropout,
     FusedEncoder,
@@ -16,6 +17,7 @@ from labeler.layers import (
     Streams,
     ZeroLinear,
     attention_bias,
+    checkpoint_activations,
     fused_features,
     masked_mean,
     unit,
@@ -163,3 +165,28 @@ def test_logit_scale_starts_at_clips_and_stops_at_100():
     assert scale.log.grad.item() == pytest.approx(100)  # and so it can come down again
     torch.nn.init.constant_(scale.log, float("nan"))
     assert scale().isnan()
+
+
+@pytest.mark.parametrize("name", ["visualbert", "late-fusion", "flava", "albef"])
+def test_checkpointed_activations_change_no_gradient_and_keep_less(name, build, pairs):
+    model = (built := build(name)).model.train()
+    batch = collate(pairs(8), built.tokenizer.pad_token_id)
+    gradients, kept = [], []
+    for checkpointed in (False, True):
+        if checkpointed:
+            assert checkpoint_activations(model) >= 2
+        kept.append(0)
+
+        def count(tensor):
+            kept[-1] += tensor.numel()
+            return tensor
+
+        torch.manual_seed(1)  # dropout is drawn anew in the backward pass, and has to be the same
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(**batch).loss
+        loss.backward()
+        gradients.append({key: weight.grad.clone() for key, weight in model.named_parameters()})
+        model.zero_grad()
+    assert kept[1] < kept[0] / 2
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, atol=1e-6, rtol=1e-4, msg=key)

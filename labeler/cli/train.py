@@ -74,7 +74,7 @@ def command(
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
-    MODEL is resnet-gru, late-fusion, visualbert or visualbert-coattn. The test split is not read. Ctrl-C saves a
+    MODEL is resnet-gru, late-fusion, visualbert, visualbert-coattn, flava or albef. The test split is not read. Ctrl-C saves a
     checkpoint; --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
     """
     from labeler.training import over_seeds, train, train_seeds

@@ -116,7 +116,8 @@ def write_named(path: Path, taxonomy: Taxonomy, predictions: Predictions) -> Non
 def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """Return the predictions for `rows`, given by their numbers."""
     ids, groups = ([names[row] for row in rows] for names in predictions[:2])
-    return Predictions(ids, groups, *(None if values is None else values[rows] for values in predictions[2:]))
+    agreed = None if predictions.agreed is None else predictions.agreed[rows]
+    return Predictions(ids, groups, *(values[rows] for values in predictions[2:5]), agreed)
 
 
 def write_predictions(path: Path, names: list[str], predictions: Predictions) -> None:

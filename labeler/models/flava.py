@@ -68,7 +68,9 @@ class Model(PreTrainedModel):
         self.text = untrained_tower(cast("dict[str, Any]", config.tower))
         if self.text.config.model_type == FLAVA_TEXTS:
             self.text.layernorm = nn.Identity()
-        self.fusion = FlavaMultimodalModel(FlavaMultimodalConfig(**config.fusion), add_pooling_layer=False)
+        self.fusion = FlavaMultimodalModel(
+            FlavaMultimodalConfig(**cast("dict[str, Any]", config.fusion)), add_pooling_layer=False
+        )
         width = self.fusion.config.hidden_size
         self.text_to_fusion = nn.Linear(self.text.config.hidden_size, width)
         self.image_to_fusion = nn.Linear(config.visual_width, width)

@@ -145,7 +145,7 @@ def _seeds(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, Any]
             continue
         row: dict[str, Any] = {"name": group[0].metrics["name"], "runs": [m.name for m in group], "seeds": seeds}
         for metric in figures:
-            values = [model.metrics.get(metric) for model in group]
+            values: list[Any] = [model.metrics.get(metric) for model in group]
             if None not in values:
                 row[metric] = {"mean": mean(values), "sd": stdev(values), "min": min(values), "max": max(values)}
         rows.append(row)
