@@ -21,13 +21,13 @@ from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedde
 # not: MPNet and DeBERTa attend by distance, ALBERT's layers share their weights.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "visual_bert")
 BERT_WORDS = 30522  # of bert-base-uncased, whose vocabulary MiniLM and VisualBERT have too
-ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}  # BERT's name for it, and DistilBERT's
-NO_SIZE = ("architectures", "transformers_version", "_name_or_path")
 # What DistilBERT's config calls otherwise than BERT's; it names no epsilon.
 DISTILBERT_CONFIG = {"intermediate_size": "hidden_dim", "hidden_act": "activation", "hidden_dropout_prob": "dropout"}
 DISTILBERT_EPS = 1e-12
 TOGETHER = 8  # texts a pass: tweets go through 1.6 times as fast as 32 at a time
 UNKNOWN_SHARE = 1 / 3
+ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}  # BERT's name for it, and DistilBERT's
+LEFT_OUT = ("architectures", "transformers_version", "_name_or_path")
 
 
 class TextEncoder(NamedTuple):
@@ -68,50 +68,45 @@ def position_offset(config: Any) -> int:
     return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
+def config_values(tower: TextEncoder) -> dict[str, Any]:
+    """Return a text tower's config, to be part of a model's own; without dropout in its attention, as in `visualbert`."""
+    values = {key: value for key, value in tower.model.config.to_dict().items() if key not in LEFT_OUT}
+    return values | dict.fromkeys(values.keys() & ATTENTION_DROPOUT, 0.0)
+
+
+def untrained_tower(values: dict[str, Any]) -> PreTrainedModel:
+    """Return a text tower in the size that `config_values` gave, to be part of a model; nothing in it is trained."""
+    # eager attention: the faster one in training on a CPU, and VisualBERT's
+    model: Any = AutoModel.from_config(AutoConfig.for_model(**values), attn_implementation="eager")
+    if hasattr(model, "pooler"):
+        model.pooler = None  # its output is not read
+    return cast(PreTrainedModel, model)
+
+
+def pretrained_tower(tower: TextEncoder) -> PreTrainedModel:
+    """Return a text tower to be part of a model and trained with it, with the weights of `tower`."""
+    model = untrained_tower(config_values(tower))
+    weights = {name: value for name, value in tower.model.state_dict().items() if not name.startswith("pooler.")}
+    model.load_state_dict(weights)
+    return model
+
+
+def read_words(tower: PreTrainedModel, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Return a text tower's last hidden states [B, T, D] for input_ids [B, T]; text_mask [B, T] hides padding from the words."""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0) + position_offset(
+        tower.config
+    )  # [1, T]
+    # softmax over no token at all would be NaN; a row without a text sees its padding here, which its mean leaves out
+    mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
+    hidden: Tensor = tower(input_ids, attention_mask=mask.long(), position_ids=positions).last_hidden_state
+    return hidden
+
+
 def config_value(config: Any, name: str) -> Any:
     """Return what BERT's config calls `name` from the config of a BERT-like tower."""
     if config.model_type != "distilbert":
         return getattr(config, name)
     return DISTILBERT_EPS if name == "layer_norm_eps" else getattr(config, DISTILBERT_CONFIG.get(name, name))
-
-
-def tower_sizes(tower: TextEncoder) -> dict[str, Any]:
-    """Return what a model's config holds of its text tower, for `untrained_tower`; without dropout on attention weights.
-
-    That costs time and buys nothing here (docs/LOG.md).
-    """
-    values = {key: value for key, value in tower.model.config.to_dict().items() if key not in NO_SIZE}
-    return values | dict.fromkeys(values.keys() & ATTENTION_DROPOUT, 0.0)
-
-
-def untrained_tower(sizes: dict[str, Any]) -> PreTrainedModel:
-    """Return an untrained text tower of `tower_sizes`, without its pooler, whose output is not read."""
-    # eager attention: the faster one in training on a CPU, and VisualBERT's
-    model: Any = AutoModel.from_config(AutoConfig.for_model(**sizes), attn_implementation="eager")
-    if hasattr(model, "pooler"):
-        model.pooler = None
-    return cast(PreTrainedModel, model)
-
-
-def take_weights(model: PreTrainedModel, tower: TextEncoder, unread: tuple[str, ...] = ()) -> None:
-    """Give an `untrained_tower` all weights of `tower` but those of its pooler and those whose names begin as one of `unread`."""
-    unread = ("pooler.", *unread)
-    model.load_state_dict(
-        {name: value for name, value in tower.model.state_dict().items() if not name.startswith(unread)}
-    )
-
-
-def read_text(tower: PreTrainedModel, input_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Return a text tower's last hidden states [B, T, D] for input_ids [B, T] where text_mask [B, T] is True.
-
-    Of a row without a text, padding is read in its place: softmax over no token at all would be NaN.
-    """
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)  # [1, T]
-    mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
-    hidden: Tensor = tower(
-        input_ids, attention_mask=mask.long(), position_ids=positions + position_offset(tower.config)
-    ).last_hidden_state
-    return hidden
 
 
 def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:

@@ -30,18 +30,16 @@ from labeler.artifacts import LabelerError
 from labeler.encoders.flava import FLAVA_TEXTS
 from labeler.encoders.text import (
     config_value,
+    config_values,
     load_text_encoder,
     position_offset,
-    read_text,
-    take_weights,
-    tower_sizes,
+    pretrained_tower,
+    read_words,
     untrained_tower,
 )
 from labeler.layers import ProbeHead, Streams, attention_bias, masked_mean, unit, use_fast_dropout
 from labeler.losses import labelling_loss
 from labeler.models import Building, Built
-
-UNREAD = ("layernorm.",)  # FLAVA's encoders hand on what they have before their last norm
 
 
 class Config(PreTrainedConfig):
@@ -62,11 +60,11 @@ class Model(PreTrainedModel):
     config_class = Config
     main_input_name = "input_ids"
 
-    def __init__(self, config: Config):
-        """Make the layers, none of them trained."""
+    def __init__(self, config: Config, text: PreTrainedModel | None = None):
+        """Take the text tower `text`, or make an untrained one from `config`."""
         super().__init__(config)
-        self.text = untrained_tower(cast("dict[str, Any]", config.tower))
-        if self.text.config.model_type == FLAVA_TEXTS:
+        self.text = text or untrained_tower(cast("dict[str, Any]", config.tower))
+        if self.text.config.model_type == FLAVA_TEXTS:  # whose encoders hand on what they have before their last norm
             self.text.layernorm = nn.Identity()
         self.fusion = FlavaMultimodalModel(
             FlavaMultimodalConfig(**cast("dict[str, Any]", config.fusion)), add_pooling_layer=False
@@ -123,7 +121,7 @@ class Model(PreTrainedModel):
     def fused(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the multimodal encoder gives of [CLS; text; visual], [B, 1 + T + V, D]; it has no positions of its own."""
         cls = self.fusion.cls_token.expand(len(input_ids), -1, -1)
-        text = self.text_to_fusion(read_text(self.text, input_ids, text_mask))
+        text = self.text_to_fusion(read_words(self.text, input_ids, text_mask))
         hidden = torch.cat([cls, text, self.image_to_fusion(visual_tokens)], dim=1)
         mask = torch.cat([torch.ones_like(text_mask[:, :1]), text_mask], dim=1)
         bias = attention_bias(mask, visual_mask, together=not self.config.pretrained_fusion).to(hidden.dtype)
@@ -150,14 +148,13 @@ def build(task: Building) -> Built:
             f"{task.visual_width}; preprocess with --image-encoder {tower.name}"
         )
     sizes: dict[str, Any] = {
-        "tower": tower_sizes(tower),
+        "tower": config_values(tower),
         "fusion": released.multimodal_model.config.to_diff_dict() if released else fusion_sizes(tower.model.config),
         "pretrained_fusion": released is not None,
         "visual_width": task.visual_width,
         "num_labels": len(task.label_set.labels),
     }
-    model = Model(Config(**sizes))
-    take_weights(model.text, tower, UNREAD if released else ())
+    model = Model(Config(**sizes), pretrained_tower(tower))
     if released:
         take_fusion(model, released)
     else:

@@ -20,11 +20,11 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from labeler.encoders.text import (
+    config_values,
     load_text_encoder,
     position_offset,
-    read_text,
-    take_weights,
-    tower_sizes,
+    pretrained_tower,
+    read_words,
     untrained_tower,
 )
 from labeler.layers import ProbeHead, ZeroLinear, masked_mean, unit, use_fast_dropout
@@ -50,10 +50,10 @@ class Model(PreTrainedModel):
     main_input_name = "input_ids"
     new_weights = ("head.", "mlp.")  # trained at the higher rate
 
-    def __init__(self, config: Config):
-        """Make the layers, none of them trained."""
+    def __init__(self, config: Config, text: PreTrainedModel | None = None):
+        """Take the text tower `text`, or make an untrained one from `config`."""
         super().__init__(config)
-        self.text = untrained_tower(cast("dict[str, Any]", config.tower))
+        self.text = text or untrained_tower(cast("dict[str, Any]", config.tower))
         use_fast_dropout(self.text)
         widths, labels = (self.text.config.hidden_size, config.visual_width), cast(int, config.num_labels)
         self.head = ProbeHead(widths, labels, config.head_dropout)
@@ -94,7 +94,7 @@ class Model(PreTrainedModel):
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, D + D_image]: each tower's mean at length 1, zeros where there is nothing."""
-        hidden = read_text(self.text, input_ids, text_mask)  # [B, T, D]
+        hidden = read_words(self.text, input_ids, text_mask)  # [B, T, D]
         parts = masked_mean(hidden, text_mask), masked_mean(visual_tokens, visual_mask)
         return torch.cat([unit(part.float()) for part in parts], dim=1)
 
@@ -103,10 +103,8 @@ def build(task: Building) -> Built:
     """Return both towers on the text tower's weights, with its tokenizer."""
     tower = load_text_encoder(task.text_encoder)
     sizes: dict[str, Any] = {
-        "tower": tower_sizes(tower),
+        "tower": config_values(tower),
         "visual_width": task.visual_width,
         "num_labels": len(task.label_set.labels),
     }
-    model = Model(Config(**sizes))
-    take_weights(model.text, tower)
-    return Built(model, tower.tokenizer)
+    return Built(Model(Config(**sizes), pretrained_tower(tower)), tower.tokenizer)
