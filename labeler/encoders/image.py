@@ -214,13 +214,11 @@ def _transformers_pretrained(name: str, repository: str) -> ImageEncoder:
 def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
     """Return a transformers model that takes pictures; of one that takes texts too, its half for pictures."""
     config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    model: PreTrainedModel
     if config.model_type == FLAVA:
-        model = load_flava(name, source, config, local=local).image_model
-        config = config.image_config
+        model: PreTrainedModel = load_flava(name, source, config, local=local).image_model
     else:
-        config = getattr(config, "vision_config", config)
-        model = load_transformers(name, source, config, local=local)
+        model = load_transformers(name, source, getattr(config, "vision_config", config), local=local)
+    config = model.config
     if model.main_input_name != "pixel_values":
         raise LabelerError(f"{name}: a {config.model_type!r} model, which takes no pictures")
     # without its file there is an error: what models of one architecture take as mean and std differs
