@@ -38,6 +38,7 @@ from labeler.trainer import (
     LabelTrainer,
     Watch,
     give_back_freed_memory,
+    history_of,
     keep_freed_memory,
     newest_checkpoint,
     training_arguments,
@@ -59,6 +60,7 @@ class Fit:
         device: str,
         teachers: Sequence[Path] = (),
         report: Callable[[int, float], None] | None = None,
+        init: Path | None = None,
     ):
         """Open the store, build the model from its towers with `seed`, tokenize train and validation, ask the teachers.
 
@@ -68,6 +70,7 @@ class Fit:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         self.store = Store(data, check=False)  # `train` has just verified it
         self.task = self.store.label_set.task
+        self.metric = METRICS[self.task]
         self.name, self.options, self.seed, self.interrupted, self.step = model, options, seed, False, 0
         self.teachers, self.report = teachers, report
         self.losses: list[float] = []  # of the epoch's steps so far
@@ -82,12 +85,14 @@ class Fit:
         self.model, self.tokenizer = module.build(
             Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
                      n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place,
-                     vocabulary=options.vocabulary)
+                     vocabulary=options.vocabulary, init=init)
         )  # fmt: skip
         names = self.store.label_set.names
         self.model.config.id2label = dict(enumerate(names))
         self.model.config.label2id = {name: number for number, name in enumerate(names)}
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
+        if options.freeze:
+            freeze_below_head(self.model, model)
         pixels = None
         if options.finetune_image:
             from labeler.encoders.image import recorded_image_encoder  # no other training needs timm
@@ -141,7 +146,8 @@ class Fit:
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.perf_counter() - started
-        history = self.history(trainer.state.log_history)
+        history = history_of(self.metric, trainer.state.log_history)
+        history |= {"train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}
         if self.options.pretrain:
             history["pretraining"] = told(pretraining)
         return history | {
@@ -165,22 +171,7 @@ class Fit:
         probe = linear_probe(self.task, features[0], truths[0], features[1], truths[1])
         probe = probe._replace(bias=probe.bias + self.loss.shift().numpy())
         head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe))
-        log.info("head fitted on the untrained model: validation %s %.4f", METRICS[self.task], self.validate()[1])
-
-    def history(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the learning curve from the Trainer's log: one item an epoch and one a logged step."""
-        logged = ("step", "epoch", "loss", "learning_rate")
-        steps: list[dict[str, Any]] = [
-            {name: entry.get(name) for name in logged} for entry in entries if "loss" in entry
-        ]
-        epochs: list[dict[str, Any]] = []
-        for entry in entries:
-            if "eval_loss" in entry:
-                epochs.append({"epoch": len(epochs) + 1, "train_loss": entry["eval_train_loss"],
-                               "validation_loss": entry["eval_loss"], "validation_metric": entry["eval_metric"]})  # fmt: skip
-        best = max(range(len(epochs)), key=lambda epoch: epochs[epoch]["validation_metric"], default=-1)
-        return {"metric": METRICS[self.task], "best_epoch": best + 1, "epochs": epochs, "steps": steps,
-                "train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}  # fmt: skip
+        log.info("head fitted on the untrained model: validation %s %.4f", self.metric, self.validate()[1])
 
     def validation_logits(self) -> np.ndarray:
         """Return logits [N, L] on the validation split."""
@@ -189,7 +180,7 @@ class Fit:
 
     def validate(self) -> tuple[float, float]:
         """Return loss and metric on the validation split."""
-        values, metric = self.validation_logits(), METRICS[self.task]
+        values, metric = self.validation_logits(), self.metric
         rows = self.validation_pairs.rows
         predictions = predictions_of(self.store, rows, scores_of(self.task, values), None)
         targets = label_targets(predictions.truth, self.task)
@@ -221,3 +212,11 @@ class Fit:
             thresholds = fit_thresholds(taxonomy.scores(scores), truth)
             write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
         write_named(folder / VALIDATION, taxonomy, predictions_of(self.store, rows, scores, thresholds))
+
+
+def freeze_below_head(model: Any, name: str) -> None:
+    """Let the head alone be trained; raises UsageError for a model that has none apart from the rest."""
+    if not hasattr(model, "head"):
+        raise UsageError(f"{name} has no head apart from the rest, all of which starts untrained; leave out --freeze")
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key.startswith("head."))

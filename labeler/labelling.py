@@ -21,6 +21,7 @@ from labeler.output import LineWriter, writing
 from labeler.records import Reject, Row
 from labeler.sources import Reading, brings_pictures, read_source
 from labeler.taxonomy import taxonomy_of
+from labeler.zero_shot import Prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,15 +54,16 @@ def predict(
     allow_outside: bool = False,
     aim: Aim | None = None,
     min_precision: float | None = None,
+    prompts: Prompts | None = None,
 ) -> Predicted:
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with the run `model`; write one line an item.
 
-    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
-    labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
-    error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
-    only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
-    `review`, true where one was withheld. `out` None is standard output; a file appears whole or not at all. `format` is
-    jsonl or csv, by default what `out` ends in.
+    A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where labels
+    have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an error and
+    no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given only where
+    validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has `review`,
+    true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs. `out` None
+    is standard output; a file appears whole or not at all. `format` is jsonl or csv, by default what `out` ends in.
 
     Raises BadInputError when an input is missing or `model` is no whole run; UsageError for an unknown format.
     """
@@ -73,7 +75,9 @@ def predict(
     if out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
     sources = [read_source(path, Reading(mapping=mapping or {})) for path in inputs]  # before any model is loaded
-    engine = open_engine(model, device)
+    if prompts and (aim or min_precision is not None):
+        raise UsageError("--aim and --min-precision read validation rows with labels, and zero-shot labels have none")
+    engine = open_engine(model, device, prompts)
     rule = aimed(engine.rule, aim)
     least = None if min_precision is None else least_score(rule, min_precision)
     rows: Iterable[Row | Reject] = chain.from_iterable(sources)

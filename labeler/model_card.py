@@ -212,10 +212,10 @@ def command(trained: dict[str, Any]) -> str:
     """Return what to type to train it again, with the options that are not the model's own."""
     arguments = dict(trained["arguments"])
     store, *teachers = (item["path"] for item in trained["inputs"])
-    name = arguments.pop("model")
+    name, start = arguments.pop("model"), ["--init", teachers.pop(0)] if arguments.pop("init", False) else []
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
-    words = ["labeler", "train", name, store, *(word for path in teachers for word in ("--teacher", path))]
+    words = ["labeler", "train", name, store, *start, *(word for path in teachers for word in ("--teacher", path))]
     for key, value in arguments.items():
         if own.get(key) != value:
             words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])

@@ -43,28 +43,13 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
     run code when opened).
     """
     manifest = verify(folder, "train")
-    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
-    if pickled:
-        raise BadInputError(f"{pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it")
+    refuse_pickles(folder)
     from transformers import AutoTokenizer
 
-    from labeler.encoders.pretrained import quiet
+    from labeler.encoders.pretrained import load_model
 
     name = manifest["arguments"]["model"]
-    with quiet():
-        model, loading = model_module(name).Model.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    if strange := sorted({*loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])}):
-        raise BadInputError(
-            f"{folder}: {name} has no place for its weights ({', '.join(strange[:3])}), they are of another architecture or of a "
-            "newer labeler; use the run as it was written, or train it again with `labeler train --force`"
-        )
-    if missing := sorted(loading["missing_keys"]):
-        raise BadInputError(
-            f"{folder}: weights that {name} has now are not in it ({', '.join(missing[:3])}), an older labeler made it; train it "
-            "again with `labeler train --force`"
-        )
+    model: Any = load_model(model_module(name).Model, folder, name, "train")
     preprocessor = read_json(folder / "preprocessor.json")
     thresholds, calibration = folder / "thresholds.json", folder / "calibration.json"
     if preprocessor["image"].get("fine_tuned"):
@@ -84,6 +69,13 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
         manifest=manifest,
         history=read_json(folder / "history.json"),
     )
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise BadInputError when a run holds a pickle."""
+    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLED]
+    if pickled:
+        raise BadInputError(f"{pickled[0]}: a pickle, which could run code; a run holds safetensors only, remove it")
 
 
 def read_json(path: Path) -> Any:

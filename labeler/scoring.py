@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from labeler.artifacts import (
     BadInputError,
     Input,
     Recipe,
+    UsageError,
     adding,
     already_made,
     input_of,
@@ -26,6 +28,7 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.decisions import aimed, promised
+from labeler.embedding import refuse_other_tower
 from labeler.evaluation import (
     BEST_F1,
     HEADLINE,
@@ -34,6 +37,7 @@ from labeler.evaluation import (
     fit_thresholds,
     kept,
     measure,
+    measure_retrieval,
     of_parents,
     predictions_of,
     reliability,
@@ -47,10 +51,22 @@ from labeler.model_card import model_card
 from labeler.records import SPLITS, Split, differing_names
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import TrainOptions
+from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
 
 log = logging.getLogger("labeler")
 MODALITIES = ("both", "text", "image")
 PROMISES = (0.8, 0.9, 0.95, 0.99)
+
+
+class ZeroShotOptions(NamedTuple):
+    """How a store's labels are told to a model that has learned none: {label: phrases} for some of them, and templates."""
+
+    described: Mapping[str, Sequence[str]] | None = None
+    templates: Sequence[str] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what a manifest records."""
+        return {"described": dict(self.described or {}), "templates": list(self.templates or TEMPLATES)}
 
 
 class Evaluated(NamedTuple):
@@ -70,6 +86,7 @@ def evaluate(
     batch_size: int = 32,
     force: bool = False,
     device: str = "auto",
+    zero_shot: ZeroShotOptions | None = None,
 ) -> Evaluated:
     """Score the run on one split of the store `data`; write `predictions-SPLIT.jsonl` and `metrics-SPLIT.json` into the run.
 
@@ -80,12 +97,18 @@ def evaluate(
     worth, and whether what the validation split promises of them holds. With an `aim`, thresholds are fitted for that, the
     baselines' too.
 
-    Raises UsageError for an aim where rows have one label; BadInputError when run or store are damaged, or the store's labels
-    or image tower are not the run's.
+    With `zero_shot`, the run is one of `labeler pretrain`, and what is measured are its zero-shot labels; under `retrieval`
+    stands how well texts and pictures of the split find each other.
+
+    Raises UsageError for an aim where rows have one label, or of zero-shot labels; BadInputError when run or store are damaged,
+    or the store's labels or image tower are not the run's.
     """
-    trained, stored = verify(run, "train"), verify(data, "preprocess")
+    if zero_shot and aim:
+        raise UsageError(f"--aim {aim}: thresholds are fitted on labels, and zero-shot labels have learned none")
+    trained, stored = verify(run, "pretrain" if zero_shot else "train"), verify(data, "preprocess")
     name = f"manifest-{split}.json"
-    recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), asked(split, aim))
+    arguments = asked(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})
+    recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), arguments)
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
     from labeler.pixels import pixels_for
@@ -93,7 +116,12 @@ def evaluate(
     from labeler.runs import load_run
     from labeler.store import Store
 
-    opened, store = aimed(load_run(run, choose_device(device)), aim), Store(data, check=False)
+    store = Store(data, check=False)
+    if zero_shot:
+        prompts = prompts_of(store.label_set, zero_shot.described, zero_shot.templates)
+        opened = zero_shot_run(run, prompts, store.label_set, choose_device(device))
+    else:
+        opened = aimed(load_run(run, choose_device(device)), aim)
     refuse_mismatch(opened, store)
     baselines = make_baselines(store, split, aim)
     with adding(run, recipe, name) as folder:
@@ -109,12 +137,17 @@ def evaluate(
             for when, found in (("before", before), ("after", predictions))
         }
         metrics["thresholds"] = opened.thresholds
-        metrics["abstention"] = abstention(opened, predictions)
+        metrics["abstention"] = abstention(opened, predictions, () if zero_shot else PROMISES)
         metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
         metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size, pixels)
+        if zero_shot:
+            metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
+            write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
-        if split == "test" and CARD not in trained["files"]:  # an older labeler's card is part of its run
+        if (
+            split == "test" and not zero_shot and CARD not in trained["files"]
+        ):  # an older labeler's card is part of its run
             write_text(folder / CARD, model_card(run, trained, metrics))
     return Evaluated(run, False, metrics)
 
@@ -133,12 +166,7 @@ def refuse_mismatch(run: Any, store: Any) -> None:
             f"{run.folder} was trained with another taxonomy of the labels than {store.folder} has; evaluate it on the store "
             "it was trained on, or train again"
         )
-    ours, theirs = run.preprocessor["image"], store.towers["image"]
-    if ours["sha256"] != theirs["sha256"] and not ours.get("fine_tuned"):
-        raise BadInputError(
-            f"{run.folder} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
-            f"`labeler preprocess` with --image-encoder {ours['name']}"
-        )
+    refuse_other_tower(run, store)
 
 
 def score_split(
@@ -227,11 +255,27 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
     }  # fmt: skip
 
 
-def abstention(run: Any, predictions: Predictions) -> dict[str, Any]:
-    """Return risk and coverage on the split, and of each of PROMISES whether it holds there; no promises of older runs."""
+def measured_retrieval(run: Any, store: Any, split: Split, batch_size: int) -> dict[str, Any]:
+    """Return how well the split's texts and pictures find each other, of the rows that have both; {} where there are none."""
+    from labeler.batches import StorePairs
+    from labeler.embedding import embed_pairs, pair_keys
+
+    rows = store.rows_of(split)
+    rows = rows[store.complete(rows)]
+    if not len(rows):
+        return {}
+    pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"])
+    found = embed_pairs(
+        run.model.towers, pairs, run.tokenizer.pad_token_id, batch_size=batch_size, progress=f"embedding {split}"
+    )
+    return measure_retrieval(*found, tuple(pair_keys(store, rows).T), [store.rows["group"][row] for row in rows])
+
+
+def abstention(run: Any, predictions: Predictions, wanted: Sequence[float]) -> dict[str, Any]:
+    """Return risk and coverage on the split, and of each `wanted` promise whether it holds there; none of older runs."""
     found = risk_coverage(predictions)
     try:
-        given = [promised(run, precision) for precision in PROMISES]
+        given = [promised(run, precision) for precision in wanted]
     except BadInputError as error:
         log.warning("%s", error)
         given = []

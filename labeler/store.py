@@ -131,11 +131,11 @@ class Store:
         column = self.dataset.take(list(rows), columns=["text_features"]).column(0).combine_chunks()
         return image, column.flatten().to_numpy().reshape(len(rows), -1).astype(np.float32)
 
-    def thumbnails(self, size: int = 256) -> Iterator[bytes | None]:
-        """Yield every row's thumbnail as the bytes of a picture file, None where a row has no picture."""
-        for start in range(0, len(self.rows["id"]), size):
-            rows = list(range(start, min(start + size, len(self.rows["id"]))))
-            yield from self.dataset.take(rows, columns=["image"]).column(0).to_pylist()
+    def thumbnails(self, rows: np.ndarray | None = None, size: int = 256) -> Iterator[bytes | None]:
+        """Yield each row's thumbnail, of all rows by default: the bytes of a picture file, None where there is no picture."""
+        wanted = list(range(len(self.rows["id"]))) if rows is None else rows.tolist()
+        for start in range(0, len(wanted), size):
+            yield from self.dataset.take(wanted[start : start + size], columns=["image"]).column(0).to_pylist()
 
     def _token_pieces(self, rows: np.ndarray, size: int = 256) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(rows), size):

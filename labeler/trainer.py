@@ -23,7 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from labeler.artifacts import BadInputError, DivergedError
 from labeler.batches import DroppedModalities, collate
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
-from labeler.training_options import METRICS, TrainOptions
+from labeler.training_options import TrainOptions
 
 if TYPE_CHECKING:
     from labeler.fitting import Fit
@@ -67,7 +67,10 @@ class PairTrainer(Trainer):
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         """Return the step's loss; raises DivergedError when it is NaN or infinite, before the weights are changed by it."""
-        loss = super().training_step(*arguments, **options)
+        return self.finite(super().training_step(*arguments, **options))
+
+    def finite(self, loss: Tensor) -> Tensor:
+        """Return a step's loss; raises DivergedError when it is NaN or infinite."""
         if not torch.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; training stopped, the last good checkpoint is "
@@ -191,7 +194,7 @@ class Watch(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Say how the epoch went."""
-        epoch, name = round(state.epoch), METRICS[self.fit.task]
+        epoch, name = round(state.epoch), self.fit.metric
         line = (f"epoch {epoch}/{self.fit.options.epochs}: training loss {metrics['eval_train_loss']:.3f}, "
                 f"validation loss {metrics['eval_loss']:.3f}, {name} {metrics['eval_metric']:.4f}")  # fmt: skip
         self.bar.clear()
@@ -220,12 +223,26 @@ def parameter_groups(model: nn.Module, options: TrainOptions, decayed: set[str])
         elif name.startswith(tower_weights):
             # towers call their norms by many names, but a norm's weights and a bias are vectors in all of them
             rate, decay = options.image_learning_rate, parameter.dim() > 1
+        decay = decay and parameter.dim() > 0  # a temperature is none
         if parameter.requires_grad:
             groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": options.weight_decay if decay else 0.0}
         for (rate, decay), parameters in groups.items()
     ]
+
+
+def history_of(metric: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the learning curve from the Trainer's log: one item an epoch and one a logged step; the best epoch by `metric`."""
+    logged = ("step", "epoch", "loss", "learning_rate")
+    steps: list[dict[str, Any]] = [{name: entry.get(name) for name in logged} for entry in entries if "loss" in entry]
+    epochs: list[dict[str, Any]] = []
+    for entry in entries:
+        if "eval_loss" in entry:
+            epochs.append({"epoch": len(epochs) + 1, "train_loss": entry["eval_train_loss"],
+                           "validation_loss": entry["eval_loss"], "validation_metric": entry["eval_metric"]})  # fmt: skip
+    best = max(range(len(epochs)), key=lambda epoch: epochs[epoch]["validation_metric"], default=-1)
+    return {"metric": metric, "best_epoch": best + 1, "epochs": epochs, "steps": steps}
 
 
 def training_arguments(

@@ -23,6 +23,7 @@ from labeler.artifacts import (
     already_made,
     input_of,
     making,
+    read_manifest,
     sha256_json,
     verify,
     work_folder,
@@ -30,7 +31,7 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.distillation import teacher_inputs
-from labeler.models import check_name
+from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
 
 log = logging.getLogger("labeler")
@@ -57,6 +58,7 @@ def train(
     *,
     seed: int = 0,
     teachers: Sequence[Path] = (),
+    init: Path | None = None,
     resume: bool = False,
     force: bool = False,
     device: str = "auto",
@@ -64,12 +66,12 @@ def train(
 ) -> Trained:
     """Train `model` on the train split of the store `data` and publish the run `out`.
 
-    The weights kept are those of the epoch that was best on the validation split: by macro F1 (single) or mean
-    average precision (multi). The test split is not read. The seed decides the new weights, the order of the
-    pairs and the dropout. An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there.
-    `teachers` are runs, trained on the same store, whose probabilities the model learns beside the labels (see
-    `labeler.distillation`). `report` is called after each epoch with its number and its validation metric; what it
-    raises ends training.
+    The weights kept are those of the epoch that was best on the validation split: by macro F1 (single) or mean average
+    precision (multi). The test split is not read. The seed decides the new weights, the order of the pairs and the dropout. An
+    interrupted run leaves its checkpoints beside `out`; `resume` goes on from there. `teachers` are runs, trained on the same
+    store, whose probabilities the model learns beside the labels (see `labeler.distillation`). `init` is a run of `labeler
+    pretrain` to start from, for models that can. `report` is called after each epoch with its number and its validation metric;
+    what it raises ends training.
 
     Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned; BadInputError when `data` is
     no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a fine-tuned image tower reads;
@@ -78,30 +80,47 @@ def train(
     options = options or options_for(check_name(model))
     if out.resolve() in [teacher.resolve() for teacher in teachers]:
         raise UsageError(f"{out}: a teacher itself, which the new run would replace; choose another --out")
+    if init and not constant(model, "PRETRAINING"):
+        able = [name for name in model_names() if constant(name, "PRETRAINING")]
+        raise UsageError(f"{model} starts from no run; leave out --init, or train {', '.join(able)}")
     manifest = verify(data, "preprocess")
-    inputs = (input_of(data, manifest), *teacher_inputs(teachers, data, manifest))
-    recipe = Recipe("train", inputs, {"model": model, **asdict(options)}, seed)
+    start = (input_of(init, read_manifest(init, "pretrain")),) if init else ()
+    inputs = (input_of(data, manifest), *start, *teacher_inputs(teachers, data, manifest))
+    arguments = {"model": model, **asdict(options)} | ({"init": True} if init else {})  # then it is the second input
+    recipe = Recipe("train", inputs, arguments, seed)
     if not force and already_made(out, recipe):
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
     from labeler.fitting import Fit  # torch and transformers are imported only when there is something to train
     from labeler.model_card import model_card
 
-    fit = Fit(model, data, options, seed, device, teachers, report)
+    fit = Fit(model, data, options, seed, device, teachers, report, init)
+    trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
+    history = fitted(fit, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
+    return Trained(out, False, history)
+
+
+def fitted(
+    fit: Any, out: Path, recipe: Recipe, resume: bool, card: Callable[[Path], str] | None = None
+) -> dict[str, Any]:
+    """Let `fit` run, and publish what it saves as the run `out`, with the `card` that is told of its folder; return the history.
+
+    An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there. Raises InterruptedRun after Ctrl-C.
+    """
     continued = resume and interrupted_run(out, recipe)
     if not continued and (work_folder(out) / "trainer").is_dir():
         log.warning("%s: an interrupted run is started anew (--resume would have gone on with it)", out)
     with making(out, recipe, resume=continued, keep=True) as folder:
         write_json(folder / "recipe.json", recipe_key(recipe))
         with stop_on_interrupt(fit):
-            history = fit.run(folder, resume=continued)
+            history: dict[str, Any] = fit.run(folder, resume=continued)
         if fit.interrupted:
             raise InterruptedRun(f"stopped after step {fit.step}; the same command with --resume goes on from there")
         fit.save(folder, history)
         shutil.rmtree(folder / "trainer")
         (folder / "recipe.json").unlink()
-        trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
-        write_text(folder / CARD, model_card(folder, trained, place=out))
-    return Trained(out, False, history)
+        if card:
+            write_text(folder / CARD, card(folder))
+    return history
 
 
 def train_seeds(

@@ -218,6 +218,16 @@ def trained(tmp_path_factory, store, options) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, store) -> Path:
+    """Return a run of `labeler pretrain clip` on the shapes; not to be changed by a test."""
+    from labeler.contrastive import pretrain, pretrain_options
+
+    given = {"epochs": 4, "learning_rate": 1e-3, "new_learning_rate": 5e-3, "precision": "fp32"}
+    out = tmp_path_factory.mktemp("pretrained") / "clip"
+    return pretrain("clip", store, out, pretrain_options("clip", given), device="cpu").out
+
+
+@pytest.fixture(scope="session")
 def label_set() -> LabelSet:
     """Return the three shapes, task single."""
     return LabelSet(task="single", labels=tuple(Label(name=name, count=1) for name in SHAPES))

@@ -91,7 +91,8 @@ def test_predict_gives_what_evaluate_measured_by_the_runs_own_tower(tuned, train
     opened.model.tower.load_state_dict(original.module.state_dict())
     other, *_ = score_split(opened, data, "test", 4, pixels_for(opened, data))
     changed = np.abs(other.scores - measured.scores).max(axis=1)
-    assert changed[-1] == 0, "a text alone is read without a tower"
+    # equal but for the last digit: the order in which a matrix product sums may differ with the place in memory
+    assert changed[-1] < 1.5e-6, "a text alone is read without a tower"
     assert changed[:-1].max() > 1e-3
 
 

@@ -35,14 +35,19 @@ encoders.visualbert  end_to_end
 models  objectives
 models.*
 prediction  runs  training_options  attribution
+embedding
+zero_shot_model
+zero_shot
 decisions  distillation  model_card
 items  output
 engines
-trainer
+trainer  grad_cache
 pretraining
 fitting
 training
-tuning  scoring  labelling  report
+contrastive_fitting
+contrastive
+tuning  scoring  labelling  searching  report
 explanation
 heat_maps
 cli
@@ -195,8 +200,8 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection", "ingestion",
-         "preprocessing", "training", "tuning", "distillation", "scoring", "labelling",
-         "items", "output", "engines", "decisions", "runs", "store", "export",
+         "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
+         "items", "output", "engines", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
          "inspection", "models", "explanation", "heat_maps",
          "encoders.weights"]  # fmt: skip
 

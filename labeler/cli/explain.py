@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from labeler.cli import options
 
 MOST = 8  # words and regions in the table
 MARKS = ((0.6, "++", "--"), (0.25, "+", "-"))
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 COLOURS = ((0.6, (230, 97, 1), (46, 104, 191)), (0.25, (253, 184, 99), (146, 180, 230)))
 
 
@@ -73,7 +71,7 @@ def has_colours() -> bool:
 
 def shown(explanation: Any, colour: bool) -> str:
     """Return an explanation as lines for a terminal."""
-    parts = [harmless(f"{explanation.id}: {explanation.label} {explanation.score:.3f}")]
+    parts = [options.harmless(f"{explanation.id}: {explanation.label} {explanation.score:.3f}")]
     if explanation.words:
         parts.append(marked(explanation, colour))
     if explanation.grid is not None:
@@ -91,17 +89,12 @@ def shown(explanation: Any, colour: bool) -> str:
 
 def marked(explanation: Any, colour: bool) -> str:
     """Return the text with its words coloured, or between signs, by weight."""
-    text, end, parts = harmless(explanation.text or ""), 0, []
+    text, end, parts = options.harmless(explanation.text or ""), 0, []
     most = max(abs(word.weight) for word in explanation.words) or 1.0
     for word in explanation.words:
-        parts += [text[end : word.start], painted(harmless(word.text), word.weight / most, colour)]
+        parts += [text[end : word.start], painted(options.harmless(word.text), word.weight / most, colour)]
         end = word.end
     return "".join([*parts, text[end:]])
-
-
-def harmless(text: str) -> str:
-    """Return a text with a sign in place of each character that would steer the terminal or turn the reading direction."""
-    return "".join("\ufffd" if STEERING.match(sign) else sign for sign in text)
 
 
 def painted(word: str, share: float, colour: bool) -> str:

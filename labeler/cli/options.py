@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 
 Decorator = Callable[[Any], Any]
 FOLDER = click.Path(path_type=Path)
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 force: Decorator = click.option("--force", is_flag=True, help="Make it again even if it is already made.")
 as_json: Decorator = click.option(
@@ -28,6 +30,12 @@ split: Decorator = click.option(
 def out(text: str) -> Decorator:
     """Return the --out option with its help."""
     return click.option("--out", type=FOLDER, required=True, help=text)
+
+
+template: Decorator = click.option(
+    "--template", "templates", multiple=True, metavar="TEXT",
+    help="What a zero-shot label is put into, such as 'a drawing of {}'; repeatable, their mean counts.",
+)  # fmt: skip
 
 
 def parse_map(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -85,6 +93,11 @@ def already(folder: Path) -> str:
     return f"{folder}: already made from the same inputs (--force makes it again)"
 
 
+def harmless(text: str) -> str:
+    """Return a text with a sign in place of each character that would steer the terminal or turn the reading direction."""
+    return "".join("\ufffd" if STEERING.match(sign) else sign for sign in text)
+
+
 def headline(row: dict[str, Any]) -> str:
     """Return a model's first figures, the leading one with its interval."""
     first, others = "accuracy", ["weighted_f1", "macro_f1"]
@@ -99,3 +112,28 @@ def headline(row: dict[str, Any]) -> str:
 def interval(bounds: list[float] | None) -> str:
     """Return a 95% interval in brackets, nothing where there is none."""
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+
+
+def found(retrieval: dict[str, Any] | None) -> list[str]:
+    """Return how well texts and pictures find each other, a line a direction; nothing where it was not measured."""
+    if not retrieval:
+        return []
+    lines = []
+    for direction, words in (("text_to_image", "text to picture"), ("image_to_text", "picture to text")):
+        figures = retrieval[direction]
+        recall = "  ".join(
+            f"recall@{k} {figures[f'recall_at_{k}']:.3f} {interval(figures[f'recall_at_{k}_ci95'])}" for k in (1, 5, 10)
+        )
+        lines.append(f"{words:20} {recall}  median rank {figures['median_rank']:.0f} of {retrieval['n']}")
+    return lines
+
+
+def said(result: Any) -> list[str]:
+    """Return what is said of a run that was trained."""
+    history = result.history
+    best = history["epochs"][history["best_epoch"] - 1]
+    return [
+        *([already(result.out)] if result.already else []),
+        f"{result.out}: best epoch {history['best_epoch']} of {len(history['epochs'])}, validation {history['metric']} "
+        f"{best['validation_metric']:.4f}; {history['train_seconds']:.0f} s, {history['pairs_per_second']} pairs/s",
+    ]

@@ -61,6 +61,9 @@ from labeler.cli import options
 )
 @click.option("--teacher-temperature", type=float, metavar="T",
               help="Both sides' logits are divided by T; above 1 the unlikely counts more [default: 2].")  # fmt: skip
+@click.option("--init", type=options.FOLDER, metavar="RUN",
+              help="Of clip: the run of `labeler pretrain` to start from [default: none].")  # fmt: skip
+@click.option("--freeze", is_flag=True, default=None, help="Train the head alone, what is below it stays.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
 @options.seed
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N",
@@ -69,12 +72,13 @@ from labeler.cli import options
 @options.force
 @options.as_json
 def command(
-    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], resume: bool, seed: int,
+    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], init: Path | None, resume: bool, seed: int,
     seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
-    MODEL is resnet-gru, late-fusion, visualbert, visualbert-coattn, flava or albef. The test split is not read. Ctrl-C saves a
+    MODEL is resnet-gru, late-fusion, visualbert, visualbert-coattn, flava, albef or clip. The test split is not read.
+    Ctrl-C saves a
     checkpoint; --resume goes on from it. Curves: `tensorboard --logdir RUN/tensorboard`.
     """
     from labeler.training import over_seeds, train, train_seeds
@@ -85,25 +89,14 @@ def command(
     if without and not teachers:
         raise UsageError(f"--{without[0].replace('_', '-')} without a teacher; name one with --teacher RUN")
     chosen = options_for(model, (read_options(file) if file else {}) | typed)
-    how: dict[str, Any] = {"teachers": teachers, "resume": resume, "force": force, "device": device}
+    how: dict[str, Any] = {"teachers": teachers, "init": init, "resume": resume, "force": force, "device": device}
     if seeds is None:
         result = train(model, store, out, chosen, seed=seed, **how)
-        options.say("\n".join(said(result)), {"out": out, "already": result.already, **result.history}, as_json)
+        options.say("\n".join(options.said(result)), {"out": out, "already": result.already, **result.history}, as_json)
         return
     results = train_seeds(model, store, out, chosen, range(seed, seed + seeds), **how)
     summary = over_seeds(results)
-    lines = [line for result in results for line in said(result)]
+    lines = [line for result in results for line in options.said(result)]
     spread = "" if summary["sd"] is None else f" ± {summary['sd']:.4f} (standard deviation)"
     lines.append(f"{out}: {seeds} seeds, validation {summary['metric']} {summary['mean']:.4f}{spread}")
     options.say("\n".join(lines), {"out": out, **summary}, as_json)
-
-
-def said(result: Any) -> list[str]:
-    """Return what is said of a run."""
-    history = result.history
-    best = history["epochs"][history["best_epoch"] - 1]
-    return [
-        *([options.already(result.out)] if result.already else []),
-        f"{result.out}: best epoch {history['best_epoch']} of {len(history['epochs'])}, validation {history['metric']} "
-        f"{best['validation_metric']:.4f}; {history['train_seconds']:.0f} s, {history['pairs_per_second']} pairs/s",
-    ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from labeler.artifacts import LabelerError
+from labeler.artifacts import BadInputError, LabelerError
 from labeler.encoders.weights import from_hub
 
 # What may be left over in the files, since nothing here reads it, by how its name begins. Anything else is an error.
@@ -41,6 +41,9 @@ LEFT_OVER = {
 MISSING = ("pooler.",)
 
 
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
 def load_transformers(
     name: str, source: str, config: Any, *, local: bool, left_over: Collection[str] = LEFT_OVER.keys()
 ) -> PreTrainedModel:
@@ -65,6 +68,29 @@ def load_transformers(
                 f"{name}: {len(unknown)} weights {problem} ({shown}); is config.json the one that belongs to these weights?"
             )
     return model.eval()
+
+
+def load_model(kind: type[Model], folder: Path, name: str, stage: str) -> Model:
+    """Return a model of ours from the folder that `labeler STAGE` wrote.
+
+    Raises BadInputError when it lacks weights of today's model `name` or has others.
+    """
+    loader: Any = kind
+    with quiet():
+        model, loading = loader.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    if strange := sorted({*loading["unexpected_keys"], *(key for key, *_ in loading["mismatched_keys"])}):
+        raise BadInputError(
+            f"{folder}: {name} has no place for its weights ({', '.join(strange[:3])}), they are of another architecture or of a "
+            f"newer labeler; use the run as it was written, or make it again with `labeler {stage} --force`"
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise BadInputError(
+            f"{folder}: weights that {name} has now are not in it ({', '.join(missing[:3])}), an older labeler made it; make it "
+            f"again with `labeler {stage} --force`"
+        )
+    return cast(Model, model)
 
 
 @contextmanager

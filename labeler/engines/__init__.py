@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from labeler.decisions import Rule
     from labeler.items import Item
+    from labeler.zero_shot import Prompts
 
 
 class Engine(Protocol):
@@ -28,13 +29,16 @@ class Engine(Protocol):
         """Return logits [N, L] float32 of N items without an error; no item changes what is said of another."""
 
 
-def open_engine(model: Path, device: str = "auto") -> Engine:
-    """Return the engine for the run in `model`.
+def open_engine(model: Path, device: str = "auto", prompts: Prompts | None = None) -> Engine:
+    """Return the engine for the run in `model`; with `prompts` it is one of `labeler pretrain`, for zero-shot labels.
 
     Raises BadInputError when it is no whole run; UsageError when there is no such device.
     """
     from labeler.engines.native import Native
     from labeler.prediction import choose_device
     from labeler.runs import load_run
+    from labeler.zero_shot import zero_shot_run
 
+    if prompts:
+        return Native(zero_shot_run(model, prompts, device=choose_device(device)))
     return Native(load_run(model, choose_device(device)))

@@ -21,6 +21,7 @@ from labeler.evaluation.predictions import (
     write_named,
     write_predictions,
 )
+from labeler.evaluation.retrieval import mean_recall, measure_retrieval
 from labeler.evaluation.thresholds import BEST_F1, NEVER, Aim, aim_of, fit_thresholds
 
 __all__ = [
@@ -44,7 +45,9 @@ __all__ = [
     "kept",
     "mean_average_precision",
     "mean_of",
+    "mean_recall",
     "measure",
+    "measure_retrieval",
     "of_parents",
     "predictions_of",
     "promise",

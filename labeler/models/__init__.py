@@ -32,7 +32,7 @@ class Building(NamedTuple):
     label_set: the labels; text_encoder: the text tower's name; visual_width: D_image of the visual tokens;
     texts: the training texts (for a vocabulary of one's own); n_coattn: blocks of co-attention; coattention: their
     kind, of COATTENTIONS; coattn_place: where they stand, of COATTN_PLACES; vocabulary: what a vocabulary of one's own
-    holds, `word` or `character`.
+    holds, `word` or `character`; init: the run of `labeler pretrain` to start from, for models that can.
     """
 
     label_set: LabelSet
@@ -43,6 +43,7 @@ class Building(NamedTuple):
     coattention: str = "vilbert"
     coattn_place: str = "before"
     vocabulary: str = "word"
+    init: Path | None = None
 
 
 class Built(NamedTuple):

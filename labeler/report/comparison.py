@@ -126,7 +126,8 @@ def _row(task: str, figures: tuple[str, ...], model: Model) -> dict[str, Any]:
             key: metrics["parents"][key] for metric in METRICS[task] for key in (metric, f"{metric}_ci95")
         }
     row |= {key: metrics.get(key) for key in COSTS}
-    return row | {"best_epoch": metrics.get("best_epoch"), "modalities": metrics.get("modalities")}
+    return row | {"best_epoch": metrics.get("best_epoch"), "modalities": metrics.get("modalities"),
+                  "retrieval": metrics.get("retrieval")}  # fmt: skip
 
 
 def _seeds(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, Any]]:

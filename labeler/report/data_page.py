@@ -127,7 +127,7 @@ def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | N
     )
     rows = errors["first"][:ERRORS_SHOWN] if errors else []
     ids = {row["id"] for row in [*rows, *(row for *_, first in kinds for row in first)]}
-    examples, missing = examples_of(run, ids) if ids else ({}, None)
+    examples, missing = examples_of(run.store, ids) if ids else ({}, None)
     budget = BUDGET
 
     def card(row: dict[str, Any]) -> dict[str, Any]:

@@ -174,6 +174,7 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "axis": axis_of(intervals),
         "modalities": [row for row in rows if row["modalities"]],
         "parents": [row for row in rows if "parents" in row],
+        "retrieval": [row for row in rows if row.get("retrieval")],
     }
 
 
@@ -245,9 +246,9 @@ def _how(model: Model) -> dict[str, Any]:
     if not model.baseline:
         manifest, said = model.run.manifest, model.run.manifest["arguments"]
         paths = [item["path"] for item in manifest["inputs"]]  # the store, then the teachers
-        values |= {"seed": model.metrics["seed"], "trained on": paths[:1]} | (
-            {"teachers": paths[1:]} if paths[1:] else {}
-        )
+        values |= {"seed": model.metrics["seed"], "trained on": paths.pop(0)}
+        values |= {"started from": paths.pop(0)} if said.get("init") else {}
+        values |= {"teachers": paths} if paths else {}
         values |= {"artifact sha256": manifest["content_sha256"], "versions": manifest["versions"]}
         values |= {f"argument {key}": value for key, value in said.items()}
     values |= {key: value for key, value in model.metrics["settings"].items() if said.get(key) != value}

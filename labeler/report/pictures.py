@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def confidence(task: str, predictions: Predictions) -> np.ndarray:
 def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
     """Return each section as {title, cards} for the page, and a sentence when pictures are missing, else None."""
     ids = shown[0].models[0].predictions.ids
-    examples, missing = examples_of(run, {ids[row] for section in shown for row in section.rows})
+    examples, missing = examples_of(run.store, {ids[row] for section in shown for row in section.rows})
     budget = BUDGET
     found: list[dict[str, Any]] = []
     for section in shown:
@@ -98,15 +99,15 @@ def shortened(text: str | None) -> str | None:
     return text if text is None or len(text) <= TEXT_LENGTH else text[:TEXT_LENGTH] + "…"
 
 
-def examples_of(run: Run, ids: Iterable[str]) -> tuple[dict[str, Any], str | None]:
+def examples_of(store: Path, ids: Iterable[str]) -> tuple[dict[str, Any], str | None]:
     """Return {id: Example} from the store, and why there are none where it cannot be read."""
     from labeler.store import read_examples  # not at the top: Lance is slow to import and `--help` is not
 
-    gone = f"Pictures and texts are left out: the store {run.store} is not there any more, or cannot be read."
-    if not run.store.is_dir():
+    gone = f"Pictures and texts are left out: the store {store} is not there any more, or cannot be read."
+    if not store.is_dir():
         return {}, gone
     try:
-        return read_examples(run.store, sorted(ids)), None
+        return read_examples(store, sorted(ids)), None
     except (BadInputError, OSError) as error:
         log.warning("%s", error)
         return {}, gone

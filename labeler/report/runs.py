@@ -48,9 +48,11 @@ def read_runs(folders: list[Path], split: str) -> list[Run]:
 
 def _read_run(folder: Path, split: str) -> Run:
     """Return the run in `folder`; raises BadInputError saying what is missing and what to type."""
-    manifest = read_manifest(folder, "train")
+    manifest = read_manifest(folder)
+    pretrained = manifest["stage"] == "pretrain"
+    manifest = read_manifest(folder, "pretrain" if pretrained else "train")
     trained_on = manifest["inputs"][0]["path"] if manifest["inputs"] else "STORE"
-    command = f"labeler evaluate {folder} --data {trained_on} --split {split}"
+    command = f"labeler evaluate {folder} --data {trained_on} --split {split}" + " --zero-shot" * pretrained
     if not (folder / f"metrics-{split}.json").is_file():
         raise BadInputError(f"{folder}: no metrics-{split}.json in it, the run is not evaluated; type `{command}`")
     metrics = _read_json(folder / f"metrics-{split}.json", command)

@@ -1,0 +1,44 @@
+"""`labeler search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labeler.cli import options
+
+
+@click.command("search")
+@click.argument("query")
+@click.option("--index", "folder", type=options.FOLDER, required=True, help="The index that `labeler index` wrote.")
+@click.option("--find", type=click.Choice(["pictures", "texts"]), default="pictures", show_default=True)
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many to show.")
+@click.option("--model", type=options.FOLDER, help="Where the index's run is [default: where it was then].")
+@click.option("--html", type=options.FOLDER, metavar="FILE", help="Write what was found as a page with the pictures.")
+@options.device
+@options.as_json
+def command(
+    query: str, folder: Path, find: Any, top: int, model: Path | None, html: Path | None, device: str, as_json: bool
+) -> None:
+    """Find what lies nearest to QUERY: words, or the file of a picture.
+
+    One line each: the cosine, the row's id and its text, the nearest first.
+    """
+    from labeler.searching import search
+
+    found = search(query, folder, find=find, top=top, model=model, device=device)
+    hits = found.hits
+    if html is not None:
+        from labeler.artifacts import write_text
+        from labeler.report.found import render_found
+
+        write_text(html, render_found(query, found.store, hits))
+    if as_json:
+        options.say("", [hit._asdict() for hit in hits], True)
+    else:
+        for hit in hits:
+            click.echo(options.harmless(f"{hit.score:+.3f}  {hit.id}  {hit.text or ''}"))
+    if html is not None:
+        click.echo(f"{html}: {len(hits)} {find}", err=True)

@@ -1,0 +1,82 @@
+"""Stage `pretrain`: a model learns which text belongs to which picture, from a store's train pairs and without their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labeler.artifacts import LabelerError, Recipe, UsageError, already_made, input_of, verify
+from labeler.models import check_name, constant, model_names
+from labeler.training import Trained, fitted
+from labeler.training_options import TrainOptions, options_for
+
+CHUNK = 256
+READ = ("epochs", "batch_size", "learning_rate", "new_learning_rate", "warmup", "weight_decay", "patience", "max_text_tokens",
+        "precision")  # fmt: skip
+
+
+class PretrainOptions(NamedTuple):
+    """How a model is pretrained: the training options of READ, and how many pairs the towers hold the graph of at once."""
+
+    training: TrainOptions
+    chunk_size: int = CHUNK
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the manifest records."""
+        return {name: getattr(self.training, name) for name in READ} | {"chunk_size": self.chunk_size}
+
+
+def check_can_pretrain(model: str) -> str:
+    """Return `model`; raises UsageError naming those that can be pretrained when it is none of them."""
+    able = [name for name in model_names() if constant(name, "PRETRAINING")]
+    if check_name(model) not in able:
+        raise UsageError(f"{model} has no two towers to pretrain; there are: {', '.join(able)}")
+    return model
+
+
+def pretrain_options(model: str, given: Mapping[str, Any] | None = None) -> PretrainOptions:
+    """Return the model's own defaults for pretraining with what was `given` in their place; None counts as not given.
+
+    Raises UsageError for a model that cannot be pretrained, LabelerError for a value out of range.
+    """
+    chosen = {name: value for name, value in (given or {}).items() if value is not None}
+    chunk_size = chosen.pop("chunk_size", CHUNK)
+    options = options_for(model, constant(check_can_pretrain(model), "PRETRAINING") | chosen)
+    if chunk_size < 1 or options.batch_size < 2:
+        raise LabelerError(
+            "chunk-size must be 1 or more, batch-size 2 or more: a text needs a picture that is not its own"
+        )
+    return PretrainOptions(options, chunk_size)
+
+
+def pretrain(
+    model: str,
+    data: Path,
+    out: Path,
+    options: PretrainOptions | None = None,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "auto",
+) -> Trained:
+    """Train the two towers of `model` on the whole train pairs (text and picture) of the store `data`; publish the run `out`.
+
+    No label is read. The weights kept are those of the epoch with the best recall at 10 on the validation split, the mean of both
+    directions; the test split is not read. An interrupted run leaves its checkpoints beside `out`; `resume` goes on from there.
+
+    Raises UsageError for a model that cannot be pretrained; BadInputError when `data` is no store, or has too few pairs;
+    DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
+    """
+    options = options or pretrain_options(model)
+    manifest = verify(data, "preprocess")
+    inputs = (input_of(data, manifest),)
+    recipe = Recipe("pretrain", inputs, {"model": check_can_pretrain(model), **options.arguments()}, seed)
+    if not force and already_made(out, recipe):
+        return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
+    from labeler.contrastive_fitting import ContrastiveFit  # torch, only when there is something to train
+
+    fit = ContrastiveFit(model, data, options, seed, device)
+    return Trained(out, False, fitted(fit, out, recipe, resume))

@@ -1,0 +1,113 @@
+"""Search: the nearest by a plain loop; words and pictures, to pictures and to texts; what cannot be searched is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from labeler import searching
+from labeler.artifacts import BadInputError, UsageError
+from labeler.batches import StorePairs
+from labeler.cli import cli
+from labeler.contrastive import pretrain, pretrain_options
+from labeler.embedding import embed_pairs, load_towers_run
+from labeler.searching import Index, index, make_fast, search, table_of
+from labeler.store import Store
+
+
+@pytest.fixture(scope="module")
+def indexed(store, pretrained, tmp_path_factory):
+    return index(store, pretrained, tmp_path_factory.mktemp("index") / "shapes", device="cpu").out
+
+
+@pytest.fixture
+def embedded(store, pretrained):
+    """Return the ids of all rows, and the embeddings of their texts and pictures."""
+    run, opened = load_towers_run(pretrained), Store(store)
+    pairs = StorePairs(opened, np.arange(38), run.tokenizer, run.preprocessor["max_text_tokens"])
+    return opened.rows["id"], *embed_pairs(run.model, pairs, run.tokenizer.pad_token_id)
+
+
+def test_the_nearest_by_a_loop(indexed, embedded):
+    ids, text, image = embedded
+    opened = Index(indexed)
+    assert opened.counts == {"pictures": 36, "texts": 36}
+    for find, vectors in (("pictures", image), ("texts", text)):
+        for row in (0, 7, 31):
+            there = [number for number in range(38) if vectors[number].any()]
+            scores = {ids[number]: float(vectors[number] @ text[row]) for number in there}
+            hits = opened.nearest(text[row], find, 5)
+            assert [hit.score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:5], abs=1e-5)
+            assert all(scores[hit.id] == pytest.approx(hit.score, abs=1e-5) for hit in hits)
+    assert len(opened.nearest(text[0], "texts", 100)) == 36
+
+
+def test_a_picture_and_words_find_themselves(store, indexed):
+    source = store.parent / "source" / "pictures"
+    hits = search(str(source / "square-green-one.png"), indexed, top=3, device="cpu").hits
+    assert hits[0].id == "square-green-one"
+    assert hits[0].score == pytest.approx(1, abs=1e-2)  # tokens are stored in half precision
+    hits = search("one red square", indexed, find="texts", top=1, device="cpu").hits
+    assert hits[0].text == "one red square"
+
+
+def test_the_command_and_its_page(store, indexed, tmp_path, capsys):
+    words = ["search", "a red <b> square", "--index", str(indexed), "--top", "3", "--json"]
+    cli.main([*words, "--html", str(tmp_path / "found.html")], standalone_mode=False)
+    hits = json.loads(capsys.readouterr().out)
+    assert [set(hit) for hit in hits] == [{"id", "text", "score"}] * 3
+    page = (tmp_path / "found.html").read_text(encoding="utf-8")
+    assert "a red &lt;b&gt; square" in page
+    assert page.count('src="data:image/jpeg') == 3
+    cli.main(["index", str(store), "--model", str(Index(indexed).manifest["inputs"][1]["path"]), "--out", str(indexed)],
+             standalone_mode=False)  # fmt: skip
+    assert "already made" in capsys.readouterr().err
+
+
+def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
+    import lance
+
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(3000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [str(number) for number in range(3000)]
+    monkeypatch.setattr(searching, "EXACT_UP_TO", 1000)
+    lance.write_dataset(table_of({"id": names, "text": names, "vector": vectors}, 16), str(tmp_path / "pictures.lance"))
+    make_fast(tmp_path / "pictures.lance", 3000)
+    opened = Index.__new__(Index)
+    opened.counts, opened.datasets = {"pictures": 3000}, {"pictures": lance.dataset(str(tmp_path / "pictures.lance"))}
+    assert opened.datasets["pictures"].describe_indices()[0].index_type == "IVF_HNSW_SQ"
+    found = 0
+    for query in vectors[:50] + random.normal(size=(50, 16)).astype(np.float32) / 10:
+        true = set(np.argsort(-vectors @ query)[:10].astype(str))
+        found += len(true & {hit.id for hit in opened.nearest(query, "pictures", 10)})
+    assert found / 500 >= 0.95
+
+
+def test_what_cannot_be_searched_is_said(store, indexed, pretrained, tmp_path):
+    with pytest.raises(UsageError, match="an empty query"):
+        search("  ", indexed)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    for name in ("broken.jpg", "missing.png"):
+        with pytest.raises(BadInputError, match=name):
+            search(str(tmp_path / name), indexed, device="cpu")
+    with pytest.raises(BadInputError, match="no such artifact folder"):
+        search("words", tmp_path / "nothing")
+    with pytest.raises(BadInputError, match="made by `labeler pretrain`, expected the output of `labeler index`"):
+        search("words", pretrained)
+    broken = shutil.copytree(indexed, tmp_path / "broken")
+    file = next((broken / "texts.lance" / "data").iterdir())
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(BadInputError, match="damaged"):
+        search("words", broken)
+
+
+def test_an_index_made_by_another_model_is_refused(store, indexed, tmp_path):
+    other = pretrain(
+        "clip", store, tmp_path / "other", pretrain_options("clip", {"epochs": 1}), seed=1, device="cpu"
+    ).out
+    with pytest.raises(BadInputError, match="made by another model"):
+        search("words", indexed, model=other, device="cpu")

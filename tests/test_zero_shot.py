@@ -1,0 +1,139 @@
+"""Zero-shot: the label whose words lie nearest, by a plain loop; the same in predict and evaluate; what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.batches import StorePairs
+from labeler.embedding import embed_pairs, load_towers_run
+from labeler.labelling import predict
+from labeler.layers import unit
+from labeler.prediction import logits
+from labeler.records import LabelSet
+from labeler.report import report
+from labeler.scoring import ZeroShotOptions, evaluate
+from labeler.store import Store
+from labeler.zero_shot import TEMPLATES, Prompts, parse_prompts, prompts_of, zero_shot_run
+
+PROMPTS = Prompts({"square": ["square"], "round": ["circle", "a cross"]}, ("{}", "a red {}"))
+
+
+@pytest.fixture
+def validation(store, pretrained):
+    """Return the validation rows' pairs and the pretrained run."""
+    run, opened = load_towers_run(pretrained), Store(store)
+    rows = opened.rows_of("validation")
+    return StorePairs(opened, rows, run.tokenizer, run.preprocessor["max_text_tokens"]), run
+
+
+def test_scores_by_a_loop(pretrained, validation):
+    pairs, run = validation
+    zero = zero_shot_run(pretrained, PROMPTS)
+    got = torch.from_numpy(logits(zero.model, pairs, run.tokenizer.pad_token_id)).softmax(dim=1)
+    text, image = embed_pairs(run.model, pairs, run.tokenizer.pad_token_id)
+
+    def said(words: str) -> torch.Tensor:
+        encoded = run.tokenizer(words, return_tensors="pt")["input_ids"]
+        mask = torch.ones_like(encoded, dtype=torch.bool)
+        nothing = torch.zeros(1, 1, 96)
+        with torch.inference_mode():
+            return run.model(encoded, mask, nothing, torch.zeros(1, 1, dtype=torch.bool)).text[0]
+
+    phrases = {phrase: unit(said(phrase) + said(f"a red {phrase}")) for phrase in ("square", "circle", "a cross")}
+    scale = run.model.logit_scale().item()
+    for row in range(len(pairs)):
+        weight = {
+            phrase: np.exp(scale * float((text[row] + image[row]) @ at.numpy())) for phrase, at in phrases.items()
+        }
+        square, other = weight["square"], (weight["circle"] + weight["a cross"]) / 2
+        assert got[row, 0].item() == pytest.approx(square / (square + other), rel=1e-4)
+    assert got[:, 0].std() > 1e-4
+
+
+def test_several_labels_have_the_same_probabilities(pretrained, validation):
+    pairs, run = validation
+    single = zero_shot_run(pretrained, PROMPTS)
+    labels = LabelSet(task="multi", labels=single.label_set.labels)
+    multi = zero_shot_run(pretrained, PROMPTS, labels)
+    one, many = (torch.from_numpy(logits(found.model, pairs, run.tokenizer.pad_token_id)) for found in (single, multi))
+    torch.testing.assert_close(many.sigmoid(), one.softmax(dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_predict_gives_lines_as_ever(store, pretrained, tmp_path):
+    source = store.parent / "source"
+    prompts = parse_prompts("a circle,cross")
+    done = predict([source / "pairs.jsonl"], pretrained, tmp_path / "out.jsonl", prompts=prompts, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (done.items, done.errors) == (38, 0)
+    assert {name for line in lines for name in line["labels"]} <= {"a circle", "cross"}
+    assert all(
+        len(line["labels"]) == 1 and sum(line["scores"].values()) == pytest.approx(1, abs=1e-5) for line in lines
+    )
+    with pytest.raises(UsageError, match="zero-shot labels have none"):
+        predict([source], pretrained, tmp_path / "out", prompts=PROMPTS, min_precision=0.9)
+    with pytest.raises(BadInputError, match="made by `labeler pretrain`, expected the output of `labeler train`"):
+        predict([source / "pairs.jsonl"], pretrained, tmp_path / "out.jsonl", device="cpu")
+
+
+def test_evaluate_measures_labels_and_retrieval_and_the_report_shows_them(store, pretrained, tmp_path):
+    import shutil
+
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    described = {"square": ["a square on paper"]}
+    result = evaluate(run, store, zero_shot=ZeroShotOptions(described), device="cpu")
+    metrics = result.metrics
+    assert metrics["name"] == "clip zero-shot"
+    assert metrics["n"] == 7
+    assert {"both", "text", "image"} == set(metrics["modalities"])
+    found = metrics["retrieval"]
+    assert found["n"] == 5  # of 7, one has no picture, one no text
+    assert 0 <= found["text_to_image"]["recall_at_1"] <= found["text_to_image"]["recall_at_5"] == 1
+    manifest = read_manifest(run, "evaluate", "manifest-test.json")
+    assert manifest["arguments"]["zero_shot"] == {"described": described, "templates": list(TEMPLATES)}
+    assert evaluate(run, store, zero_shot=ZeroShotOptions(described), device="cpu").already
+    assert not evaluate(run, store, zero_shot=ZeroShotOptions(), device="cpu").already
+    report([run], tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Texts and pictures found" in page
+    assert "clip zero-shot" in page
+    assert "recall@10" in (tmp_path / "report" / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_prompts_are_read(tmp_path, label_set):
+    found = parse_prompts("joy, a_cat ,signs = flag | road sign", ["a drawing of {}"])
+    assert found == Prompts({"joy": ["joy"], "a_cat": ["a cat"], "signs": ["flag", "road sign"]}, ("a drawing of {}",))
+    (tmp_path / "labels.json").write_text('{"joy": "happy", "anger": ["angry", "cross"]}', encoding="utf-8")
+    assert parse_prompts(str(tmp_path / "labels.json")).phrases == {"joy": ["happy"], "anger": ["angry", "cross"]}
+    given = prompts_of(label_set, {"square": ["box"]})
+    assert given.phrases == {"circle": ["circle"], "cross": ["cross"], "square": ["box"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "templates", "said"),
+    [
+        ("joy", (), "1 given, expected two or more"),
+        ("joy,joy", (), "'joy' stands twice"),
+        ("joy,,anger", (), "an empty label or phrase"),
+        ("joy,anger=|", (), "an empty label or phrase .'anger'"),
+        ("joy,anger", ("a drawing",), "expected one {} in it"),
+    ],
+)
+def test_wrong_prompts_are_said(text, templates, said):
+    with pytest.raises(UsageError, match=said):
+        parse_prompts(text, templates)
+
+
+def test_a_wrong_description_is_said(tmp_path, label_set):
+    with pytest.raises(UsageError, match="a description of 'box', which is no label here"):
+        prompts_of(label_set, {"box": ["a box"]})
+    with pytest.raises(BadInputError, match="expected JSON like"):
+        parse_prompts(str(tmp_path / "missing.json"))
+    for content in ("[1]", '{"joy": [1], "anger": "x"}', "{"):
+        (tmp_path / "labels.json").write_text(content, encoding="utf-8")
+        with pytest.raises(BadInputError, match=r"expected (JSON|each label)"):
+            parse_prompts(str(tmp_path / "labels.json"))
