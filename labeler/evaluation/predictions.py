@@ -117,7 +117,8 @@ def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """Return the predictions for `rows`, given by their numbers."""
     ids, groups = ([names[row] for row in rows] for names in predictions[:2])
     agreed = None if predictions.agreed is None else predictions.agreed[rows]
-    return Predictions(ids, groups, *(values[rows] for values in predictions[2:5]), agreed)
+    truth, scores, predicted = predictions.truth[rows], predictions.scores[rows], predictions.predicted[rows]
+    return Predictions(ids, groups, truth, scores, predicted, agreed)
 
 
 def write_predictions(path: Path, names: list[str], predictions: Predictions) -> None:
