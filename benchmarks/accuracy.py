@@ -32,11 +32,12 @@ from labeler.training_options import options_for
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-MODELS = ("resnet-gru", "late-fusion", "visualbert", "visualbert-coattn")
+MODELS = ("resnet-gru", "late-fusion", "visualbert", "visualbert-coattn", "flava", "albef")
 SEEDS = (0, 1, 2)
-# the differences that matter: each model from logistic regression, and what fusion and co-attention add
+# the differences that matter: each model from logistic regression, what fusion and co-attention add, and the other ways to fuse
 COMPARED = [("logistic-regression", model) for model in MODELS]
 COMPARED += [("late-fusion", "visualbert"), ("visualbert", "visualbert-coattn")]
+COMPARED += [("visualbert", model) for model in ("flava", "albef")]
 
 
 class DataSet(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labeler.artifacts import BadInputError, Input, input_of, read_manifest
-from labeler.records import LabelSet, read_label_set
+from labeler.records import LabelSet, differing_names, read_label_set
 
 if TYPE_CHECKING:
     from labeler.store import Store
@@ -47,13 +47,9 @@ def refuse_other_labels(teacher: Path, theirs: LabelSet, data: Path, ours: Label
         raise BadInputError(f"{teacher}: a teacher for a task {theirs.task!r}, {data} has {ours.task!r}")
     if theirs.names == ours.names:
         return
-    lacking, surplus = (
-        [name for name in one.names if name not in other.names][:5] for one, other in ((ours, theirs), (theirs, ours))
-    )
     raise BadInputError(
-        f"{teacher}: a teacher for other labels than {data} has: "
-        + (f"it lacks {lacking}, it alone has {surplus}" if lacking or surplus else "the same names in another order")
-        + "; train it on this store"
+        f"{teacher}: a teacher for other labels than {data} has: {differing_names(theirs.names, ours.names)}; train it on "
+        "this store"
     )
 
 

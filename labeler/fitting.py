@@ -27,6 +27,7 @@ from labeler.decisions import VALIDATION
 from labeler.distillation import teachers_say
 from labeler.end_to_end import EndToEnd, reader
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
+from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.models import Building, model_module
 from labeler.pixels import stored_pixels
@@ -101,6 +102,8 @@ class Fit:
             self.model = EndToEnd(self.model, recorded_image_encoder(towers["image"], data))
             pixels = stored_pixels(self.store, self.model.encoder.size)
         self.model.to(self.device)
+        if options.activation_checkpointing and not checkpoint_activations(reader(self.model)):
+            raise UsageError(f"{model} has no transformer layers; leave out --activation-checkpointing")
         self.train_pairs, self.validation_pairs = (
             StorePairs(self.store, rows, self.tokenizer, self.max_tokens, pixels)
             for rows in (train_rows, validation_rows)

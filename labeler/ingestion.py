@@ -45,6 +45,7 @@ from labeler.profile import counted, label_counts, profile_of, taxonomy_counts
 from labeler.records import Reject, Row, RowError, clean_text, label_set
 from labeler.selection import Collected, Records, chosen_task, parse_split_option, rejected, select, write_selected
 from labeler.sources import Reading, common_root, find_format, read_source
+from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
 from labeler.splits import RowLabels
 from labeler.taxonomy import read_taxonomy, refuse_strangers
@@ -193,7 +194,13 @@ def write_all(
     selected = select(records, task, options.split, options.drop_leaks, options.top_answers, seed, parents)
     for reject in rejected(records, selected):
         rejects.add(reject)
-    labels = label_set(label_counts(selected.labels, selected.names, selected.kept), task, parents)
+    counts = label_counts(selected.labels, selected.names, selected.kept)
+    if options.answers and counts.keys() == {UNKNOWN}:
+        raise BadInputError(
+            f"{options.answers}: none of its answers is the most frequent one to any of {counts[UNKNOWN]} questions; expected "
+            "the vocabulary of these data, or --top-answers N"
+        )
+    labels = label_set(counts, task, parents)
     write_json(folder / "labels.json", labels.model_dump())
     with ThreadPoolExecutor(1) as beside:
         profile = beside.submit(profile_of, records, selected)

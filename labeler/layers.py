@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import VisualBertModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class Streams(NamedTuple):
@@ -60,6 +63,18 @@ def use_fast_dropout(module: nn.Module) -> None:
                 setattr(parent, name, FastDropout(child.p))
 
 
+def checkpoint_activations(module: nn.Module) -> int:
+    """Let all transformer layers inside `module` be worked out again in the backward pass; return how many there are.
+
+    Only what goes into a layer is kept, not what is in it. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+    """
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    return len(layers)
+
+
 class FusedEncoder(nn.Module):
     """VisualBERT's one stream over [text; visual], opened at its fusion point.
 
@@ -94,7 +109,7 @@ class FusedEncoder(nn.Module):
         Where `blocks` has a layer's number, counted from 0, those blocks take and give back the streams before it.
         """
         sizes = [streams.text.shape[1], streams.visual.shape[1]]
-        bias = self.attention_bias(text_mask, visual_mask).to(streams.text.dtype)
+        bias = attention_bias(text_mask, visual_mask).to(streams.text.dtype)
         hidden = torch.cat(streams, dim=1)
         for number, layer in enumerate(self.encoder.layer):
             for block in (blocks or {}).get(number, ()):
@@ -102,15 +117,17 @@ class FusedEncoder(nn.Module):
             hidden = layer(hidden, bias)[0]
         return Streams(*hidden.split(sizes, dim=1))
 
-    @staticmethod
-    def attention_bias(text_mask: Tensor, visual_mask: Tensor) -> Tensor:
-        """Return what is added to every attention logit, [B, 1, 1, T + V]: next to minus infinity where a mask is False."""
-        mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
-        # The picture's tokens weigh as much as one word together: 49 of them, untrained, would drown a title.
-        tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
-        visual_bias = -tokens.float().log().expand_as(visual_mask)  # [B, V]
-        bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
-        return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
+
+def attention_bias(text_mask: Tensor, visual_mask: Tensor, *, together: bool = True) -> Tensor:
+    """Return what is added to every attention logit, [B, 1, 1, T + V]: next to minus infinity where a mask is False.
+
+    With `together` the picture's tokens weigh as much as one word together: 49 of them, untrained, would drown a title.
+    """
+    mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
+    tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
+    visual_bias = -tokens.float().log().expand_as(visual_mask) * together  # [B, V]
+    bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
+    return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
 
 
 class ZeroLinear(nn.Linear):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from labeler.evaluation import HEADLINE
+from labeler.evaluation import ANSWERS, HEADLINE
 from labeler.evaluation.measuring import FEW_POSITIVES
 from labeler.records import LabelSet, read_label_set
 from labeler.training_options import options_for
@@ -18,7 +18,7 @@ METRICS = {
     "multi": ("mean_average_precision", "micro_f1", "macro_f1"),
 }
 WORDS = {"mean_average_precision": "mean average precision", "micro_f1": "micro F1", "macro_f1": "macro F1",
-         "weighted_f1": "weighted F1"}  # fmt: skip
+         "weighted_f1": "weighted F1", ANSWERS: "VQA accuracy"}  # fmt: skip
 USE = """from pathlib import Path
 from labeler.labelling import label
 from labeler.runs import load_run
@@ -120,7 +120,7 @@ def figures(labels: LabelSet, metrics: dict[str, Any] | None) -> str:
     """Return the table of figures with intervals, the baselines' beside them."""
     if metrics is None:
         return "## Figures\n\nNot measured on held-out pairs yet: `labeler evaluate` does that, and writes them here."
-    data, names = metrics["data"], METRICS[labels.task]
+    data, names = metrics["data"], [*METRICS[labels.task], *([ANSWERS] if ANSWERS in metrics else [])]
     lines = [
         "## Figures",
         "",

@@ -30,7 +30,8 @@ from labeler.decoding import prepare_images
 from labeler.encoders.weights import tower_sha256
 from labeler.images import STRETCHED_BY, ImageError, Prepared
 from labeler.records import LabelSet, Record, read_label_set, read_records
-from labeler.store import BOXES, DATASET, THUMBNAIL_MIME, TOKENS
+from labeler.sources.answers import given_answers
+from labeler.store import ANSWERS, BOXES, DATASET, THUMBNAIL_MIME, TOKENS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -64,22 +65,24 @@ def preprocess(
     Columns: id, split, group, text, labels (numbers in labels.json), image (a JPEG of at most 320 px, to look
     at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
     picture), of a detector visual_boxes ([V * 4] float32, x1 y1 x2 y2 as shares of width and height; zeros for a region that
-    is none), text_features ([D] float32 of the frozen text tower). Memory stays flat. Where `out` is such a store and
-    only the image tower is another, its tokens are added as a column, and no other is written again; the tokens that
-    were there stay, and are found again when their tower is asked for.
+    is none), text_features ([D] float32 of the frozen text tower), of questions answers (all that people gave). Memory stays
+    flat. Where `out` is such a store and only the image tower is another, its tokens are added as a column, and no other is
+    written again; the tokens that were there stay, and are found again when their tower is asked for.
 
     Raises BadInputError when `records` is no such artifact, a picture has changed since ingest, or over a third of all the
     texts' tokens are unknown to the text tower's vocabulary; LabelerError when a tower cannot be loaded.
     """
     manifest = verify(records, "ingest")
     hashes = {"text": tower_sha256(text_encoder), "image": tower_sha256(image_encoder)}
-    asked = {
+    asked: dict[str, Any] = {
         "text_encoder": text_encoder,
         "image_encoder": image_encoder,
         "weights": hashes,
         "thumbnails": THUMBNAIL_MIME,
         "stretched_by": STRETCHED_BY,
     }
+    if has_answers(records):
+        asked[ANSWERS] = True  # a store from before there was such a column is another one
     recipe = Recipe("preprocess", (input_of(records, manifest),), asked)
     rows = sum(1 for _ in read_records(records))
     if not force and already_made(out, recipe):
@@ -96,11 +99,12 @@ def preprocess(
     }
     kept = None if force else other_towers_tokens(out, recipe)
     # Lance names its files at random: what stands for the content is what it was made from
-    content = sha256_json([manifest["content_sha256"], towers, STRETCHED_BY])
+    content = sha256_json([manifest["content_sha256"], towers, STRETCHED_BY, *([ANSWERS] if ANSWERS in asked else [])])
     with making(out, recipe, content=content) as folder:
         with tqdm(total=rows, desc="preprocessing", unit="pair", disable=None) as bar:
             if kept is None:
-                write_dataset(folder / DATASET, counted(load_batches(records, image.size), bar), records, image, text)
+                loaded = counted(load_batches(records, image.size), bar)
+                write_dataset(folder / DATASET, loaded, records, image, text, answers=ANSWERS in asked)
             else:
                 shutil.copytree(out / DATASET, folder / DATASET, copy_function=link)
                 set_tokens(
@@ -110,6 +114,12 @@ def preprocess(
         for name in ("labels.json", "profile.json"):
             shutil.copyfile(records / name, folder / name)
     return Preprocessed(out, False, rows)
+
+
+def has_answers(records: Path) -> bool:
+    """Return whether any record has one label and keeps what people answered to its question."""
+    single = read_label_set(records).task == "single"
+    return single and any(given_answers(record.meta) for record in read_records(records))
 
 
 def other_towers_tokens(out: Path, recipe: Recipe) -> str | None:
@@ -172,9 +182,9 @@ def counted(batches: Iterable[list[Loaded]], bar: tqdm[Any]) -> Iterator[list[Lo
 
 
 def write_dataset(
-    path: Path, loaded: Iterable[list[Loaded]], records: Path, image: ImageEncoder, text: TextEncoder
+    path: Path, loaded: Iterable[list[Loaded]], records: Path, image: ImageEncoder, text: TextEncoder, *, answers: bool
 ) -> None:
-    """Write the Lance dataset, a batch in memory at a time."""
+    """Write the Lance dataset, a batch in memory at a time; with `answers`, a column of them too."""
     import lance
     import pyarrow
 
@@ -183,6 +193,7 @@ def write_dataset(
         ("id", pyarrow.string()), ("split", pyarrow.string()), ("group", pyarrow.string()),
         ("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.int32())), ("image", pyarrow.binary()),
         *seen_fields(image), ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
+        *([(ANSWERS, pyarrow.list_(pyarrow.string()))] if answers else []),
     ])  # fmt: skip
     columns = (columns_of(batch, label_set, image, text) for batch in loaded)
     stream(lambda reader: lance.write_dataset(reader, str(path), schema=schema), schema, columns)
@@ -248,6 +259,7 @@ def columns_of(
         "text": [record.text for record in records],
         "labels": [[numbers[name] for name in record.labels] for record in records],
         "image": [item.picture and item.picture.thumbnail for item in loaded],
+        ANSWERS: [given_answers(record.meta) for record in records],
         **seen(loaded, image),
         "text_features": list(text.features([record.text for record in records]).numpy()),
     }

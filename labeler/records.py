@@ -360,6 +360,12 @@ def label_set(counts: Mapping[str, int], task: Task, parents: Mapping[str, str] 
     return LabelSet(task=task, labels=labels, parents=tuple(name for name in brought if name not in counts))
 
 
+def differing_names(one: list[str], other: list[str]) -> str:
+    """Return how the names of `one` label set differ from those of the `other`, a few of them, for an error."""
+    lacking, surplus = ([name for name in a if name not in b][:5] for a, b in ((other, one), (one, other)))
+    return f"it lacks {lacking}, it alone has {surplus}" if lacking or surplus else "the same names in another order"
+
+
 def json_bytes(value: Any) -> bytes:
     """Return `value` as canonical JSON: compact, UTF-8, keys as they stand."""
     try:

@@ -48,7 +48,7 @@ from labeler.evaluation import (
     write_named,
 )
 from labeler.model_card import model_card
-from labeler.records import SPLITS, Split
+from labeler.records import SPLITS, Split, differing_names
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import TrainOptions
 from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
@@ -155,10 +155,11 @@ def evaluate(
 def refuse_mismatch(run: Any, store: Any) -> None:
     """Raise BadInputError unless the run was trained for the store's labels and image tower."""
     if run.label_set.names != store.label_set.names or run.label_set.task != store.label_set.task:
-        missing = sorted(set(run.label_set.names) ^ set(store.label_set.names))[:5]
+        ours, theirs = run.label_set.names, store.label_set.names
         raise BadInputError(
-            f"{run.folder} was trained for other labels than {store.folder} has (for example {missing}); evaluate it on "
-            "the store it was trained on, or train again"
+            f"{run.folder} was trained for other labels than {store.folder} has ({len(ours)} for task {run.label_set.task}, "
+            f"{len(theirs)} for {store.label_set.task}): {differing_names(ours, theirs)}; evaluate it on the store it was "
+            "trained on, or train again"
         )
     if taxonomy_of(run.label_set) != taxonomy_of(store.label_set):
         raise BadInputError(

@@ -14,7 +14,7 @@ from labeler.artifacts import BadInputError, read_manifest, verify
 from labeler.records import LabelSet, Split, read_label_set
 
 DATASET = "pairs.lance"
-TOKENS, BOXES = "visual_tokens", "visual_boxes"
+TOKENS, BOXES, ANSWERS = "visual_tokens", "visual_boxes", "answers"
 THUMBNAIL_MIME = "image/jpeg"
 
 
@@ -55,6 +55,14 @@ class Store:
     def rows(self) -> dict[str, list[Any]]:
         """Return the small columns whole: id, split, group, text, labels."""
         return self.dataset.to_table(columns=["id", "split", "group", "text", "labels"]).to_pydict()
+
+    @cached_property
+    def answers(self) -> list[list[str] | None] | None:
+        """Return what people answered to each row's question, None for a row without one; None where no row has any."""
+        if not self._has(ANSWERS):
+            return None
+        found: list[list[str] | None] = self.dataset.to_table(columns=[ANSWERS]).column(0).to_pylist()
+        return found
 
     def rows_of(self, split: Split) -> np.ndarray:
         """Return the numbers of the rows in `split`, in the store's order.

@@ -42,7 +42,9 @@ class TrainOptions:
     epochs without labels before the first with them, see `labeler.pretraining`; finetune_image: train the image tower too,
     with weights of its own in the run, image_learning_rate: its rate, augment: what is done to its training pictures,
     `none` or `light` (`labeler.end_to_end.augmentation`); teacher_weight, teacher_temperature: share of the loss that is the
-    teachers', and what logits are divided by in it (`labeler.losses`); freeze: train the head alone, what is below it stays.
+    teachers', and what logits are divided by in it (`labeler.losses`); freeze: train the head alone, what is below it stays;
+    activation_checkpointing: work the layers out again in the backward pass in place of keeping what is in them: less memory, a
+    third more time (Chen et al. 2016).
 
     Raises UsageError for augmentation while the image tower is frozen.
     """
@@ -74,6 +76,7 @@ class TrainOptions:
     teacher_weight: float = 0.5
     teacher_temperature: float = 2.0
     freeze: bool = False
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.augment != "none" and not self.finetune_image:

@@ -36,7 +36,7 @@ def make(
 def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """Return the given rows."""
     ids, groups = ([names[i] for i in rows] for names in predictions[:2])
-    return Predictions(ids, groups, *(values[rows] for values in predictions[2:]))
+    return Predictions(ids, groups, *(values[rows] for values in predictions[2:5]))
 
 
 def never_nan(value) -> None:
@@ -59,7 +59,7 @@ def test_predictions_come_back_as_they_were_written(tmp_path, task):
     back = evaluation.read_predictions(tmp_path / "p.jsonl", names)
     assert back.ids == found.ids
     assert back.groups == found.groups
-    for one, other in zip(back[2:], found[2:], strict=True):
+    for one, other in zip(back[2:5], found[2:5], strict=True):
         assert one.dtype == other.dtype
         assert np.array_equal(one, other)
     assert np.array_equal(decide(task, back.scores), found.predicted)

@@ -28,10 +28,11 @@ profile  image_quality  label_errors
 ingestion  store  export
 inspection
 preprocessing  batches  encoders.pretrained
+encoders.flava
 layers  losses  averaging  checkpoints  workers  encoders.regions  encoders.text  pixels
 coattention  encoders.image
 encoders.visualbert  end_to_end
-models
+models  objectives
 models.*
 prediction  runs  training_options  attribution
 embedding

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import VisualBertConfig, VisualBertModel
 
+from labeler.batches import collate
 from labeler.layers import (
     FastDropout,
     FusedEncoder,
@@ -15,6 +16,8 @@ from labeler.layers import (
     Projection,
     Streams,
     ZeroLinear,
+    attention_bias,
+    checkpoint_activations,
     fused_features,
     masked_mean,
     unit,
@@ -65,7 +68,7 @@ VISUAL_MASK = torch.tensor([[True, False, True, True], [False] * 4])
 
 def test_without_blocks_the_fused_encoder_is_transformers(fused):
     streams = fused.embed(torch.randint(9, (2, 3)), torch.randn(2, 4, 6))
-    bias = fused.attention_bias(TEXT_MASK, VISUAL_MASK)
+    bias = attention_bias(TEXT_MASK, VISUAL_MASK)
     theirs = fused.encoder(torch.cat(streams, dim=1), attention_mask=bias).last_hidden_state
     for blocks in (None, {0: [Unchanged()], 2: [Unchanged(), Unchanged()]}):
         text, visual = fused(streams, TEXT_MASK, VISUAL_MASK, blocks)
@@ -82,8 +85,8 @@ class Unchanged(nn.Module):
         return streams
 
 
-def test_the_pictures_tokens_weigh_as_much_as_one_word(fused):
-    weights = fused.attention_bias(TEXT_MASK, VISUAL_MASK)[:, 0, 0].exp()
+def test_the_pictures_tokens_weigh_as_much_as_one_word():
+    weights = attention_bias(TEXT_MASK, VISUAL_MASK)[:, 0, 0].exp()
     torch.testing.assert_close(weights[0], torch.tensor([1, 1, 1, 1 / 3, 0, 1 / 3, 1 / 3]))
     assert weights[1].tolist() == [1, 0, 0, 0, 0, 0, 0]
 
@@ -162,3 +165,28 @@ def test_logit_scale_starts_at_clips_and_stops_at_100():
     assert scale.log.grad.item() == pytest.approx(100)  # and so it can come down again
     torch.nn.init.constant_(scale.log, float("nan"))
     assert scale().isnan()
+
+
+@pytest.mark.parametrize("name", ["visualbert", "late-fusion", "flava", "albef"])
+def test_checkpointed_activations_change_no_gradient_and_keep_less(name, build, pairs):
+    model = (built := build(name)).model.train()
+    batch = collate(pairs(8), built.tokenizer.pad_token_id)
+    gradients, kept = [], []
+    for checkpointed in (False, True):
+        if checkpointed:
+            assert checkpoint_activations(model) >= 2
+        kept.append(0)
+
+        def count(tensor):
+            kept[-1] += tensor.numel()
+            return tensor
+
+        torch.manual_seed(1)  # dropout is drawn anew in the backward pass, and has to be the same
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(**batch).loss
+        loss.backward()
+        gradients.append({key: weight.grad.clone() for key, weight in model.named_parameters()})
+        model.zero_grad()
+    assert kept[1] < kept[0] / 2
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, atol=1e-6, rtol=1e-4, msg=key)

@@ -159,7 +159,9 @@ def words_only(source, tmp_path_factory, text_tower, image_tower):
 
 
 def test_evaluate_refuses_other_labels(run, words_only):
-    with pytest.raises(BadInputError, match=r"was trained for other labels than .*\['circle', 'disc'\]"):
+    with pytest.raises(
+        BadInputError, match=r"was trained for other labels than .*lacks \['disc'\], it alone has \['circle'\]"
+    ):
         evaluate(run, words_only(rename="disc"), device="cpu")
 
 

@@ -15,6 +15,7 @@ from labeler.artifacts import (
     read_manifest,
 )
 from labeler.cli import cli
+from labeler.training import train
 from labeler.training_options import options_for, read_options
 
 
@@ -43,6 +44,12 @@ def test_settings_out_of_range_are_named(given, match):
 def test_co_attention_that_there_is_not_is_refused(model, given, match):
     with pytest.raises(UsageError, match=match):
         options_for(model, given)
+
+
+def test_activation_checkpointing_needs_layers_to_work_out_again(store, options, tmp_path):
+    chosen = dataclasses.replace(options, activation_checkpointing=True)
+    with pytest.raises(UsageError, match="resnet-gru has no transformer layers; leave out --activation-checkpointing"):
+        train("resnet-gru", store, tmp_path / "run", chosen, device="cpu")
 
 
 def test_a_given_setting_wins_and_none_does_not():

@@ -100,10 +100,12 @@ def harmless(text: str) -> str:
 
 def headline(row: dict[str, Any]) -> str:
     """Return a model's first figures, the leading one with its interval."""
-    first, others = ("accuracy", ("weighted_f1", "macro_f1"))
+    first, others = "accuracy", ["weighted_f1", "macro_f1"]
     if first not in row:
-        first, others = "mean_average_precision", ("micro_f1", "macro_f1")
+        first, others = "mean_average_precision", ["micro_f1", "macro_f1"]
     parts = [f"{first.replace('_', ' ')} {row[first]:.3f} {interval(row[first + '_ci95'])}"]
+    if "vqa_accuracy" in row:
+        others.insert(0, "vqa_accuracy")
     return "  ".join(parts + [f"{name.replace('_', ' ')} {row[name]:.3f}" for name in others])
 
 

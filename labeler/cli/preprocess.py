@@ -12,8 +12,8 @@ from labeler.cli import options
 @click.command("preprocess")
 @click.argument("records", type=options.FOLDER)
 @options.out("The store to write.")
-@click.option("--preset", type=click.Choice(["embedded", "hub"]), default="embedded", show_default=True,
-              help="embedded: towers that came with the installation; hub: what the papers used.")  # fmt: skip
+@click.option("--preset", type=click.Choice(["embedded", "hub", "flava"]), default="embedded", show_default=True,
+              help="embedded: towers that came with the installation; hub: VisualBERT's own; flava: FLAVA's own.")  # fmt: skip
 @click.option("--text-encoder", help="A transformers folder or a hub's name of BERT or its kin, in the preset's place.")
 @click.option("--image-encoder", help="A folder (transformers, timm, torchvision), torchvision:NAME, timm:NAME, a hub's "
                                       "OWNER/NAME, or regions:DETECTOR, in the preset's place.")  # fmt: skip

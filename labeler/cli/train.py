@@ -49,6 +49,8 @@ from labeler.cli import options
 @click.option("--image-learning-rate", type=float, help="Its rate [default: 1e-5].")
 @click.option("--augment", type=click.Choice(["none", "light"]),
               help="What is done to its training pictures [default: light with --finetune-image].")  # fmt: skip
+@click.option("--activation-checkpointing", is_flag=True, default=None,
+              help="Keep less in memory in training and work it out again: slower.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), help="auto: bf16 where the processor has it.")
 @click.option("--options", "file", type=options.FOLDER, metavar="FILE",
               help="JSON with options by name, as `labeler tune` writes it; the command line wins over it.")  # fmt: skip
@@ -82,8 +84,9 @@ def command(
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
-    MODEL is resnet-gru, late-fusion, visualbert, visualbert-coattn or clip. The test split is not read. Ctrl-C saves a
-    checkpoint; --resume goes on from it, and after a kill from the last one. Curves: `tensorboard --logdir RUN/tensorboard`.
+    MODEL is resnet-gru, late-fusion, visualbert, visualbert-coattn, flava, albef or clip. The test split is not read. Ctrl-C
+    saves a checkpoint; --resume goes on from it, and after a kill from the last one. Curves: `tensorboard --logdir
+    RUN/tensorboard`.
     """
     from labeler.training import over_seeds, train, train_seeds
     from labeler.training_options import options_for, read_options

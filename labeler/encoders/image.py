@@ -15,9 +15,10 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from labeler.artifacts import LabelerError, write_json
+from labeler.encoders.flava import FLAVA, FLAVA_IMAGES, load_flava
 from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
 from labeler.encoders.regions import LIBRARY, Seen, load_detector, see_regions
 from labeler.encoders.regions import REGIONS as REGION_COUNT
@@ -213,8 +214,11 @@ def _transformers_pretrained(name: str, repository: str) -> ImageEncoder:
 def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
     """Return a transformers model that takes pictures; of one that takes texts too, its half for pictures."""
     config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    config = getattr(config, "vision_config", config)
-    model = load_transformers(name, source, config, local=local)
+    if config.model_type == FLAVA:
+        model: PreTrainedModel = load_flava(name, source, config, local=local).image_model
+    else:
+        model = load_transformers(name, source, getattr(config, "vision_config", config), local=local)
+    config = model.config
     if model.main_input_name != "pixel_values":
         raise LabelerError(f"{name}: a {config.model_type!r} model, which takes no pictures")
     # without its file there is an error: what models of one architecture take as mean and std differs
@@ -223,6 +227,8 @@ def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
     size, mean, std = _input_of(name, processor)
 
     def grid(network: Any, pixels: Tensor) -> Tensor:
+        if config.model_type == FLAVA_IMAGES:
+            return cast(Tensor, network(pixel_values=pixels, output_hidden_states=True).hidden_states[-1])
         return _without_registers(
             network(pixel_values=pixels).last_hidden_state, getattr(config, "num_register_tokens", 0)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -44,12 +44,14 @@ MISSING = ("pooler.",)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def load_transformers(name: str, source: str, config: Any, *, local: bool) -> PreTrainedModel:
+def load_transformers(
+    name: str, source: str, config: Any, *, local: bool, left_over: Collection[str] = LEFT_OVER.keys()
+) -> PreTrainedModel:
     """Return transformers' model of `config` with the weights at `source`, a folder or a hub's name, in float32.
 
     Weights are safetensors or a `pytorch_model.bin`, which is read without running what a pickle may hold.
 
-    Raises LabelerError unless every weight has its place (see LEFT_OVER and MISSING).
+    Raises LabelerError unless every weight has its place, or its name begins as one of `left_over` or MISSING.
     """
     with quiet():
         model, found = AutoModel.from_pretrained(
@@ -57,7 +59,7 @@ def load_transformers(name: str, source: str, config: Any, *, local: bool) -> Pr
             output_loading_info=True,
         )  # fmt: skip
     prefix = f"{model.base_model_prefix}."
-    problems = {"missing": (found["missing_keys"], MISSING), "left over": (found["unexpected_keys"], tuple(LEFT_OVER))}
+    problems = {"missing": (found["missing_keys"], MISSING), "left over": (found["unexpected_keys"], tuple(left_over))}
     for problem, (keys, allowed) in problems.items():
         unknown = sorted(key for key in keys if not key.removeprefix(prefix).startswith(allowed))
         if unknown:

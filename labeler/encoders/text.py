@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, FlavaModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from labeler.artifacts import BadInputError, LabelerError
+from labeler.encoders.flava import FLAVA, load_flava
 from labeler.encoders.pretrained import load_transformers
 from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedded_path, first_line, from_hub
 
@@ -20,6 +21,9 @@ from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedde
 # not: MPNet and DeBERTa attend by distance, ALBERT's layers share their weights.
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "visual_bert")
 BERT_WORDS = 30522  # of bert-base-uncased, whose vocabulary MiniLM and VisualBERT have too
+# What DistilBERT's config calls otherwise than BERT's; it names no epsilon.
+DISTILBERT_CONFIG = {"intermediate_size": "hidden_dim", "hidden_act": "activation", "hidden_dropout_prob": "dropout"}
+DISTILBERT_EPS = 1e-12
 TOGETHER = 8  # texts a pass: tweets go through 1.6 times as fast as 32 at a time
 UNKNOWN_SHARE = 1 / 3
 ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}  # BERT's name for it, and DistilBERT's
@@ -27,11 +31,12 @@ LEFT_OUT = ("architectures", "transformers_version", "_name_or_path")
 
 
 class TextEncoder(NamedTuple):
-    """A text tower: its name, tokenizer, and model ([B, T] token ids -> [B, T, D])."""
+    """A text tower: its name, tokenizer, and model ([B, T] token ids -> [B, T, D]); flava: FLAVA, where it is a part of that."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    flava: FlavaModel | None = None
 
     @property
     def max_tokens(self) -> int:
@@ -97,11 +102,18 @@ def read_words(tower: PreTrainedModel, input_ids: Tensor, text_mask: Tensor) -> 
     return hidden
 
 
+def config_value(config: Any, name: str) -> Any:
+    """Return what BERT's config calls `name` from the config of a BERT-like tower."""
+    if config.model_type != "distilbert":
+        return getattr(config, name)
+    return DISTILBERT_EPS if name == "layer_norm_eps" else getattr(config, DISTILBERT_CONFIG.get(name, name))
+
+
 def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:
     """Return the text tower `name`: `embedded`, a transformers folder, or a name on a hub, with `hf:` before it or not.
 
-    Raises LabelerError: weights damaged, left over or missing, not of BERT_LIKE, no tokenizer, or not here and the hub out of
-    reach (within 10 s).
+    Raises LabelerError: weights damaged, left over or missing, neither of BERT_LIKE nor FLAVA, no tokenizer, or not here and the
+    hub out of reach (within 10 s).
     """
     if name == EMBEDDED:
         folder = embedded_path(MINILM).parent
@@ -124,9 +136,10 @@ def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:
 
 
 def _load(name: str, source: str, *, local: bool) -> TextEncoder:
-    config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    if config.model_type not in BERT_LIKE:
-        raise LabelerError(f"{name}: a {config.model_type!r} model; expected one of {', '.join(BERT_LIKE)}")
+    whole = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    if whole.model_type not in (*BERT_LIKE, FLAVA):
+        raise LabelerError(f"{name}: a {whole.model_type!r} model; expected one of {', '.join((*BERT_LIKE, FLAVA))}")
+    config = whole.text_config if whole.model_type == FLAVA else whole
     if getattr(config, "embedding_size", config.hidden_size) != config.hidden_size:  # a small ELECTRA
         raise LabelerError(
             f"{name}: its words are {config.embedding_size} wide and its layers {config.hidden_size}, and VisualBERT has no "
@@ -145,6 +158,9 @@ def _load(name: str, source: str, *, local: bool) -> TextEncoder:
             f"{name}: the tokenizer does not belong to the model ({len(tokenizer)} tokens, {config.vocab_size} embeddings, "
             f"padding {tokenizer.pad_token!r})"
         )
+    if whole.model_type == FLAVA:
+        flava = load_flava(name, source, whole, local=local)
+        return TextEncoder(name, tokenizer, flava.text_model, flava)
     return TextEncoder(name, tokenizer, load_transformers(name, source, config, local=local))
 
 

@@ -8,14 +8,12 @@ import torch
 from transformers import PreTrainedTokenizerBase, VisualBertConfig, VisualBertModel
 
 from labeler.artifacts import LabelerError
-from labeler.encoders.text import TextEncoder, load_text_encoder, position_offset
+from labeler.encoders.text import BERT_LIKE, TextEncoder, config_value, load_text_encoder, position_offset
 from labeler.encoders.weights import EMBEDDED
 
 TAKEN_OVER = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
               "hidden_dropout_prob", "max_position_embeddings", "layer_norm_eps")  # fmt: skip
 # DistilBERT is BERT with other names and no token types.
-DISTILBERT_CONFIG = {"intermediate_size": "hidden_dim", "hidden_act": "activation", "hidden_dropout_prob": "dropout"}
-DISTILBERT_EPS = 1e-12
 DISTILBERT_WEIGHTS = {
     "transformer.layer.": "encoder.layer.",
     ".q_lin.": ".self.query.",
@@ -52,6 +50,11 @@ def load_visualbert(text_encoder: str = EMBEDDED, visual_width: int = 1280) -> S
     Raises LabelerError when the text tower is missing or has a weight that VisualBERT has no place for.
     """
     tower = load_text_encoder(text_encoder)
+    if tower.model.config.model_type not in BERT_LIKE:
+        raise LabelerError(
+            f"{text_encoder}: its layers are not BERT's, and VisualBERT has no place for them; train flava or late-fusion, or "
+            f"preprocess with another --text-encoder ({', '.join(BERT_LIKE)})"
+        )
     config = visual_config(tower, visual_width)
     visual_bert = VisualBertModel(config, add_pooling_layer=False)
     take_over(visual_bert, tower)
@@ -77,13 +80,6 @@ def visual_config(tower: TextEncoder, visual_width: int) -> VisualBertConfig:
     values["attention_probs_dropout_prob"] = 0.0
     types = max(2, getattr(source, "type_vocab_size", 0))
     return VisualBertConfig(**values, visual_embedding_dim=visual_width, type_vocab_size=types)
-
-
-def config_value(config: Any, name: str) -> Any:
-    """Return what BERT's config calls `name` from the config of a BERT-like tower."""
-    if config.model_type != "distilbert":
-        return getattr(config, name)
-    return DISTILBERT_EPS if name == "layer_norm_eps" else getattr(config, DISTILBERT_CONFIG.get(name, name))
 
 
 @torch.no_grad()

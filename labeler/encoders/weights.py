@@ -43,6 +43,7 @@ PRESETS = {
     "embedded": Preset(EMBEDDED, EMBEDDED),
     # what VisualBERT's paper used: its own weights, visual tokens 2048 wide (here a ResNet's grid)
     "hub": Preset("uclanlp/visualbert-vqa-coco-pre", "torchvision:resnet50"),
+    "flava": Preset("facebook/flava-full", "facebook/flava-full"),
 }
 
 

@@ -5,7 +5,7 @@ from labeler.evaluation.bootstrap import Resampled, mean_of, resample
 from labeler.evaluation.calibration import fit_temperature, reliability, scores_of, scores_of_logits
 from labeler.evaluation.comparing import compare, differences, judge
 from labeler.evaluation.measuring import measure
-from labeler.evaluation.metrics import HEADLINE, SECOND, average_precision, mean_average_precision, statistics
+from labeler.evaluation.metrics import ANSWERS, HEADLINE, SECOND, average_precision, mean_average_precision, statistics
 from labeler.evaluation.predictions import (
     Predictions,
     decide,
@@ -15,6 +15,7 @@ from labeler.evaluation.predictions import (
     round_scores,
     rows_of,
     settle,
+    vqa_accuracy,
     with_parents,
     without_parents,
     write_named,
@@ -24,6 +25,7 @@ from labeler.evaluation.retrieval import mean_recall, measure_retrieval
 from labeler.evaluation.thresholds import BEST_F1, NEVER, Aim, aim_of, fit_thresholds
 
 __all__ = [
+    "ANSWERS",
     "BEST_F1",
     "HEADLINE",
     "NEVER",
@@ -59,6 +61,7 @@ __all__ = [
     "scores_of_logits",
     "settle",
     "statistics",
+    "vqa_accuracy",
     "with_parents",
     "without_parents",
     "write_named",

@@ -16,6 +16,7 @@ from labeler.evaluation.predictions import Predictions
 
 HEADLINE = {"single": "accuracy", "multi": "mean_average_precision"}
 SECOND = {"single": "weighted_f1", "multi": "micro_f1"}
+ANSWERS = "vqa_accuracy"  # of rows whose label is what most people answered to a question
 TOP = (2, 3, 5)
 
 
@@ -25,7 +26,8 @@ def statistics(
     """Return every metric in each column of the row weights [N, D], as {metric: [D]}; NaN where it is not defined.
 
     Macro averages go over the labels that occur in the (weighted) truth. F1 is 2 TP / (positives + predicted). A row
-    without labels for which none is predicted has a sample F1 of 1. `wanted` are the metrics to return, all by default;
+    without labels for which none is predicted has a sample F1 of 1. The VQA accuracy is the mean over the rows whose answers are
+    known. `wanted` are the metrics to return, all by default;
     those of ranks (`mean_average_precision`, `auroc`) take the longest.
     """
     truth, predicted = predictions.truth, predictions.predicted
@@ -46,6 +48,10 @@ def statistics(
             for k in TOP
             if k < truth.shape[1]
         }
+        if predictions.agreed is not None:
+            asked = ~np.isnan(predictions.agreed)
+            agreed = np.where(asked, predictions.agreed, 0.0)
+            ways[ANSWERS] = lambda: _ratio(agreed @ weights, asked.astype(float) @ weights)
     else:
         claims = (truth.sum(axis=1) + predicted.sum(axis=1))[:, None]
         row_f1 = np.where(claims > 0, _ratio(2 * (truth & predicted).sum(axis=1)[:, None], claims), 1.0)[:, 0]

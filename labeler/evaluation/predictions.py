@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ class Predictions(NamedTuple):
     truth: np.ndarray  # [N, L] bool
     scores: np.ndarray  # [N, L] float64 in 0..1
     predicted: np.ndarray  # [N, L] bool
+    agreed: np.ndarray | None = (
+        None  # [N] `vqa_accuracy` of what is predicted, NaN without answers; None where no row has any
+    )
 
 
 def round_scores(scores: np.ndarray) -> np.ndarray:
@@ -68,13 +72,40 @@ def without_parents(taxonomy: Taxonomy, predictions: Predictions) -> Predictions
 def of_parents(taxonomy: Taxonomy, predictions: Predictions) -> tuple[list[str], Predictions]:
     """Return the names at the top of the taxonomy, and predictions for L labels as predictions for these."""
     whole, tops = with_parents(taxonomy, predictions), taxonomy.tops
-    return [taxonomy.names[top] for top in tops], Predictions(*whole[:2], *(part[:, tops] for part in whole[2:]))
+    truth, scores, predicted = whole.truth[:, tops], whole.scores[:, tops], whole.predicted[:, tops]
+    return [taxonomy.names[top] for top in tops], Predictions(whole.ids, whole.groups, truth, scores, predicted)
 
 
 def predictions_of(store: Any, rows: np.ndarray, scores: np.ndarray, thresholds: list[float] | None) -> Predictions:
     """Return the predictions that scores [N, L] stand for on `rows` of a `labeler.store.Store`."""
     ids, groups = ([store.rows[column][row] for row in rows] for column in ("id", "group"))
-    return Predictions(ids, groups, store.truth(rows), *settle(taxonomy_of(store.label_set), scores, thresholds))
+    rounded, predicted = settle(taxonomy_of(store.label_set), scores, thresholds)
+    return Predictions(ids, groups, store.truth(rows), rounded, predicted, agreement(store, rows, predicted))
+
+
+def agreement(store: Any, rows: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
+    """Return [N] the `vqa_accuracy` of the one label that is predicted [N, L] for each of `rows`; None where none has answers."""
+    if store.answers is None:
+        return None
+    names = [store.label_set.names[number] for number in predicted.argmax(axis=1)]
+    found = np.array([vqa_accuracy(name, store.answers[row]) for name, row in zip(names, rows, strict=True)])
+    return None if np.isnan(found).all() else found
+
+
+def vqa_accuracy(answer: str, given: Sequence[str] | None) -> float:
+    """Return how far people agree with an answer, from 0 to 1; NaN where nobody was asked.
+
+    min(how many gave it / 3, 1), averaged over all subsets that leave one person out, as in the official evaluation of VQA
+    (Antol et al. 2015, "VQA: Visual Question Answering", section 4; https://visualqa.org/evaluation.html) and of TextVQA. Of ten
+    people: 1 where four or more gave it, .9 for three, .6 for two, .3 for one. Answers are compared as they stand, without the
+    official clean-up of articles and numbers. One person alone is not left out.
+    """
+    if not given:
+        return float("nan")
+    count, people = given.count(answer), len(given)
+    if people == 1:
+        return min(count / 3, 1.0)
+    return (count * min((count - 1) / 3, 1.0) + (people - count) * min(count / 3, 1.0)) / people
 
 
 def write_named(path: Path, taxonomy: Taxonomy, predictions: Predictions) -> None:
@@ -85,16 +116,18 @@ def write_named(path: Path, taxonomy: Taxonomy, predictions: Predictions) -> Non
 def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
     """Return the predictions for `rows`, given by their numbers."""
     ids, groups = ([names[row] for row in rows] for names in predictions[:2])
-    return Predictions(ids, groups, *(values[rows] for values in predictions[2:]))
+    agreed = None if predictions.agreed is None else predictions.agreed[rows]
+    truth, scores, predicted = predictions.truth[rows], predictions.scores[rows], predictions.predicted[rows]
+    return Predictions(ids, groups, truth, scores, predicted, agreed)
 
 
 def write_predictions(path: Path, names: list[str], predictions: Predictions) -> None:
-    """Write one JSON line a row: id, group, truth and predicted as label names, scores by label."""
-    rows = zip(
-        *predictions[:2], predictions.truth, round_scores(predictions.scores), predictions.predicted, strict=True
-    )
+    """Write one JSON line a row: id, group, truth and predicted as label names, scores by label; of questions vqa_accuracy."""
+    agreed = [None] * len(predictions.ids) if predictions.agreed is None else predictions.agreed.tolist()
+    rows = zip(*predictions[:2], predictions.truth, round_scores(predictions.scores), predictions.predicted, agreed,
+               strict=True)  # fmt: skip
     lines = []
-    for row_id, group, truth, scores, predicted in rows:
+    for row_id, group, truth, scores, predicted, agreement in rows:
         line = {
             "id": row_id,
             "group": group,
@@ -102,6 +135,8 @@ def write_predictions(path: Path, names: list[str], predictions: Predictions) ->
             "predicted": [names[i] for i in np.flatnonzero(predicted)],
             "scores": dict(zip(names, scores.tolist(), strict=True)),
         }
+        if agreement is not None:
+            line["vqa_accuracy"] = None if np.isnan(agreement) else agreement
         lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(path, "".join(lines))
 
@@ -128,14 +163,16 @@ def read_predictions(path: Path, names: list[str]) -> Predictions:
                 f"{path}:{number}: not a row of predictions ({reason}); run `labeler evaluate` again"
             ) from error
         seen.add(rows[-1][0])
-    ids, groups, truth, scores, predicted = zip(*rows, strict=True) if rows else ([], [], [], [], [])
+    ids, groups, truth, scores, predicted, found = zip(*rows, strict=True) if rows else ([], [], [], [], [], [])
     shape = (len(rows), len(names))
     flags = [np.array(values, dtype=bool).reshape(shape) for values in (truth, predicted)]
-    return Predictions(list(ids), list(groups), flags[0], np.array(scores, dtype=np.float64).reshape(shape), flags[1])
+    numbers = np.array(scores, dtype=np.float64).reshape(shape)
+    agreed = np.array(found, dtype=np.float64) if set(found) - {None} else None  # None becomes NaN
+    return Predictions(list(ids), list(groups), flags[0], numbers, flags[1], agreed)
 
 
-def _row(line: str, names: list[str]) -> tuple[str, str, list[bool], list[float], list[bool]]:
-    """Return id, group, truth, scores, predicted of one line; raises what `read_predictions` catches."""
+def _row(line: str, names: list[str]) -> tuple[str, str, list[bool], list[float], list[bool], float | None]:
+    """Return id, group, truth, scores, predicted, vqa_accuracy of one line; raises what `read_predictions` catches."""
     row = json.loads(line)
     scores = row["scores"]
     if scores.keys() != set(names):
@@ -146,4 +183,5 @@ def _row(line: str, names: list[str]) -> tuple[str, str, list[bool], list[float]
     unknown = {*row["truth"], *row["predicted"]} - set(names)
     if unknown or not isinstance(row["id"], str) or not isinstance(row["group"], str):
         raise ValueError(f"unknown labels {sorted(unknown)}" if unknown else "id and group are not both text")
-    return row["id"], row["group"], [n in row["truth"] for n in names], values, [n in row["predicted"] for n in names]
+    truth, predicted = ([name in row[key] for name in names] for key in ("truth", "predicted"))
+    return row["id"], row["group"], truth, values, predicted, row.get("vqa_accuracy")

@@ -8,7 +8,18 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from labeler.artifacts import SCHEMA_VERSION, BadInputError, sha256_file
-from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, compare, differences, judge, mean_of, resample
+from labeler.evaluation import (
+    ANSWERS,
+    HEADLINE,
+    SECOND,
+    Predictions,
+    Resampled,
+    compare,
+    differences,
+    judge,
+    mean_of,
+    resample,
+)
 from labeler.report.runs import Run, read_rows
 
 METRICS = {
@@ -85,6 +96,7 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
     """
     first = runs[0].metrics
     task = first["task"]
+    figures = (*METRICS[task], *([ANSWERS] if any(ANSWERS in model.metrics for model in models) else []))
     compared = (HEADLINE[task], SECOND[task])
     drawn = {model.name: resample(task, model.predictions, wanted=compared) for model in models}
     comparisons = [
@@ -97,15 +109,15 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "data": {key: first["data"][key] for key in ("name", "sha256", "split")} | {"n": first["n"]},
         "task": task,
-        "models": [_row(task, model) for model in models],
+        "models": [_row(task, figures, model) for model in models],
         "comparisons": comparisons,
-        "seeds": (seeds := _seeds(task, models)),
+        "seeds": (seeds := _seeds(figures, models)),
         "seed_comparisons": _compare_seeds(task, seeds, drawn, first["n"]),
     }
     return result | {"answer": answer(result), "against_baseline": against_baseline(result)}
 
 
-def _row(task: str, model: Model) -> dict[str, Any]:
+def _row(task: str, figures: tuple[str, ...], model: Model) -> dict[str, Any]:
     metrics, run = model.metrics, model.run.metrics
     row = {
         "name": model.name,
@@ -115,7 +127,7 @@ def _row(task: str, model: Model) -> dict[str, Any]:
         "seed": None if model.baseline else run["seed"],
         "n": metrics["n"],
     }
-    for metric in METRICS[task]:
+    for metric in figures:
         row |= {metric: metrics.get(metric), f"{metric}_ci95": metrics.get(f"{metric}_ci95")}
     if "parents" in metrics:
         row["parents"] = {
@@ -126,7 +138,7 @@ def _row(task: str, model: Model) -> dict[str, Any]:
                   "retrieval": metrics.get("retrieval")}  # fmt: skip
 
 
-def _seeds(task: str, models: list[Model]) -> list[dict[str, Any]]:
+def _seeds(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, Any]]:
     """Return for each model trained with several seeds the mean, standard deviation and range of its metrics."""
     groups: dict[str, list[Model]] = {}
     for model in models:
@@ -141,8 +153,8 @@ def _seeds(task: str, models: list[Model]) -> list[dict[str, Any]]:
         if len(set(seeds)) < 2:
             continue
         row: dict[str, Any] = {"name": group[0].metrics["name"], "runs": [m.name for m in group], "seeds": seeds}
-        for metric in METRICS[task]:
-            values = [model.metrics[metric] for model in group]
+        for metric in figures:
+            values: list[Any] = [model.metrics.get(metric) for model in group]
             if None not in values:
                 row[metric] = {"mean": mean(values), "sd": stdev(values), "min": min(values), "max": max(values)}
         rows.append(row)

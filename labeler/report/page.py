@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from labeler.artifacts import neutral
-from labeler.evaluation import HEADLINE
+from labeler.evaluation import ANSWERS, HEADLINE
 from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
 from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked, trained
@@ -34,6 +34,7 @@ TITLES = {
     "top_2_accuracy": "Top-2 accuracy",
     "top_3_accuracy": "Top-3 accuracy",
     "top_5_accuracy": "Top-5 accuracy",
+    ANSWERS: "VQA accuracy",
 }
 COLUMNS = {
     "single": ("weighted_f1", "macro_f1"),
@@ -112,7 +113,7 @@ def render_markdown(comparison: dict[str, Any]) -> str:
 
 def render_csv(comparison: dict[str, Any]) -> str:
     """Return a line for each model, in table order: figures as fractions with intervals, the difference to the row above."""
-    metrics = METRICS[comparison["task"]]
+    metrics = METRICS[comparison["task"]] + _answered(comparison)
     ends = [f"{metric}_{end}" for metric in metrics for end in ("low", "high")]
     costs = ("parameters", "train_seconds", "pairs_per_second")
     file = io.StringIO()
@@ -173,8 +174,10 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "comparison": comparison,
         "rows": rows,
         "headline": headline,
-        "columns": COLUMNS[comparison["task"]],
-        "metrics": [name for name in METRICS[comparison["task"]] if any(row[name] is not None for row in rows)],
+        "columns": COLUMNS[comparison["task"]] + _answered(comparison),
+        "parent_columns": COLUMNS[comparison["task"]],
+        "metrics": [name for name in METRICS[comparison["task"]] if any(row[name] is not None for row in rows)]
+        + list(_answered(comparison)),
         "titles": TITLES,
         "axis": axis_of(intervals),
         "modalities": (alone := [row for row in rows if row["modalities"]]),
@@ -189,6 +192,11 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         "parents": [row for row in rows if "parents" in row],
         "retrieval": [row for row in rows if row.get("retrieval")],
     }
+
+
+def _answered(comparison: dict[str, Any]) -> tuple[str, ...]:
+    """Return the figure that only rows with answers to a question have."""
+    return (ANSWERS,) if ANSWERS in comparison["models"][0] else ()
 
 
 def _curves(models: list[Model]) -> dict[str, Any] | None:

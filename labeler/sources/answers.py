@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from labeler.records import Row, find_field
+from labeler.records import Row, RowError, clean_text, find_field
 
 UNKNOWN = "<unk>"  # the label of every answer outside a vocabulary
 
@@ -34,6 +34,21 @@ def with_answer(row: Row, mapping: Mapping[str, str]) -> Row:
         return row
     best = Counter(given).most_common(1)[0][0]  # equal counts come in the order in which they were met
     return row._replace(fields=row.fields | {"label": (best,) if best.strip() else None})
+
+
+def given_answers(meta: Mapping[str, Any]) -> list[str] | None:
+    """Return all answers that a record keeps, cleaned as labels are; None where it has none."""
+    answers = meta.get("answers")
+    found = [cleaned(answer) for answer in answers] if isinstance(answers, list) else []
+    return [answer for answer in found if answer] or None
+
+
+def cleaned(answer: Any) -> str | None:
+    """Return the words of one answer as a label; None where it has none, or what no label may be."""
+    try:
+        return clean_text(text_of(answer), "label")
+    except RowError:
+        return None
 
 
 def text_of(answer: Any) -> str | None:
