@@ -17,6 +17,7 @@ from labeler.embedding import embed_pairs, pair_keys
 from labeler.evaluation import mean_recall
 from labeler.grad_cache import cached_backward
 from labeler.losses import contrastive_loss, shared_targets
+from labeler.memory import give_back_freed_memory, keep_freed_memory
 from labeler.models import model_module
 from labeler.prediction import choose_device
 from labeler.records import Split
@@ -24,13 +25,11 @@ from labeler.store import Store
 from labeler.trainer import (
     Shuffle,
     ValidatingTrainer,
-    Watch,
-    give_back_freed_memory,
     history_of,
-    keep_freed_memory,
     training_arguments,
 )
 from labeler.training import SAVE_MINUTES
+from labeler.watching import Watch
 
 if TYPE_CHECKING:
     from labeler.contrastive import PretrainOptions

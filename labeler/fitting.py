@@ -29,6 +29,7 @@ from labeler.end_to_end import EndToEnd, reader
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
 from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
+from labeler.memory import give_back_freed_memory, keep_freed_memory
 from labeler.models import Building, model_module
 from labeler.pixels import stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
@@ -37,13 +38,11 @@ from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.trainer import (
     LabelTrainer,
-    Watch,
-    give_back_freed_memory,
     history_of,
-    keep_freed_memory,
     training_arguments,
 )
 from labeler.training_options import METRICS, TrainOptions
+from labeler.watching import Watch
 
 log = logging.getLogger("labeler")
 

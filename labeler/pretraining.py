@@ -19,8 +19,10 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from labeler.artifacts import BadInputError, UsageError, write_json
 from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.end_to_end import reader
+from labeler.memory import keep_freed_memory
 from labeler.objectives import AlignedObjectives, Objectives
-from labeler.trainer import PairTrainer, Watch, keep_freed_memory, training_arguments
+from labeler.trainer import PairTrainer, training_arguments
+from labeler.watching import Watch
 
 if TYPE_CHECKING:
     from labeler.fitting import Fit

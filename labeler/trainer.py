@@ -1,23 +1,18 @@
-"""transformers' Trainer for labels: our sampler, our learning rates, our validation, no hidden NaN; and memory."""
+"""transformers' Trainer for labels: our sampler, our learning rates, our validation, no hidden NaN."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler import workers
@@ -25,6 +20,7 @@ from labeler.artifacts import DivergedError, LabelerError, remove
 from labeler.batches import DroppedModalities, collate
 from labeler.checkpoints import Progress, prune, seal, unseal, what_is_wrong, writing
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
+from labeler.memory import give_back_freed_memory, lacks_memory
 from labeler.training_options import TrainOptions
 
 if TYPE_CHECKING:
@@ -39,10 +35,8 @@ class PairTrainer(Trainer):
     def __init__(self, fit: Fit, model: nn.Module, **options: Any):
         """Train `model`, which is that of `fit` or holds it, on the training pairs."""
         self.fit = fit
-        self.parts, self.share = (
-            1,
-            1.0,
-        )  # in how many parts a batch is trained on, and the present one's share of its loss
+        # in how many parts a batch is trained on, and the present one's share of its loss
+        self.parts, self.share = 1, 1.0
         pairs: Any = fit.train_pairs
         self.drawn: list[AugmentedPictures | DroppedModalities] = []  # what is otherwise each epoch
         if isinstance(fit.model, EndToEnd) and fit.options.augment != "none":
@@ -116,7 +110,7 @@ class PairTrainer(Trainer):
                     losses.append(super().training_step(model, part))
                 return torch.stack(losses).sum()
             except (RuntimeError, MemoryError) as error:
-                if workers.count() > 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                if workers.count() > 1 or not lacks_memory(error):
                     raise
             self.parts *= 2
             if self.parts >= 2 * pairs:
@@ -286,80 +280,6 @@ class Shuffle(Sampler[int]):
         return iter(self.order)
 
 
-class Watch(TrainerCallback):
-    """Draws the progress bar, says a line an epoch, measures training apart from validation, passes Ctrl-C on."""
-
-    name = "training"
-
-    def __init__(self, fit: Fit):
-        """Watch `fit`."""
-        self.fit = fit
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar, and the clock after which a checkpoint is due."""
-        self.saved = time.perf_counter()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step",
-                        disable=None if workers.is_first() else True)  # fmt: skip
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock; validation and saving are not training."""
-        self.begun = time.perf_counter()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave out the validation of an epoch cut short."""
-        if self.fit.interrupted and not self.is_over(args, state):
-            control.should_evaluate = control.should_save = False
-        give_back_freed_memory()  # or validation and saving would come on top of what the largest batch took
-
-    @staticmethod
-    def is_over(args: Any, state: Any) -> bool:
-        """Return whether the step was the epoch's last."""
-        return state.global_step % (state.max_steps // args.num_train_epochs) == 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar; save a checkpoint when one is due, and after Ctrl-C, and then stop.
-
-        After an epoch's last step none is saved before its validation: who went on from it would have none.
-        """
-        now = time.perf_counter()
-        self.fit.progress.seconds += now - self.begun
-        self.begun = now
-        self.bar.update()
-        self.fit.step = state.global_step
-        if self.fit.averaged:
-            self.fit.averaged.update(self.fit.model)
-        due, stop = workers.from_first((now - self.saved > self.fit.save_seconds, self.fit.interrupted))
-        if (due or stop) and not self.is_over(args, state):
-            control.should_save = True
-        if stop:
-            control.should_training_stop = self.fit.interrupted = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Wait for the next checkpoint from now on."""
-        self.saved = self.begun = time.perf_counter()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Show the loss."""
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Say how the epoch went."""
-        epoch, name = round(state.epoch), self.fit.metric
-        line = (f"epoch {epoch}/{self.fit.options.epochs}: training loss {metrics['eval_train_loss']:.3f}, "
-                f"validation loss {metrics['eval_loss']:.3f}, {name} {metrics['eval_metric']:.4f}")  # fmt: skip
-        self.bar.clear()
-        log.info("%s", line)
-        self.bar.refresh()
-        if self.fit.report:
-            self.fit.report(epoch, metrics["eval_metric"])
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
-
-
 def parameter_groups(model: nn.Module, options: TrainOptions, decayed: set[str]) -> list[dict[str, Any]]:
     """Return the optimizer's groups: pretrained weights, new ones and the image tower's, each with and without weight decay.
 
@@ -428,27 +348,6 @@ def training_arguments(
         "seed": seed,
     }
     return TrainingArguments(**(ours | others))
-
-
-def give_back_freed_memory() -> None:
-    """Let the C library give what has been freed back to the system; where it is not glibc, change nothing."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next one; where it is not glibc, change nothing.
-
-    By default it gives large blocks back to the system, and every step then pays for zeroed pages anew: a tenth of
-    the training time on a CPU, for no smaller peak.
-    """
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 # From upstream to downstream: a module imports from lines above its own only. A package stands for its modules;
 # those of one package may use each other, but for the models.
 ORDER = """
-labeler  encoders
+labeler  encoders  memory
 artifacts
 records  encoders.weights  resizing
 taxonomy
@@ -38,11 +38,11 @@ prediction  runs  training_options  attribution
 embedding
 zero_shot_model
 zero_shot
-decisions  distillation  model_card  memory  shards
+decisions  distillation  model_card  shards
 items  output
 engines  graphs  quantizing
 labeller  exporting
-trainer  grad_cache
+trainer  grad_cache  watching
 pretraining
 fitting
 distributed

@@ -20,8 +20,8 @@ from labeler.end_to_end import TOWER
 from labeler.fitting import Fit
 from labeler.objectives import IGNORED, Objectives, mask_words, swap_pictures
 from labeler.pretraining import pretrain, told
-from labeler.trainer import Watch
 from labeler.training import train
+from labeler.watching import Watch
 
 FUSED = ["visualbert", "visualbert-coattn", "flava"]
 
