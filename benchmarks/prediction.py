@@ -1,11 +1,12 @@
 """Labelling: against the loop that a user would write, over many files, and how long it takes to start.
 
-    python -m benchmarks.prediction predict RUN FOLDER [ITEMS]   # pairs/s of `labeler predict` and of a plain loop, and the floor
+    python -m benchmarks.prediction predict RUN PAIRS.jsonl ITEMS [EXPORT...]   # pairs/s of each runtime and of a plain loop
     python -m benchmarks.prediction scale FOLDER [COUNT...]      # links to the pictures of a folder: time and memory an item
     python -m benchmarks.prediction startup RUN FILE             # `labeler --help`, and `predict` of one file
 
 Prints JSON. Every figure is a ratio of things that were run one after the other; on a shared machine the ratios stay and the
-figures do not. A run whose model is VisualBERT with the embedded towers, and a folder of pictures with or without sidecars.
+figures do not. A run whose model is VisualBERT with the embedded towers; its own export is made if it has none, others (fast
+ones) may be named.
 """
 
 from __future__ import annotations
@@ -20,17 +21,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from labeler.engines import Choice
+
 TOKENS, WIDE = 49, 384  # visual tokens; the width of MiniLM
 COUNTS = (1_000, 10_000, 100_000)
-WAYS: dict[str, dict[str, Any]] = {"labeler predict": {}}  # what each takes of `labeler.labeller.Settings`
 CHEAP = "an engine that adds up pixels in place of a model: what is measured is everything else"
 
 
-def plain_loop(run_folder: Path, files: list[Path], batch_size: int) -> tuple[float, list[str]]:
+class Given(NamedTuple):
+    """A picture's file and its text."""
+
+    path: Path
+    text: str
+
+
+def plain_loop(run_folder: Path, given: list[Given], batch_size: int) -> tuple[float, list[str]]:
     """Return pairs/s, and the label of every pair, of a loop over files: Pillow, timm's tower, the model in float32."""
     import torch
     from PIL import Image
@@ -45,64 +54,58 @@ def plain_loop(run_folder: Path, files: list[Path], batch_size: int) -> tuple[fl
     names, found = run.label_set.names, []
     started = time.perf_counter()
     with torch.no_grad():
-        for first in range(0, len(files), batch_size):
-            batch = files[first : first + batch_size]
+        for first in range(0, len(given), batch_size):
+            batch = given[first : first + batch_size]
             pictures = [
-                Image.open(path).convert("RGB").resize((tower.size,) * 2, Image.Resampling.BICUBIC) for path in batch
+                Image.open(pair.path).convert("RGB").resize((tower.size,) * 2, Image.Resampling.BICUBIC)
+                for pair in batch
             ]
             pixels = torch.stack(
                 [(torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 - mean) / std for p in pictures]
             )
             tokens = tower.grid(module, pixels).flatten(2).transpose(1, 2)
-            texts = run.tokenizer([text_of(path) or "" for path in batch], return_tensors="pt", padding=True, truncation=True,
+            texts = run.tokenizer([pair.text for pair in batch], return_tensors="pt", padding=True, truncation=True,
                                   max_length=run.preprocessor["max_text_tokens"])  # fmt: skip
-            mask = texts["attention_mask"].bool() & torch.tensor([[bool(text_of(path))] for path in batch])
+            mask = texts["attention_mask"].bool()
             shown = torch.ones(len(batch), tokens.shape[1], dtype=torch.bool)
             logits = run.model(texts["input_ids"], mask, tokens, shown).logits
             found += [names[number] for number in logits.argmax(dim=1)]
-    return len(files) / (time.perf_counter() - started), found
+    return len(given) / (time.perf_counter() - started), found
 
 
-def text_of(path: Path) -> str | None:
-    """Return the text beside a picture, None where there is none."""
-    sidecar = path.with_suffix(".txt")
-    return sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else None
+def labelled(choice: Choice, given: list[Given]) -> tuple[float, list[str]]:
+    """Return pairs/s of what `predict` does with that choice, the model loaded beforehand as for the loop, and the labels."""
+    from unittest import mock
 
-
-def labelled(run: Path, files: list[Path], options: dict[str, Any]) -> tuple[float, list[str]]:
-    """Return pairs/s of `predict` with `options`, the model loaded beforehand as for the loop, and the labels."""
     from labeler import labeller, labelling
     from labeler.decisions import read_rule
     from labeler.output import LineFormat
     from labeler.records import Row
 
     rows = [
-        Row(str(path.parent / "pairs.jsonl"), 1, {"id": path.name, "image": path.name, "text": text_of(path)})
-        for path in files
+        Row(str(pair.path.parent / "pairs.jsonl"), 1, {"id": str(number), "image": pair.path.name, "text": pair.text})
+        for number, pair in enumerate(given)
     ]
-    settings = labeller.Settings(run, read_rule(run), {}, **options)
+    settings = labeller.Settings(choice.folder, read_rule(choice.folder), {}, choice=choice)
     ready = labeller.Labeller(settings)
-    before, labelling.Labeller = labelling.Labeller, lambda settings: ready  # type: ignore[misc, assignment]
-    try:
+    with mock.patch.object(labelling, "Labeller", return_value=ready):
         started = time.perf_counter()
         written = LineFormat("jsonl", settings.rule.label_set.names)
         windows = labelling.label_here(rows, settings, written, labeller.WINDOW)
         lines = [json.loads(line.text) for lines in windows for line in lines]
-        return len(files) / (time.perf_counter() - started), [line["labels"][0] for line in lines]
-    finally:
-        labelling.Labeller = before  # type: ignore[misc]
+    return len(given) / (time.perf_counter() - started), [line["labels"][0] for line in lines]
 
 
-def floor(files: list[Path], tokens: float) -> dict[str, float]:
+def floor(given: list[Given], tokens: float) -> dict[str, float]:
     """Return seconds a pair that decoding and matrix products take at least, by this machine's speed just now."""
     import torch
 
     from benchmarks.training_speed import matrix_speed
     from labeler.decoding import prepare_images
 
-    some = files[:200]
+    some = given[:200]
     started = time.perf_counter()
-    for _ in prepare_images([(path, None) for path in some], 224):
+    for _ in prepare_images([(pair.path, None) for pair in some], 224):
         pass
     decoding = (time.perf_counter() - started) / len(some)
     length = tokens + TOKENS
@@ -112,25 +115,38 @@ def floor(files: list[Path], tokens: float) -> dict[str, float]:
             "matrix_bf16": flop / matrix_speed(torch.bfloat16) / 1e9}  # fmt: skip
 
 
-def predict(run: Path, folder: Path, items: int) -> dict[str, Any]:
-    """Return pairs/s of each way, with the share of equal labels, the ratio to the loop at batch 1 and to the floor."""
+def predict(run: Path, source: Path, items: int, exports: list[Path]) -> dict[str, Any]:
+    """Return pairs/s of each way, with the share of equal labels, the ratio to the loop at batch 1 and to the floors.
+
+    `source`: lines of {"image", "text"}, the first `items` of which are labelled.
+    """
     from transformers import AutoTokenizer
 
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:items]
+    from labeler.engines import usable_ways
+    from labeler.exporting import own_export
+
+    lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:items]]
+    given = [Given((source.parent / line["image"]).resolve(), line["text"]) for line in lines]
     tokenizer = AutoTokenizer.from_pretrained(run, local_files_only=True)
-    tokens = statistics.mean(len(tokenizer(text_of(path) or "")["input_ids"]) for path in files)
-    least = floor(files, tokens)
+    tokens = statistics.mean(len(tokenizer(pair.text)["input_ids"]) for pair in given)
+    choices = {"native": Choice(run)} | {
+        f"{name}, {way}": Choice(folder, way)
+        for name, folder in {"export": own_export(run), **{path.name: path for path in exports}}.items()
+        for way in usable_ways()
+    }
+    least = floor(given, tokens)
     speeds, labels = {}, {}
-    speeds["plain loop, batch 1"], labels["plain loop, batch 1"] = plain_loop(run, files, 1)
-    speeds["plain loop, batch 32"], labels["plain loop, batch 32"] = plain_loop(run, files, 32)
-    for name, options in WAYS.items():
-        speeds[name], labels[name] = labelled(run, files, options)
+    speeds["plain loop, batch 1"], labels["plain loop, batch 1"] = plain_loop(run, given, 1)
+    speeds["plain loop, batch 32"], labels["plain loop, batch 32"] = plain_loop(run, given, 32)
+    for name, choice in choices.items():
+        speeds[name], labels[name] = labelled(choice, given)
     base, same = speeds["plain loop, batch 1"], labels["plain loop, batch 1"]
-    slowest = max(least["decoding"], least["matrix_fp32"])
+    floors = {kind: max(least["decoding"], least[f"matrix_{kind}"]) for kind in ("fp32", "bf16")}
     return {
-        "items": len(files), "mean_text_tokens": round(tokens, 1), "floor_seconds_a_pair": least,
+        "items": len(given), "mean_text_tokens": round(tokens, 1), "floor_seconds_a_pair": least,
         "ways": {name: {"pairs_per_second": round(speed, 2), "ratio_to_loop": round(speed / base, 2),
-                        "share_of_fp32_floor": round(speed * slowest, 3),
+                        "share_of_fp32_floor": round(speed * floors["fp32"], 3),
+                        "share_of_bf16_floor": round(speed * floors["bf16"], 3),
                         "same_labels": float(np.mean([a == b for a, b in zip(labels[name], same, strict=True)]))}
                  for name, speed in speeds.items()},
     }  # fmt: skip
@@ -187,6 +203,7 @@ def scale_one(folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     with (
         mock.patch.object(labeller, "open_engine", return_value=Cheap()),
+        mock.patch.object(labelling, "choose_engine", return_value=Choice(folder)),
         mock.patch.object(labelling, "read_rule", return_value=rule),
         mock.patch.object(labelling, "read_manifest", return_value={"content_sha256": "cheap"}),
     ):
@@ -216,7 +233,7 @@ def timed(command: list[str], times: int) -> Iterator[float]:
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "predict":
-        done = predict(Path(rest[0]), Path(rest[1]), int(rest[2]) if len(rest) > 2 else 511)
+        done = predict(Path(rest[0]), Path(rest[1]), int(rest[2]), [Path(path) for path in rest[3:]])
     elif what == "scale":
         done = scale(Path(rest[0]), [int(count) for count in rest[1:]] or list(COUNTS))
     elif what == "scale-one":
