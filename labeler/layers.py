@@ -125,7 +125,8 @@ def attention_bias(text_mask: Tensor, visual_mask: Tensor, *, together: bool = T
     """
     mask = torch.cat([text_mask, visual_mask], dim=1)  # [B, T + V], in the order of the tokens
     tokens = visual_mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, 1]
-    visual_bias = -tokens.float().log().expand_as(visual_mask) * together  # [B, V]
+    weight = -tokens.float().log() if together else torch.zeros_like(tokens, dtype=torch.float)
+    visual_bias = weight.expand_as(visual_mask)  # [B, V]
     bias = torch.cat([torch.zeros_like(text_mask, dtype=visual_bias.dtype), visual_bias], dim=1)
     return bias.masked_fill(~mask, torch.finfo(torch.bfloat16).min)[:, None, None, :]
 

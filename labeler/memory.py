@@ -7,7 +7,7 @@ from contextlib import suppress
 
 # of PyTorch on a processor and on a GPU, oneDNN, C++'s allocator in onnxruntime and OpenVINO
 SAYINGS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
-           "bad allocation", "failed to allocate")  # fmt: skip
+           "bad allocation", "failed to allocate", "could not create a primitive")  # fmt: skip
 
 
 def lacks_memory(error: BaseException) -> bool:

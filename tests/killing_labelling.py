@@ -20,6 +20,7 @@ import numpy as np
 
 from labeler import labeller, labelling
 from labeler.decisions import Rule
+from labeler.engines import Choice
 from labeler.records import Label, LabelSet
 
 labelling.WINDOW = 4
@@ -47,6 +48,7 @@ def attempt(rows: Path, out: Path, limit: float | None) -> float:
         try:
             with (
                 mock.patch.object(labeller, "open_engine", return_value=Sociable()),
+                mock.patch.object(labelling, "choose_engine", return_value=Choice(Path("m"))),
                 mock.patch.object(labelling, "read_rule", return_value=RULE),
                 mock.patch.object(labelling, "read_manifest", return_value={"content_sha256": "m"}),
             ):

@@ -60,8 +60,8 @@ def test_help_lists_the_stages_in_order_and_imports_nothing_heavy(place):
     assert result.code == 0
     shown = result.out.partition("Stages, in their order:")[2]
     places = [shown.index(f"\n  {name} ") for name in COMMANDS]
-    stages = ["ingest", "inspect", "preprocess", "pretrain", "train", "tune", "evaluate", "report", "predict", "index", "search",
-              "explain", "export-tasks"]  # fmt: skip
+    stages = ["ingest", "inspect", "preprocess", "pretrain", "train", "tune", "evaluate", "report", "export", "predict", "index",
+              "search", "explain", "export-tasks"]  # fmt: skip
     assert list(COMMANDS) == stages
     assert places == sorted(places)
     assert "click" in result.imported, "importtime was read"

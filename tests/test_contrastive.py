@@ -23,8 +23,8 @@ from labeler.embedding import load_towers_run, pair_keys
 from labeler.layers import LogitScale
 from labeler.runs import load_run
 from labeler.store import Store
-from labeler.trainer import Watch
 from labeler.training import train
+from labeler.watching import Watch
 
 GIVEN = {"epochs": 2, "batch_size": 10, "chunk_size": 4, "precision": "fp32", "new_learning_rate": 5e-3}
 

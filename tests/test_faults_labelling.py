@@ -181,7 +181,7 @@ def test_fault_25_ctrl_c_keeps_the_shards_and_the_next_run_goes_on(run, tmp_path
         said = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said.splitlines()[-1] == f"error: {out}: interrupted; the same command goes on from there"
     assert not out.exists()
     assert list(work_folder(out).glob("*.json"))

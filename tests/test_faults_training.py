@@ -32,9 +32,10 @@ from labeler.fitting import Fit
 from labeler.layers import FastDropout
 from labeler.preprocessing import preprocess
 from labeler.store import DATASET
-from labeler.trainer import LabelTrainer, Watch, training_arguments
+from labeler.trainer import LabelTrainer, training_arguments
 from labeler.training import checkpoints_of, train
 from labeler.training_options import TrainOptions
+from labeler.watching import Watch
 
 KILLS = 20
 LONGER = TrainOptions(epochs=3, batch_size=8, new_learning_rate=5e-3, precision="fp32", ema=0.8, modality_dropout=0.3)

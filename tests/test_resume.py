@@ -18,8 +18,8 @@ from labeler.artifacts import (
     work_folder,
 )
 from labeler.runs import load_run
-from labeler.trainer import Watch
 from labeler.training import train
+from labeler.watching import Watch
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

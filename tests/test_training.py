@@ -31,9 +31,10 @@ from labeler.preprocessing import preprocess
 from labeler.runs import PICKLED, load_run
 from labeler.scoring import describe, evaluate
 from labeler.store import Store
-from labeler.trainer import LabelTrainer, Watch, training_arguments
+from labeler.trainer import LabelTrainer, training_arguments
 from labeler.training import over_seeds, train, train_seeds
 from labeler.training_options import METRICS, TrainOptions, options_for, own_options, read_options
+from labeler.watching import Watch
 
 FILES = {"README.md", "calibration.json", "config.json", "history.json", "labels.json", "manifest.json", "model.safetensors",
          "preprocessor.json", "tensorboard", "tokenizer.json", "tokenizer_config.json", "validation.jsonl"}  # fmt: skip

@@ -18,9 +18,9 @@ from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, Usage
 from labeler.cli import cli
 from labeler.models import model_names
 from labeler.store import Store
-from labeler.trainer import Watch
 from labeler.training_options import options_for, search_space
 from labeler.tuning import tune
+from labeler.watching import Watch
 
 FIXED = {"epochs": 2, "batch_size": 2, "new_learning_rate": 1e-2, "ema": 0.0, "precision": "fp32"}
 ONE = FIXED | {"epochs": 1, "batch_size": 8}
@@ -98,7 +98,7 @@ def test_the_test_split_is_not_read(store, monkeypatch, tmp_path):
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from labeler.trainer import Watch
+from labeler.watching import Watch
 from labeler.tuning import tune
 
 begun, before = [], Watch.on_step_end
@@ -138,8 +138,7 @@ def test_ctrl_c_stops_a_trial_and_the_same_command_goes_on(store, monkeypatch, t
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "on_epoch_begin", press)
-        patch.setattr(Watch, "on_epoch_end", lambda *_, **__: None)
+        patch.setattr(Watch, "on_step_begin", press)
         with pytest.raises(InterruptedRun, match="stopped in trial 0; the same command goes on"):
             search(store, tmp_path / "search", ONE, trials=1)
     assert search(store, tmp_path / "search", ONE, trials=1)["best"]["number"] == 1

@@ -89,7 +89,7 @@ class TwoTowers(PreTrainedModel):
 
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         """Return the embeddings [B, S] of `pooled` pictures [B, D_image]."""
-        normed = functional.layer_norm(pictures, pictures.shape[1:])  # zeros stay zeros
+        normed = functional.layer_norm(pictures, (self.config.visual_width,))  # zeros stay zeros
         return cast(Tensor, self.image_projection(self.image_dropout(normed)))
 
     def _init_weights(self, module: nn.Module) -> None:

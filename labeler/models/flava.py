@@ -120,7 +120,7 @@ class Model(PreTrainedModel):
 
     def fused(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the multimodal encoder gives of [CLS; text; visual], [B, 1 + T + V, D]; it has no positions of its own."""
-        cls = self.fusion.cls_token.expand(len(input_ids), -1, -1)
+        cls = self.fusion.cls_token.expand(input_ids.shape[0], -1, -1)
         text = self.text_to_fusion(read_words(self.text, input_ids, text_mask))
         hidden = torch.cat([cls, text, self.image_to_fusion(visual_tokens)], dim=1)
         mask = torch.cat([torch.ones_like(text_mask[:, :1]), text_mask], dim=1)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from labeler.artifacts import (
@@ -36,6 +35,7 @@ from labeler.explanation import (
     strongest,
 )
 from labeler.heat_maps import heat_map
+from labeler.images import decode_image
 from labeler.inspection import named
 from labeler.report.comparison import Model
 from labeler.report.pictures import confidence, data_uri, examples_of, right_rows
@@ -171,8 +171,7 @@ def marked_words(one: Explanation) -> list[dict[str, Any]]:
 
 def picture_size(picture: bytes) -> tuple[int, int]:
     """Return a picture's width and height."""
-    with Image.open(io.BytesIO(picture)) as image:
-        return image.size
+    return decode_image(picture).size
 
 
 def heat_uri(one: Explanation, most: float | None = None) -> str:
