@@ -324,10 +324,7 @@ def own_export(run: Path) -> Path:
 
 
 def export_apart(run: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Export in a process of its own, and return it: what PyTorch and its exporter hold is not left in the one that labels.
-
-    An interrupt in one that had exported has ended it by a segmentation fault (Python 3.11, torch 2.15).
-    """
+    """Export in a process of its own, and return it: what PyTorch and its exporter hold is not left in the one that labels."""
     command = [sys.executable, "-m", "labeler", "export", str(run), "--out", str(out), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

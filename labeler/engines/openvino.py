@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,7 @@ def open_graph(path: Path, precision: str) -> Graph:
         "INFERENCE_NUM_THREADS": cores(),
         "NUM_STREAMS": 1,
     }
-    request = load().Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request = core().compile_model(str(path), "CPU", settings).create_infer_request()
 
     def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
         # copied: the next call writes where this one's output lies
@@ -30,7 +31,17 @@ def open_graph(path: Path, precision: str) -> Graph:
 
 def has_bf16() -> bool:
     """Return whether the processor computes in bf16 itself."""
-    return "BF16" in load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@functools.cache
+def core() -> Any:
+    """Return OpenVINO's one core in this process, which is never destroyed before its end.
+
+    It gives the thread that makes it an alternate signal stack. Where it is destroyed, that memory is freed, and the next signal ends
+    the process by a segmentation fault (OpenVINO 2026.4).
+    """
+    return load().Core()
 
 
 def load() -> Any:
