@@ -38,8 +38,8 @@ def has_bf16() -> bool:
 def core() -> Any:
     """Return OpenVINO's one core in this process, which is never destroyed before its end.
 
-    It gives the thread that makes it an alternate signal stack. Where it is destroyed, that memory is freed, and the next signal ends
-    the process by a segmentation fault (OpenVINO 2026.4).
+    It gives the thread that makes it an alternate signal stack. Where it is destroyed, that memory is freed, and the next signal
+    ends the process by a segmentation fault (OpenVINO 2026.4).
     """
     return load().Core()
 
