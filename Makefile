@@ -94,7 +94,7 @@ predict: train-coattn ## label INPUT with MODEL into OUT
 	@$(PREDICT)
 
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## check format, style and types
 	@$(BIN)/ruff format --check .
