@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -63,6 +64,7 @@ def ray_running(address: str | None, workers: int) -> Iterator[Any]:
         return
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     folder = tempfile.mkdtemp(prefix="labeler-ray-")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address:
             connect(ray, address, quiet)
@@ -72,6 +74,9 @@ def ray_running(address: str | None, workers: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        with contextlib.suppress(ValueError):  # not in the main thread, where Ray sets none either
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray Train leaves its own
         shutil.rmtree(folder, ignore_errors=True)
 
 
