@@ -81,12 +81,12 @@ def test_predict_gives_what_evaluate_measured_by_the_runs_own_tower(tuned, train
     measured = read_predictions(run / "predictions-test.jsonl", NAMES)
     scores = np.array([list(line["scores"].values()) for line in lines_of(tmp_path / "out.jsonl")])
     assert measured.ids == [row["id"] for row in rows]
-    np.testing.assert_allclose(scores, measured.scores, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(scores, measured.scores, atol=1e-4, rtol=0)
 
     opened, data = load_run(run), Store(store)
     monkeypatch.setattr(Store, "visual_tokens", lambda *_: pytest.fail("the store's tokens are another tower's"))
     again, *_ = score_split(opened, data, "test", 4, pixels_for(opened, data))
-    np.testing.assert_allclose(again.scores, measured.scores, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(again.scores, measured.scores, atol=1e-4, rtol=0)
     original = load_image_encoder(opened.preprocessor["image"]["name"])
     opened.model.tower.load_state_dict(original.module.state_dict())
     other, *_ = score_split(opened, data, "test", 4, pixels_for(opened, data))

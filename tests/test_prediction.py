@@ -111,7 +111,7 @@ def test_evaluate_writes_figures_predictions_and_baselines(run, store):
     assert again.metrics == metrics
     assert not evaluate(run, store, device="cpu", force=True, batch_size=2).already
     forced = read_predictions(run / "predictions-test.jsonl", ["square", "circle", "cross"])
-    np.testing.assert_allclose(forced.scores, predictions.scores, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(forced.scores, predictions.scores, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -187,7 +187,8 @@ def test_predict_gives_what_evaluate_measured(trained, store, source, tmp_path, 
     for line in labelled:
         expected = read_predictions(run / "predictions-test.jsonl", [label["name"] for label in names])
         scores = expected.scores[expected.ids.index(line["id"])]
-        np.testing.assert_allclose(list(line["scores"].values()), scores, atol=1e-5, rtol=0)
+        # a token of another batch may round to the next float16, which moves scores by some 1e-5
+        np.testing.assert_allclose(list(line["scores"].values()), scores, atol=1e-4, rtol=0)
         assert line["labels"] == [max(line["scores"], key=line["scores"].get)]
         assert sum(line["scores"].values()) == pytest.approx(1, abs=1e-5)
     assert [line["id"] for line in labelled] == [row["id"] for row in rows]

@@ -215,7 +215,7 @@ def test_predict_sees_what_preprocess_saw(few, tmp_path):
     predict([few / "pairs.jsonl"], tmp_path / "run", tmp_path / "labels.jsonl", device="cpu")
     lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["id"] for line in lines] == opened.rows["id"]
-    np.testing.assert_allclose([list(line["scores"].values()) for line in lines], expected, atol=1e-6)
+    np.testing.assert_allclose([list(line["scores"].values()) for line in lines], expected, atol=1e-4)
     assert np.ptp(expected, axis=0).max() > 1e-3
 
 
