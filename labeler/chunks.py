@@ -19,22 +19,12 @@ import numpy as np
 from labeler.images import ImageError, resolve_image
 from labeler.keys import comparables, encoded, keys_of, word_counts
 from labeler.lines import Fields, lines_of
-from labeler.records import (
-    SPLITS,
-    Reject,
-    Row,
-    RowError,
-    Split,
-    canonical_fields,
-    find_field,
-    named_fields,
-    parse_labels,
-    parse_split,
-)
+from labeler.records import Reject, Row, canonical_fields, find_field, named_fields
 from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import Piece, plain_columns, rows_of
+from labeler.values import SPLITS, RowError, Split, parse_labels, parse_split
 
 LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired

@@ -20,7 +20,6 @@ from labeler.losses import contrastive_loss, shared_targets
 from labeler.memory import give_back_freed_memory, keep_freed_memory
 from labeler.models import model_module
 from labeler.prediction import choose_device
-from labeler.records import Split
 from labeler.store import Store
 from labeler.trainer import (
     Shuffle,
@@ -29,6 +28,7 @@ from labeler.trainer import (
     training_arguments,
 )
 from labeler.training import SAVE_MINUTES
+from labeler.values import Split
 from labeler.watching import Watch
 
 if TYPE_CHECKING:

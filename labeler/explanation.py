@@ -15,8 +15,9 @@ from labeler.decoding import prepare_images
 from labeler.evaluation import scores_of, settle
 from labeler.images import ImageError, Prepared
 from labeler.items import Item
-from labeler.records import Record, RowError, clean_text, read_records
+from labeler.records import Record, read_records
 from labeler.taxonomy import taxonomy_of
+from labeler.values import RowError, clean_text
 
 if TYPE_CHECKING:
     from labeler.batches import Pair

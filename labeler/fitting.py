@@ -30,7 +30,7 @@ from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, 
 from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.memory import give_back_freed_memory, keep_freed_memory
-from labeler.models import Building, model_module
+from labeler.models import Building, Built, model_module
 from labeler.pixels import stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
 from labeler.pretraining import check_can_pretrain, pretrain, told
@@ -78,31 +78,16 @@ class Fit:
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
         train_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
-        texts = [self.store.rows["text"][row] or "" for row in train_rows]
-        set_seed(seed)
-        module = model_module(model)
-        towers = self.store.towers
         self.model: Any  # one of `labeler.models`, or EndToEnd around it
-        self.model, self.tokenizer = module.build(
-            Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
-                     n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place,
-                     vocabulary=options.vocabulary, init=init)
-        )  # fmt: skip
-        names = self.store.label_set.names
-        self.model.config.id2label = dict(enumerate(names))
-        self.model.config.label2id = {name: number for number, name in enumerate(names)}
+        self.model, self.tokenizer = self.built(init)
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
-        if options.freeze:
-            freeze_below_head(self.model, model)
         pixels = None
         if options.finetune_image:
             from labeler.encoders.image import recorded_image_encoder  # no other training needs timm
 
-            self.model = EndToEnd(self.model, recorded_image_encoder(towers["image"], data))
+            self.model = EndToEnd(self.model, recorded_image_encoder(self.store.towers["image"], data))
             pixels = stored_pixels(self.store, self.model.encoder.size)
         self.model.to(self.device)
-        if options.activation_checkpointing and not checkpoint_activations(reader(self.model)):
-            raise UsageError(f"{model} has no transformer layers; leave out --activation-checkpointing")
         self.train_pairs, self.validation_pairs = (
             StorePairs(self.store, rows, self.tokenizer, self.max_tokens, pixels)
             for rows in (train_rows, validation_rows)
@@ -118,6 +103,26 @@ class Fit:
         if full:
             log.info("%d of %d texts reach %d tokens; what lies beyond is cut (--max-text-tokens)",
                      full, len(self.train_pairs), self.max_tokens)  # fmt: skip
+
+    def built(self, init: Path | None) -> Built:
+        """Return the untrained model, from the run `init` where there is one, and its tokenizer."""
+        options, towers = self.options, self.store.towers
+        texts = [self.store.rows["text"][row] or "" for row in self.store.rows_of("train")]
+        set_seed(self.seed)
+        built: Built = model_module(self.name).build(
+            Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
+                     n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place,
+                     vocabulary=options.vocabulary, init=init)
+        )  # fmt: skip
+        model: Any = built.model
+        names = self.store.label_set.names
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
+        if options.freeze:
+            freeze_below_head(model, self.name)
+        if options.activation_checkpointing and not checkpoint_activations(model):
+            raise UsageError(f"{self.name} has no transformer layers; leave out --activation-checkpointing")
+        return built
 
     def run(self, folder: Path, *, resume: bool) -> dict[str, Any]:
         """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""

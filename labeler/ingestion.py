@@ -42,13 +42,14 @@ from labeler.images import Examined, ImageError, read_image_file
 from labeler.lines import json_id, with_meta, without_image
 from labeler.pictures import Pictures
 from labeler.profile import counted, label_counts, profile_of, taxonomy_counts
-from labeler.records import Reject, Row, RowError, clean_text, label_set
+from labeler.records import Reject, Row, label_set
 from labeler.selection import Collected, Records, chosen_task, parse_split_option, rejected, select, write_selected
 from labeler.sources import Reading, common_root, find_format, read_source
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
 from labeler.splits import RowLabels
 from labeler.taxonomy import read_taxonomy, refuse_strangers
+from labeler.values import RowError, clean_text
 
 ROWS = 4096  # in a chunk of a source that is not read in pieces
 SPOOL = ".lines"

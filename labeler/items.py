@@ -14,8 +14,9 @@ from xxhash import xxh3_64_intdigest
 
 from labeler.decoding import AHEAD, prepare_images
 from labeler.images import ImageError, check_size, frame_of, resolve_image
-from labeler.records import Record, Reject, Row, RowError, record_from
+from labeler.records import Record, Reject, Row, record_from
 from labeler.sources import image_root
+from labeler.values import RowError
 
 if TYPE_CHECKING:
     import numpy as np

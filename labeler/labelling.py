@@ -79,13 +79,9 @@ def predict(
     Raises BadInputError when an input is missing or `model` is neither; UsageError for an unknown format; LockedError
     when another process writes to `out`; InterruptedRun after Ctrl-C.
     """
-    form = format or ("csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl")
-    if form not in FORMATS:
-        raise UsageError(f"--format {form}: expected {' or '.join(FORMATS)}")
+    form = output_format(format, out)
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
-    if out is not None and out.is_dir():
-        raise BadInputError(f"{out}: a folder; --out takes the file to write")
     if prompts and (aim or min_precision is not None):
         raise UsageError("--aim and --min-precision read validation rows with labels, and zero-shot labels have none")
     if prompts and (runtime not in ("auto", "native") or precision == "bf16"):
@@ -110,16 +106,26 @@ def predict(
     label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
     if engine == "ray":
         label_windows = partial(label_on_ray, workers=workers, address=ray_address)
-    with writing(out, recipe, written.header, force) as output, tqdm(
-        total=count(inputs, mapping or {}), desc="labelling", unit="item", disable=None
-    ) as bar:  # fmt: skip
+    with writing(out, recipe, written.header, force) as output:
+        total = count(inputs, mapping or {})
         try:
-            label_rows(label_windows, rows, settings, written, output, bar)
-            return output.join()
+            with tqdm(total=total, desc="labelling", unit="item", disable=None) as bar:
+                label_rows(label_windows, rows, settings, written, output, bar)
+                return output.join()
         except KeyboardInterrupt:
             if isinstance(output, Stream):
                 raise
             raise InterruptedRun(f"{out}: interrupted; the same command goes on from there") from None
+
+
+def output_format(format: str | None, out: Path | None) -> str:
+    """Return the format to write `out` in; raises as `predict` does."""
+    form = format or ("csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl")
+    if form not in FORMATS:
+        raise UsageError(f"--format {form}: expected {' or '.join(FORMATS)}")
+    if out is not None and out.is_dir():
+        raise BadInputError(f"{out}: a folder; --out takes the file to write")
+    return form
 
 
 def label_rows(

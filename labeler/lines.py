@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from labeler.records import Split, json_bytes
+from labeler.records import json_bytes
+from labeler.values import Split
 
 GAP = b"\0"  # stands in a record's line where its split will; JSON escapes it, so that no line holds one
 JSON_VALUE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|null')

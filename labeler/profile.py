@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from labeler.chunks import FIXED, Columns
-from labeler.records import SPLITS, LabelSet
+from labeler.records import LabelSet
 from labeler.selection import Records, Selected
 from labeler.sources.captions import LEFT_OUT
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
 from labeler.splits import Keys, RowLabels, leaks, repeated
+from labeler.values import SPLITS
 
 MOST_PAIRS = 50
 MOST_LABELS = 12

@@ -48,9 +48,10 @@ from labeler.evaluation import (
     write_named,
 )
 from labeler.model_card import model_card
-from labeler.records import SPLITS, Split, differing_names
+from labeler.records import differing_names
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import TrainOptions
+from labeler.values import SPLITS, Split
 from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
 
 log = logging.getLogger("labeler")
@@ -111,7 +112,6 @@ def evaluate(
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), arguments)
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
-    from labeler.pixels import pixels_for
     from labeler.prediction import choose_device
     from labeler.runs import load_run
     from labeler.store import Store
@@ -125,31 +125,39 @@ def evaluate(
     refuse_mismatch(opened, store)
     baselines = make_baselines(store, split, aim)
     with adding(run, recipe, name) as folder:
-        pixels = pixels_for(opened, store)
-        predictions, before, seconds = score_split(opened, store, split, batch_size, pixels)
+        predictions, figures = measure_run(opened, store, split, batch_size, () if zero_shot else PROMISES)
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         for path in baselines.glob("baseline-*.jsonl"):
             shutil.copyfile(path, folder / path.name)
-        metrics = describe(opened, store, split, trained) | measured(store, predictions)
-        metrics |= measured_parents(store, predictions)
-        metrics["calibration"] = {"temperature": opened.temperature} | {
-            when: reliability(store.label_set.task, found)
-            for when, found in (("before", before), ("after", predictions))
-        }
-        metrics["thresholds"] = opened.thresholds
-        metrics["abstention"] = abstention(opened, predictions, () if zero_shot else PROMISES)
-        metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
-        metrics["modalities"] = score_modalities(opened, store, predictions, split, batch_size, pixels)
+        metrics = describe(opened, store, split, trained) | figures
         if zero_shot:
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
-        if (
-            split == "test" and not zero_shot and CARD not in trained["files"]
-        ):  # an older labeler's card is part of its run
+        own_card = CARD in trained["files"]  # an older labeler's card is part of its run
+        if split == "test" and not zero_shot and not own_card:
             write_text(folder / CARD, model_card(run, trained, metrics))
     return Evaluated(run, False, metrics)
+
+
+def measure_run(
+    run: Any, store: Any, split: Split, batch_size: int, promises: Sequence[float]
+) -> tuple[Predictions, dict[str, Any]]:
+    """Return the run's predictions on the split, and its own figures; `promises`: precisions of abstention to look at."""
+    from labeler.pixels import pixels_for
+
+    pixels = pixels_for(run, store)
+    predictions, before, seconds = score_split(run, store, split, batch_size, pixels)
+    metrics = measured(store, predictions) | measured_parents(store, predictions)
+    metrics["calibration"] = {"temperature": run.temperature} | {
+        when: reliability(store.label_set.task, found) for when, found in (("before", before), ("after", predictions))
+    }
+    metrics["thresholds"] = run.thresholds
+    metrics["abstention"] = abstention(run, predictions, promises)
+    metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
+    metrics["modalities"] = score_modalities(run, store, predictions, split, batch_size, pixels)
+    return predictions, metrics
 
 
 def refuse_mismatch(run: Any, store: Any) -> None:

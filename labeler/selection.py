@@ -18,8 +18,9 @@ from labeler.artifacts import BadInputError, UsageError
 from labeler.chunks import Chunk, Columns, with_unknown
 from labeler.lines import in_split, in_splits, json_id, json_image, with_labels
 from labeler.looks import look_groups
-from labeler.records import SPLITS, Reject, Task
+from labeler.records import Reject, Task
 from labeler.splits import Keys, RowLabels, group_rows, leaking, repeated, split_groups
+from labeler.values import SPLITS
 
 KEPT, DUPLICATE, ID_CONFLICT, LABEL_COUNT, LEAK = range(5)
 CODES = ("", "duplicate", "id-conflict", "label-count", "leak")

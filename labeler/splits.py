@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from labeler.records import SPLITS
+from labeler.values import SPLITS
 
 # {kind: [N] uint64}: what two rows must not share across splits (a picture's bytes or look, the text, the group), as
 # numbers that are equal where the things are; 0 where a row has none.

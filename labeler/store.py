@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labeler.artifacts import BadInputError, read_manifest, verify
-from labeler.records import LabelSet, Split, read_label_set
+from labeler.records import LabelSet, read_label_set
+from labeler.values import Split
 
 DATASET = "pairs.lance"
 TOKENS, BOXES, ANSWERS = "visual_tokens", "visual_boxes", "answers"

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labeler.artifacts import BadInputError
-from labeler.records import LabelSet, RowError, Task, clean_text, refuse_deep
+from labeler.records import LabelSet, Task, refuse_deep
+from labeler.values import RowError, clean_text
 
 FORM = 'expected a JSON object, {"child": "parent"} or {"parent": ["child"]}'
 

@@ -91,11 +91,7 @@ def train(
     LabelerError when the disk is full, or memory does not hold a single pair.
     """
     options = options or options_for(check_name(model))
-    if out.resolve() in [teacher.resolve() for teacher in teachers]:
-        raise UsageError(f"{out}: a teacher itself, which the new run would replace; choose another --out")
-    if init and not constant(model, "PRETRAINING"):
-        able = [name for name in model_names() if constant(name, "PRETRAINING")]
-        raise UsageError(f"{model} starts from no run; leave out --init, or train {', '.join(able)}")
+    refuse_other_runs(model, out, teachers, init)
     manifest = verify(data, "preprocess")
     start = (input_of(init, read_manifest(init, "pretrain")),) if init else ()
     inputs = (input_of(data, manifest), *start, *teacher_inputs(teachers, data, manifest))
@@ -122,6 +118,15 @@ def train(
 
     history = fitted(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
     return Trained(out, False, history)
+
+
+def refuse_other_runs(model: str, out: Path, teachers: Sequence[Path], init: Path | None) -> None:
+    """Raise UsageError for a teacher as `out`, and for a run to start from where the model can start from none."""
+    if out.resolve() in [teacher.resolve() for teacher in teachers]:
+        raise UsageError(f"{out}: a teacher itself, which the new run would replace; choose another --out")
+    if init and not constant(model, "PRETRAINING"):
+        able = [name for name in model_names() if constant(name, "PRETRAINING")]
+        raise UsageError(f"{model} starts from no run; leave out --init, or train {', '.join(able)}")
 
 
 def fitted(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from labeler.artifacts import BadInputError
-from labeler.records import Reject, Row, RowError, record_from
+from labeler.records import Reject, Row, record_from
 from labeler.sources.class_folders import read_class_folders
+from labeler.values import RowError
 
 ODD = ['say "no"', "two\nlines", "<b>&amp;", "悲しい 生气", "a|b", "[draft]", "=cmd"]
 

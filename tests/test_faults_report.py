@@ -48,6 +48,7 @@ def test_a_split_without_rows_is_refused(labeler, tmp_path, evaluated):
     metrics = json.loads((run / "metrics-test.json").read_text())
     (run / "metrics-test.json").write_text(json.dumps(metrics | {"n": 0, "accuracy": None}))
     refused(labeler("report", run, "--out", tmp_path / "report"), "nothing is measured on a split 'test' with rows")
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_folder_of_seeds_is_not_a_run_and_one_seed_has_no_spread(labeler, tmp_path):
@@ -65,11 +66,13 @@ def test_a_run_that_is_still_being_trained_is_refused(labeler, tmp_path):
         labeler("report", tmp_path / "run", "--out", tmp_path / "report"),
         "run: not trained to its end: it is being trained now",
     )
+    assert not (tmp_path / "report").exists()
 
 
 def test_runs_on_different_data_are_refused_with_what_differs(labeler, tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", sha256="cd" * 32)]
     refused(labeler("report", *runs, "--out", tmp_path / "report"), r"b: its data sha256 is cdcd.*that of .*a is abab")
+    assert not (tmp_path / "report").exists()
 
 
 def test_of_three_thousand_classes_the_page_shows_the_most_frequent(labeler, tmp_path):

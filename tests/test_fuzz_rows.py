@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labeler.ingestion import IngestOptions, ingest
-from labeler.records import ALIASES, Record, Reject, Row, RowError, read_records, record_from, write_records
+from labeler.records import ALIASES, Record, Reject, Row, read_records, record_from, write_records
 from labeler.sources import jsonl
 from labeler.sources.answers import with_answer
 from labeler.sources.captions import with_captions
+from labeler.values import RowError
 
 MANY = int(os.environ.get("LABELER_FUZZ", "0"))
 fuzz = settings(

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 ORDER = """
 labeler  encoders  memory
 artifacts
+values
 records  encoders.weights  resizing
 taxonomy
 evaluation
@@ -30,7 +31,7 @@ inspection
 preprocessing  batches  encoders.pretrained
 encoders.flava
 layers  losses  averaging  checkpoints  workers  encoders.regions  encoders.text  pixels
-coattention  encoders.image
+coattention  encoders.image  classifier
 encoders.visualbert  end_to_end
 models  objectives
 models.*

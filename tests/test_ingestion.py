@@ -13,7 +13,8 @@ from PIL import Image
 
 from labeler.artifacts import BadInputError, UsageError, sha256_file, verify
 from labeler.ingestion import Ingested, IngestOptions, ingest, parse_split_option
-from labeler.records import SPLITS, Record, read_label_set, read_records
+from labeler.records import Record, read_label_set, read_records
+from labeler.values import SPLITS
 
 
 def picture(path: Path, seed: int, side: int = 40, **options) -> Path:

@@ -11,8 +11,9 @@ import pytest
 from labeler.artifacts import BadInputError
 from labeler.chunks import RowReading, chunk_of
 from labeler.images import ImageError, resolve_image
-from labeler.records import Record, Reject, Row, RowError, record_from
+from labeler.records import Record, Reject, Row, record_from
 from labeler.sources import label_studio
+from labeler.values import RowError
 
 ODD = ['say "no"', "two\nlines", "<b>&amp;</b>", "悲しい 生气", "a|b", "[draft]", "=cmd", "émoi 🎉"]
 

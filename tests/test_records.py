@@ -7,20 +7,8 @@ import json
 import pytest
 
 from labeler.artifacts import BadInputError
-from labeler.records import (
-    ALIASES,
-    MAX_DEPTH,
-    MAX_TEXT_CHARACTERS,
-    SPLIT_ALIASES,
-    Record,
-    Row,
-    RowError,
-    label_set,
-    read_label_set,
-    read_records,
-    record_from,
-    write_records,
-)
+from labeler.records import ALIASES, Record, Row, label_set, read_label_set, read_records, record_from, write_records
+from labeler.values import MAX_DEPTH, MAX_TEXT_CHARACTERS, SPLIT_ALIASES, RowError
 
 
 def record(mapping=None, *, labelled=True, separator="|", **fields) -> Record:

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from labeler.ingestion import Ingested, IngestOptions, ingest
-from labeler.records import SPLITS, read_records
+from labeler.records import read_records
 from labeler.splits import Keys, RowLabels
 from labeler.splits import group_rows as group_arrays
 from labeler.splits import leaking as leaking_arrays
 from labeler.splits import leaks as leaks_in_arrays
 from labeler.splits import split_groups as split_arrays
+from labeler.values import SPLITS
 
 FRACTIONS = (0.7, 0.15, 0.15)
 SEEDS = range(20)

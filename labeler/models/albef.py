@@ -18,38 +18,30 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
-from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import VisualBertModel
 
+from labeler.classifier import FusedClassifier, FusedConfig
 from labeler.coattention import CoAttentionStream
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, Streams, ZeroLinear, attention_bias, masked_mean, unit
-from labeler.losses import labelling_loss
+from labeler.layers import ProbeHead, Streams, attention_bias, masked_mean, unit
 from labeler.models import Building, Built
 
 
-class Config(VisualBertConfig):
+class Config(FusedConfig):
     """VisualBertConfig, where text positions start, and the dropout before the head."""
 
     model_type = "labeler-albef"
 
-    position_offset: int = 0
-    head_dropout: float = 0.5
 
-
-class Model(PreTrainedModel):
+class Model(FusedClassifier):
     """ALBEF with a head for labels: a batch (see `labeler.batches`) in, logits [B, L] out."""
 
     config_class = Config
-    main_input_name = "input_ids"
-    new_weights = ("tower.embeddings.visual_", "attending.", "head.")  # trained at the higher rate
+    new_weights = ("fused.embeddings.visual_", "attending.", "head.")  # trained at the higher rate
 
     def __init__(self, config: Config, visual_bert: VisualBertModel | None = None):
         """Take the layers of `visual_bert`, or make untrained ones from `config`."""
-        super().__init__(config)
-        visual_bert = visual_bert or VisualBertModel(config, add_pooling_layer=False)
-        self.tower = FusedEncoder(visual_bert, config.position_offset)
+        super().__init__(config, visual_bert)
         self.upper = (config.num_hidden_layers + 1) // 2  # how many layers come before fusion
         self.attending = nn.ModuleList(
             CoAttentionStream(
@@ -60,32 +52,6 @@ class Model(PreTrainedModel):
         widths = config.hidden_size, config.visual_embedding_dim
         self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Return how many text tokens the position embeddings reach."""
-        return self.config.max_position_embeddings - self.config.position_offset
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ZeroLinear):  # transformers starts every linear layer at random
-            init.zeros_(module.weight)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
-        return self.tower.embeddings.word_embeddings
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        visual_tokens: Tensor,
-        visual_mask: Tensor,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Return logits [B, L], and the loss where labels are given."""
-        logits = self.head(self.features(input_ids, text_mask, visual_tokens, visual_mask))
-        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, D + D_image]: the mean word and the image tower's mean, each at length 1."""
@@ -100,20 +66,20 @@ class Model(PreTrainedModel):
 
     def apart(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor) -> Streams:
         """Return the streams before they meet: text [B, T, D] after the lower layers, visual [B, V, D]."""
-        streams = self.tower.embed(input_ids, visual_tokens)
+        streams = self.fused.embed(input_ids, visual_tokens)
         return Streams(self.read(streams.text, text_mask), streams.visual)
 
     def read(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """Return text [B, T, D] after the lower layers, for embedded words [B, T, D]."""
         bias = self.text_bias(text_mask).to(text.dtype)
-        for layer in self.tower.encoder.layer[: self.upper]:
+        for layer in self.fused.encoder.layer[: self.upper]:
             text = layer(text, bias)[0]
         return text
 
     def fuse(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Tensor:
         """Return text [B, T, D] after the upper layers, before each of which it attends the picture."""
         text, bias = streams.text, self.text_bias(text_mask).to(streams.text.dtype)
-        for attend, layer in zip(self.attending, self.tower.encoder.layer[self.upper :], strict=True):
+        for attend, layer in zip(self.attending, self.fused.encoder.layer[self.upper :], strict=True):
             text = layer(attend(text, streams.visual, visual_mask), bias)[0]
         return text
 

@@ -18,38 +18,33 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from labeler.artifacts import BadInputError, verify
+from labeler.classifier import Classifier, TextTowerConfig, text_positions
 from labeler.encoders.pretrained import load_model
 from labeler.encoders.text import (
     config_values,
     load_text_encoder,
-    position_offset,
     pretrained_tower,
     read_words,
     untrained_tower,
 )
 from labeler.layers import LogitScale, ProbeHead, Projection, masked_mean, unit, use_fast_dropout
-from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 # what `labeler pretrain` starts from; the training options of `labeler train` are those of every model
 PRETRAINING = {"epochs": 6, "batch_size": 256, "learning_rate": 5e-5, "new_learning_rate": 3e-3, "patience": 3}
 
 
-class Config(PreTrainedConfig):
+class Config(TextTowerConfig):
     """The text tower's own config, the width of the visual tokens and of the shared space, and the dropouts."""
 
     model_type = "labeler-clip"
 
-    tower: dict[str, Any] | None = None
-    visual_width: int = 1280
     shared_width: int = 384
     image_dropout: float = 0.3
-    head_dropout: float = 0.5
 
 
 class Embeddings(NamedTuple):
@@ -80,7 +75,7 @@ class TwoTowers(PreTrainedModel):
     @property
     def max_text_tokens(self) -> int:
         """Return how many text tokens the position embeddings reach."""
-        return self.text.config.max_position_embeddings - position_offset(self.text.config)
+        return text_positions(self.text)
 
     def forward(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Embeddings:
         """Return the embeddings of a batch (see `labeler.batches`)."""
@@ -98,11 +93,10 @@ class TwoTowers(PreTrainedModel):
             init.copy_(module.weight, torch.eye(*module.weight.shape))
 
 
-class Model(PreTrainedModel):
+class Model(Classifier):
     """Both towers and a head for labels: a batch (see `labeler.batches`) in, logits [B, L] out."""
 
     config_class = Config
-    main_input_name = "input_ids"
     new_weights = ("head.", "towers.image_projection.")  # trained at the higher rate
 
     def __init__(self, config: Config, towers: TwoTowers | None = None):
@@ -122,18 +116,6 @@ class Model(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of word embeddings, which `labeler.attribution` integrates over."""
         return self.towers.text.get_input_embeddings()
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        visual_tokens: Tensor,
-        visual_mask: Tensor,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Return logits [B, L], and the loss where labels are given."""
-        logits = self.head(self.features(input_ids, text_mask, visual_tokens, visual_mask))
-        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, 2 S + D_image]: both embeddings and the mean visual token; zeros if missing."""

@@ -23,47 +23,39 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import FlavaModel, FlavaMultimodalConfig, FlavaMultimodalModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import FlavaModel, FlavaMultimodalConfig, FlavaMultimodalModel, PreTrainedModel
 
 from labeler.artifacts import LabelerError
+from labeler.classifier import TextTowerClassifier, TextTowerConfig
 from labeler.encoders.flava import FLAVA_TEXTS
 from labeler.encoders.text import (
     config_value,
     config_values,
     load_text_encoder,
-    position_offset,
     pretrained_tower,
     read_words,
-    untrained_tower,
 )
 from labeler.layers import ProbeHead, Streams, attention_bias, masked_mean, unit, use_fast_dropout
-from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 
-class Config(PreTrainedConfig):
+class Config(TextTowerConfig):
     """The text tower's own config and the multimodal encoder's, the visual tokens' width, whether fusion is pretrained."""
 
     model_type = "labeler-flava"
 
-    tower: dict[str, Any] | None = None
     fusion: dict[str, Any] | None = None
     pretrained_fusion: bool = False
-    visual_width: int = 1280
-    head_dropout: float = 0.5
 
 
-class Model(PreTrainedModel):
+class Model(TextTowerClassifier):
     """FLAVA with a head for labels: a batch (see `labeler.batches`) in, logits [B, L] out."""
 
     config_class = Config
-    main_input_name = "input_ids"
 
     def __init__(self, config: Config, text: PreTrainedModel | None = None):
         """Take the text tower `text`, or make an untrained one from `config`."""
-        super().__init__(config)
-        self.text = text or untrained_tower(cast("dict[str, Any]", config.tower))
+        super().__init__(config, text)
         if self.text.config.model_type == FLAVA_TEXTS:  # whose encoders hand on what they have before their last norm
             self.text.layernorm = nn.Identity()
         self.fusion = FlavaMultimodalModel(
@@ -81,27 +73,6 @@ class Model(PreTrainedModel):
     def new_weights(self) -> tuple[str, ...]:
         """Return how the names begin of weights that start at random, which are trained at the higher rate."""
         return ("head.",) if self.config.pretrained_fusion else ("fusion.", "image_to_fusion.", "head.")
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Return how many text tokens the position embeddings reach."""
-        return self.text.config.max_position_embeddings - position_offset(self.text.config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
-        return self.text.get_input_embeddings()
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        visual_tokens: Tensor,
-        visual_mask: Tensor,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Return logits [B, L], and the loss where labels are given."""
-        logits = self.head(self.features(input_ids, text_mask, visual_tokens, visual_mask))
-        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, 2 D + D_image]: the mean fused word, CLS, the image tower's mean, each at length 1.

@@ -15,45 +15,31 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import PreTrainedModel
 
-from labeler.encoders.text import (
-    config_values,
-    load_text_encoder,
-    position_offset,
-    pretrained_tower,
-    read_words,
-    untrained_tower,
-)
+from labeler.classifier import TextTowerClassifier, TextTowerConfig
+from labeler.encoders.text import config_values, load_text_encoder, pretrained_tower, read_words
 from labeler.layers import ProbeHead, ZeroLinear, masked_mean, unit, use_fast_dropout
-from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 
-class Config(PreTrainedConfig):
+class Config(TextTowerConfig):
     """The text tower's own config, the width of the visual tokens, and the head's sizes."""
 
     model_type = "labeler-late-fusion"
 
-    tower: dict[str, Any] | None = None
-    visual_width: int = 1280
     mlp_width: int = 256
-    head_dropout: float = 0.5
 
 
-class Model(PreTrainedModel):
+class Model(TextTowerClassifier):
     """Two towers and an MLP: a batch (see `labeler.batches`) in, logits [B, L] out."""
 
     config_class = Config
-    main_input_name = "input_ids"
     new_weights = ("head.", "mlp.")  # trained at the higher rate
 
     def __init__(self, config: Config, text: PreTrainedModel | None = None):
         """Take the text tower `text`, or make an untrained one from `config`."""
-        super().__init__(config)
-        self.text = text or untrained_tower(cast("dict[str, Any]", config.tower))
+        super().__init__(config, text)
         use_fast_dropout(self.text)
         widths, labels = (self.text.config.hidden_size, config.visual_width), cast(int, config.num_labels)
         self.head = ProbeHead(widths, labels, config.head_dropout)
@@ -65,32 +51,11 @@ class Model(PreTrainedModel):
         )
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ZeroLinear):  # transformers starts every linear layer at random
-            init.zeros_(module.weight)
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Return how many text tokens the position embeddings reach."""
-        return self.text.config.max_position_embeddings - position_offset(self.text.config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
-        return self.text.get_input_embeddings()
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        visual_tokens: Tensor,
-        visual_mask: Tensor,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Return logits [B, L], and the loss where labels are given."""
+    def logits(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
+        """Return logits [B, L]."""
         features = self.features(input_ids, text_mask, visual_tokens, visual_mask)
-        logits = self.head(features) + self.mlp(self.head.standardised(features))  # the second starts as zeros
-        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
+        more: Tensor = self.mlp(self.head.standardised(features))  # starts as zeros
+        return cast(Tensor, self.head(features)) + more
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, D + D_image]: each tower's mean at length 1, zeros where there is nothing."""

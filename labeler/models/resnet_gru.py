@@ -18,11 +18,10 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from labeler.classifier import Classifier
 from labeler.layers import masked_mean
-from labeler.losses import labelling_loss
 from labeler.models import Building, Built
 
 TRAINING = {"epochs": 30, "new_learning_rate": 1e-3, "patience": 5}  # nothing in it is pretrained
@@ -46,11 +45,10 @@ class Config(PreTrainedConfig):
     dropout: float = 0.1
 
 
-class Model(PreTrainedModel):
+class Model(Classifier):
     """The baseline: a batch (see `labeler.batches`) in, logits [B, L] out."""
 
     config_class = Config
-    main_input_name = "input_ids"
     new_weights = ("",)  # all of them
 
     def __init__(self, config: Config):
@@ -70,22 +68,14 @@ class Model(PreTrainedModel):
         """Return the table of word embeddings, which `labeler.attribution` integrates over."""
         return self.embedding
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        visual_tokens: Tensor,
-        visual_mask: Tensor,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Return logits [B, L], and the loss where labels are given."""
+    def logits(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
+        """Return logits [B, L]."""
         has_text, has_image = (mask.any(dim=1, keepdim=True) for mask in (text_mask, visual_mask))  # [B, 1] each
         image = self.image_projection(masked_mean(visual_tokens, visual_mask))  # [B, 2H]
         image = torch.where(has_image, image, self.absent_image.to(image.dtype))
         text = self.read(input_ids, text_mask)  # [B, 2H]
         text = torch.where(has_text, text, self.absent_text.to(text.dtype))
-        logits = self.classifier(self.dropout(image + text))
-        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
+        return cast(Tensor, self.classifier(self.dropout(image + text)))
 
     def read(self, input_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Return [B, 2H]: the forward state after the last real token beside the backward state after the first.

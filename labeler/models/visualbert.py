@@ -14,62 +14,33 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import Tensor, nn
-from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from torch import Tensor
+from transformers import VisualBertModel
 
+from labeler.classifier import FusedClassifier, FusedConfig
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, Streams, fused_features
-from labeler.losses import labelling_loss
+from labeler.layers import ProbeHead, Streams, fused_features
 from labeler.models import Building, Built
 
 
-class Config(VisualBertConfig):
+class Config(FusedConfig):
     """VisualBertConfig, where text positions start, and the dropout before the head."""
 
     model_type = "labeler-visualbert"
 
-    position_offset: int = 0
-    head_dropout: float = 0.5
 
-
-class Model(PreTrainedModel):
+class Model(FusedClassifier):
     """VisualBERT with a head for labels: a batch (see `labeler.batches`) in, logits [B, L] out."""
 
     config_class = Config
-    base_model_prefix = "fused"
-    main_input_name = "input_ids"
     new_weights = ("fused.embeddings.visual_", "head.")  # trained at the higher rate
 
     def __init__(self, config: Config, visual_bert: VisualBertModel | None = None):
         """Take the encoder of `visual_bert`, or make an untrained one from `config`."""
-        super().__init__(config)
-        visual_bert = visual_bert or VisualBertModel(config, add_pooling_layer=False)
-        self.fused = FusedEncoder(visual_bert, config.position_offset)
+        super().__init__(config, visual_bert)
         widths = config.hidden_size, config.hidden_size + config.visual_embedding_dim
         self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Return how many text tokens the position embeddings reach."""
-        return self.config.max_position_embeddings - self.config.position_offset
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
-        return self.fused.embeddings.word_embeddings
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        visual_tokens: Tensor,
-        visual_mask: Tensor,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Return logits [B, L], and the loss where labels are given."""
-        logits = self.head(self.features(input_ids, text_mask, visual_tokens, visual_mask))
-        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, 2 D + D_image]."""

@@ -21,39 +21,33 @@ from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, VisualBertConfig, VisualBertModel
-from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import VisualBertModel
 
 from labeler.artifacts import UsageError
+from labeler.classifier import FusedClassifier, FusedConfig
 from labeler.coattention import AffinityAttention, CoAttention, SwappedAttention
 from labeler.encoders.visualbert import load_visualbert
-from labeler.layers import FusedEncoder, ProbeHead, Streams, ZeroLinear, fused_features
-from labeler.losses import labelling_loss
+from labeler.layers import ProbeHead, Streams, fused_features
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 
 TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before"}
 TUNING = {"n_coattn": (1, 2), "coattention": ["vilbert", "seed", "hieco"], "coattn_place": ["before", "between"]}
 
 
-class Config(VisualBertConfig):
+class Config(FusedConfig):
     """VisualBertConfig, where text positions start, the dropout before the head; number, kind and place of the blocks."""
 
     model_type = "labeler-visualbert-coattn"
 
-    position_offset: int = 0
-    head_dropout: float = 0.5
     n_coattn: int = 1
     coattention: str = "vilbert"  # what runs have that were saved before there was a choice, like the place
     coattn_place: str = "before"
 
 
-class Model(PreTrainedModel):
+class Model(FusedClassifier):
     """VisualBERT with co-attention and a head for labels: a batch (see `labeler.batches`) in, logits [B, L] out."""
 
     config_class = Config
-    base_model_prefix = "fused"
-    main_input_name = "input_ids"
     new_weights = ("fused.embeddings.visual_", "coattention.", "head.")  # trained at the higher rate
 
     def __init__(self, config: Config, visual_bert: VisualBertModel | None = None):
@@ -61,41 +55,13 @@ class Model(PreTrainedModel):
 
         Raises UsageError for a kind or place of blocks that there is not, or more blocks than places between layers.
         """
-        super().__init__(config)
+        super().__init__(config, visual_bert)
         block = BLOCKS[check_choice("co-attention", config.coattention, BLOCKS)]
         self.depths = depths(config)
-        visual_bert = visual_bert or VisualBertModel(config, add_pooling_layer=False)
-        self.fused = FusedEncoder(visual_bert, config.position_offset)
         self.coattention = nn.ModuleList(block(config) for _ in range(config.n_coattn))
         widths = config.hidden_size, config.hidden_size + config.visual_embedding_dim
         self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
         self.post_init()
-
-    @property
-    def max_text_tokens(self) -> int:
-        """Return how many text tokens the position embeddings reach."""
-        return self.config.max_position_embeddings - self.config.position_offset
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ZeroLinear):  # transformers starts every linear layer at random
-            init.zeros_(module.weight)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
-        return self.fused.embeddings.word_embeddings
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        text_mask: Tensor,
-        visual_tokens: Tensor,
-        visual_mask: Tensor,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Return logits [B, L], and the loss where labels are given."""
-        logits = self.head(self.features(input_ids, text_mask, visual_tokens, visual_mask))
-        return SequenceClassifierOutput(loss=None if labels is None else labelling_loss(logits, labels), logits=logits)
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
         """Return what the head reads, [B, 2 D + D_image]."""

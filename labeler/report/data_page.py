@@ -12,11 +12,11 @@ from labeler.artifacts import BadInputError, Input, input_of, read_manifest, sha
 from labeler.image_quality import THRESHOLDS
 from labeler.inspection import ERRORS, PICTURES, quality_folder, read_profile
 from labeler.profile import KINDS
-from labeler.records import SPLITS
 from labeler.report.charts import histogram_chart
 from labeler.report.page import environment
 from labeler.report.pictures import data_uri, examples_of, shortened
 from labeler.report.runs import Run
+from labeler.values import SPLITS
 
 log = logging.getLogger("labeler")
 

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from labeler.records import Row, RowError, clean_text, find_field
+from labeler.records import Row, find_field
+from labeler.values import RowError, clean_text
 
 UNKNOWN = "<unk>"  # the label of every answer outside a vocabulary
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from labeler.records import Row, RowError, clean_text, find_field
+from labeler.records import Row, find_field
+from labeler.values import RowError, clean_text
 
 LEFT_OUT = "caption left out"  # a row's note, once for each caption that is not its text
 

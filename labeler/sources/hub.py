@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from labeler.artifacts import BadInputError
 from labeler.encoders.weights import unreachable
 from labeler.images import ImageError, read_image_file, resolve_image
-from labeler.records import SPLIT_ALIASES, Reject, Row
+from labeler.records import Reject, Row
 from labeler.sources.columns import picture_column
+from labeler.values import SPLIT_ALIASES
 
 PREFIX = "hub:"
 # a picture of the data set itself, in one of its archives or by itself

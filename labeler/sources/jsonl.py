@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from labeler.records import MAX_TEXT_CHARACTERS, Reject, Row
+from labeler.records import Reject, Row
+from labeler.values import MAX_TEXT_CHARACTERS
 
 MAX_LINE_BYTES = 8 << 20  # ast's parser needs about a hundred times a line's size in memory
 PIECE_BYTES = 256 << 10  # what is made of it stays in a core's cache
