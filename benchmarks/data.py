@@ -307,7 +307,7 @@ def plain_loop(paths: list[Path]) -> int:
 
 def ours(paths: list[Path]) -> list[Any]:
     """Return the pictures and their thumbnails as `labeler preprocess` has them decoded, processes started and ended."""
-    return list(prepare_images(((path, None) for path in paths), SIDE))
+    return list(prepare_images(((path, None) for path in paths), SIDE, looks=True))
 
 
 if __name__ == "__main__":

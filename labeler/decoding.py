@@ -47,8 +47,10 @@ def prepare_images(
     pictures: Iterable[tuple[Path, str | None] | tuple[Path, str | None, bytes | None] | None],
     side: int,
     ahead: int = AHEAD,
+    *,
+    looks: bool = False,
 ) -> Generator[Prepared | ImageError | None, None, None]:
-    """Yield what the towers and the store take of each picture, or why it cannot be used; None for None.
+    """Yield what the towers take of each picture, with `looks` its thumbnail too, or why it cannot be used; None for None.
 
     `pictures` are paths, each with the sha256 that its file must have, or None, and with its bytes where they are at
     hand: then no file is read. They are stretched in this process, which has PyTorch. See `in_workers`.
@@ -57,7 +59,7 @@ def prepare_images(
     def stretched(picture: Prepared) -> Prepared:
         return picture._replace(pixels=stretch(picture.pixels, side))
 
-    items = (None if item is None else (item[0], side, *item[1:]) for item in pictures)
+    items = (None if item is None else (item[0], side, *(*item[1:], None)[:2], looks) for item in pictures)
     return in_workers(prepare_image, items, ahead=ahead, then=stretched)
 
 

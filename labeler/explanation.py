@@ -233,7 +233,7 @@ def decoded_subjects(run: Run, given: Sequence[tuple[Record, Path | None, str | 
     tower = image_tower(run)
     files = [None if path is None else (path, sha256) for _, path, sha256 in given]
     pictures: list[Prepared | None] = []
-    for picture in prepare_images(files, tower.size):
+    for picture in prepare_images(files, tower.size, looks=True):
         if isinstance(picture, ImageError):
             raise BadInputError(str(picture))
         pictures.append(picture)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 LARGEST_DIFFERENCE = 1e-3  # of a float32 export's scores to PyTorch's
-CHECKED = 128  # pairs that a float32 export is checked on
+CHECKED = 256  # pairs that a float32 export is checked on
 CALIBRATED = 128  # pictures that the ranges of int8 are taken from
 KEPT = "export"  # the folder inside a run in which `predict` keeps an export of its own
 MANY = 1000  # items from which on making that export costs less time than it spares (docs/LOG.md)
@@ -286,8 +286,10 @@ def choose_engine(
         return choose_way(model, runtime, precision)
     read_manifest(model, "train")
     if runtime == "native" or (runtime == "auto" and not worth(model, device, many)):
-        if precision == "bf16":
-            raise UsageError("--precision bf16: PyTorch labels in float32; bf16 needs --runtime openvino")
+        if precision not in ("auto", "fp32"):
+            raise UsageError(
+                f"--precision {precision}: PyTorch labels in float32; {precision} needs --runtime openvino"
+            )
         return Choice(model)
     try:
         return choose_way(own_export(model), runtime, precision)

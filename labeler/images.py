@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
     """What the towers and the store take of a picture: [H, W, 3] uint8 RGB, and a JPEG's bytes to look at."""
 
     pixels: np.ndarray
-    thumbnail: bytes
+    thumbnail: bytes | None
 
 
 def examine_image(path: Path) -> Examined:
@@ -76,8 +76,10 @@ def examine_image(path: Path) -> Examined:
     return Examined(sha256_bytes(data), *image.size, difference_hash(image))
 
 
-def prepare_image(path: Path, side: int, sha256: str | None = None, data: bytes | None = None) -> Prepared:
-    """Return the picture at `path`, or in `data`, ready for `stretch` to `side` x `side` pixels, and its thumbnail.
+def prepare_image(
+    path: Path, side: int, sha256: str | None = None, data: bytes | None = None, look: bool = True
+) -> Prepared:
+    """Return the picture at `path`, or in `data`, ready for `stretch` to `side` x `side` pixels; for a `look`, its thumbnail.
 
     It is as small as `decode_image` gives it. One of over 4 million pixels comes stretched, by Pillow.
 
@@ -88,7 +90,7 @@ def prepare_image(path: Path, side: int, sha256: str | None = None, data: bytes 
         raise ImageError("image-changed", f"{path}: another picture than at ingest")
     pixels = scaled_jpeg(data, side)
     image = decode_file(path, data, side) if pixels is None else Image.fromarray(pixels)
-    small = thumbnail(image)
+    small = thumbnail(image) if look else None
     if image.width * image.height > MAX_SENT:  # takes long to send; stretching the longest takes a gigabyte
         return Prepared(np.array(image.resize((side, side), Image.Resampling.BICUBIC)), small)
     return Prepared(np.array(image) if pixels is None else pixels, small)

@@ -233,7 +233,7 @@ def load_batches(records: Path, side: int) -> Iterator[list[Loaded]]:
     root = records / profile["root"]
     source, again = tee(read_records(records))
     files = ((root / item.image, item.meta.get("image_sha256", "")) if item.image else None for item in source)
-    with closing(prepare_images(files, side)) as pictures:
+    with closing(prepare_images(files, side, looks=True)) as pictures:
         pairs = zip(again, pictures, strict=True)
         while batch := [usable(*pair) for pair in islice(pairs, BATCH_SIZE)]:
             yield batch

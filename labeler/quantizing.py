@@ -43,7 +43,8 @@ def quantize_tower(path: Path, pictures: Sequence[np.ndarray]) -> None:
         "per_channel": True,
         "activation_type": QuantType.QUInt8,
         "weight_type": QuantType.QInt8,
-        "op_types_to_quantize": ["Conv", "Add", "Gemm", "MatMul"],
+        # with what cuts a convolution's output off: else its range is that of what is cut off (LOG.md, "Exports")
+        "op_types_to_quantize": ["Conv", "Clip", "Relu", "Add", "Gemm", "MatMul"],
         "calibrate_method": CalibrationMethod.MinMax,
     }
     simpler, quantised = path.with_suffix(".simpler"), path.with_suffix(".int8")

@@ -48,10 +48,12 @@ def crashing_examine(path: Path) -> Examined:
     return examine_image(path)
 
 
-def crashing_prepare(path: Path, side: int, sha256: str | None = None, data: bytes | None = None) -> Prepared:
+def crashing_prepare(
+    path: Path, side: int, sha256: str | None = None, data: bytes | None = None, look: bool = True
+) -> Prepared:
     """Return `prepare_image` of the picture, unless its name says otherwise."""
     decode(path)
-    return prepare_image(path, side, sha256, data)
+    return prepare_image(path, side, sha256, data, look)
 
 
 def arrays(path: Path, pixels: np.ndarray) -> list[np.ndarray]:

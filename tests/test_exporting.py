@@ -71,6 +71,46 @@ def test_what_is_said_of_an_item_does_not_hang_on_its_company(way, exported, tra
     assert np.abs(whole[order] - shuffled).max() < 1e-5
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_weights_of_matrix_products_are_rounded_to_8_bits_and_small_ones_left(turned, tmp_path):
+    pytest.importorskip("openvino")
+    from labeler.engines.openvino import load, open_graph, round_weights, weights_of
+
+    rng = np.random.default_rng(0)
+    wide, narrow = (rng.normal(0, 1, shape).astype(np.float32) for shape in ((128, 96), (96, 3)))
+    wide[:, 5] = 0  # its scale is not to be zero
+    opset, openvino = load().opset13, load()
+    x = opset.parameter([-1, 128], np.float32)
+    hidden = opset.matmul(x, opset.constant(wide.T.copy() if turned else wide), False, turned)
+    model = openvino.Model([opset.matmul(hidden, opset.constant(narrow), False, False)], [x], "model")
+    openvino.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    given = rng.normal(0, 1, (7, 128)).astype(np.float32)
+    found = open_graph(tmp_path / "model.xml", "int8")({0: given})
+    expected = given @ wide @ narrow
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+    round_weights(model)
+    first, second = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    assert weights_of(first) is None, "they are int8 times a scale now"
+    np.testing.assert_array_equal(weights_of(second), narrow)
+
+
+def test_the_int8_tower_gives_what_the_tower_does(tmp_path):
+    from labeler.encoders.image import load_image_encoder
+    from labeler.engines.onnx import open_graph
+    from labeler.graphs import write_tower
+    from labeler.quantizing import quantize_tower
+
+    tower = load_image_encoder("embedded")
+    coarse = np.random.default_rng(0).integers(0, 256, (40, 7, 7, 3), dtype=np.uint8)
+    pictures = coarse.repeat(32, axis=1).repeat(32, axis=2)
+    write_tower(tower, tmp_path / TOWER)
+    whole = open_graph(tmp_path / TOWER)({"pixels": pictures[32:]})
+    quantize_tower(tmp_path / TOWER, list(pictures[:32]))
+    found = open_graph(tmp_path / TOWER)({"pixels": pictures[32:]})
+    cosine = (whole * found).sum(-1) / np.linalg.norm(whole, axis=-1) / np.linalg.norm(found, axis=-1)
+    assert cosine.mean() > 0.95
+
+
 @pytest.mark.parametrize(
     "choice", [f"{kind} {place}" for kind in ("vilbert", "seed", "hieco") for place in ("before", "between")]
 )

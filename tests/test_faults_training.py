@@ -221,7 +221,7 @@ def test_fault_25_an_interrupt_saves_a_checkpoint(store, options, tmp_path, monk
 
 def test_fault_25_a_second_interrupt_ends_at_once(store, options, tmp_path, monkeypatch):
     press(monkeypatch, 3, signal.SIGINT, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         train("resnet-gru", store, tmp_path / "run", options, device="cpu")
     assert not list((work_folder(tmp_path / "run") / "trainer").glob("checkpoint-*"))
 
@@ -309,7 +309,7 @@ def test_patience_outlasts_an_interrupt(store, options, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(moment, lambda *_: (_ for _ in ()).throw(Killed("killed")))
             press(patch, 13, *[signal.SIGINT] * 2 * moment.endswith("training"))
-            with pytest.raises((Killed, KeyboardInterrupt), match="^(killed)?$"):
+            with pytest.raises((Killed, KeyboardInterrupt), match=r"^(killed)?$"):
                 train("resnet-gru", store, tmp_path / "run", steady, device="cpu", resume=True)
     run = train("resnet-gru", store, tmp_path / "run", steady, device="cpu", resume=True)
     assert (len(run.history["epochs"]), run.history["best_epoch"]) == (5, 2)

@@ -33,8 +33,8 @@ from labeler.cli import options
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the input's folder.")
 @click.option("--runtime", type=click.Choice(["auto", "native", "onnx", "openvino"]), default="auto", show_default=True,
               help="native is PyTorch; auto the fastest with equal labels.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
-              help="fp32: every score within 0.001 of PyTorch's; auto: bf16 where the processor has it.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "int8", "bf16", "fp32"]), default="auto", show_default=True,
+              help="fp32: every score within 0.001 of PyTorch's; auto: what was fastest with equal labels.")  # fmt: skip
 @options.device
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="ray: by several processes, on one machine or many, with the same lines.")  # fmt: skip

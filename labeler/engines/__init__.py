@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from labeler.items import Item
     from labeler.zero_shot import Prompts
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "int8", "bf16", "fp32"]
 RUNTIMES = ("auto", "native", "onnx", "openvino")
 CHECK = "export.json"  # an export's: what each way of running it gave, measured when it was made
 SAME_LABELS = 0.99  # share of rows on which a runtime must agree with PyTorch to be chosen unasked
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
 
 class Way(NamedTuple):
-    """A way to run an export: by which runtime, in which precision (of what is not int8)."""
+    """A way to run an export: by which runtime, in which precision of what is not int8 in the graphs themselves."""
 
     runtime: str
     precision: str
@@ -48,7 +48,7 @@ class Way(NamedTuple):
         return f"{self.runtime} {self.precision}"
 
 
-WAYS = (Way("onnx", "fp32"), Way("openvino", "fp32"), Way("openvino", "bf16"))
+WAYS = (Way("onnx", "fp32"), Way("openvino", "fp32"), Way("openvino", "bf16"), Way("openvino", "int8"))
 
 
 class Choice(NamedTuple):
