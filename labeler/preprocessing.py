@@ -257,7 +257,7 @@ def columns_of(
         "split": [record.split for record in records],
         "group": [record.group for record in records],
         "text": [record.text for record in records],
-        "labels": [[numbers[name] for name in record.labels] for record in records],
+        "labels": [record.labels and [numbers[name] for name in record.labels] for record in records],
         "image": [item.picture and item.picture.thumbnail for item in loaded],
         ANSWERS: [given_answers(record.meta) for record in records],
         **seen(loaded, image),
