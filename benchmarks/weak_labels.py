@@ -67,7 +67,8 @@ def figures(found: Resampled) -> dict[str, Any]:
 def main(store: Path, out: Path, weight: float | None) -> None:
     """Train by every count and seed, into OUT, and write the curve."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    teacher = ZeroShotTeacher(pretrain("clip", store, out / "clip", seed=0).out, DESCRIBED)
+    described = {name: phrases for name, phrases in DESCRIBED.items() if name in read_label_set(store).names}
+    teacher = ZeroShotTeacher(pretrain("clip", store, out / "clip", seed=0).out, described)
     result: dict[str, Any] = {"model": MODEL, "seeds": len(SEEDS), "versions": versions(), "labelled": {}}
     for count in COUNTS:
         runs: dict[str, list[Resampled]] = {"alone": [], "weak": []}
