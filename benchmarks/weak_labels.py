@@ -16,7 +16,6 @@ from unittest import mock
 import click
 import numpy as np
 
-from benchmarks.accuracy import RESULTS
 from benchmarks.zero_shot import DESCRIBED
 from labeler.artifacts import versions, write_json
 from labeler.contrastive import pretrain
@@ -28,6 +27,7 @@ from labeler.store import Store
 from labeler.training import train
 from labeler.training_options import options_for
 
+FIGURES = Path(__file__).parent / "figures"
 COUNTS = (200, 100, 500)
 SEEDS = (0, 1, 2)
 MODEL = "visualbert"
@@ -84,7 +84,8 @@ def main(store: Path, out: Path, weight: float | None) -> None:
         gain = figures(weak.minus(alone))
         result["labelled"][str(count)] = {"alone": figures(alone), "weak": figures(weak), "gain": gain}
         print(count, result["labelled"][str(count)], flush=True)
-        write_json(RESULTS / "weak-labels.json", result)
+        FIGURES.mkdir(exist_ok=True)
+        write_json(FIGURES / "weak-labels.json", result)
 
 
 if __name__ == "__main__":
