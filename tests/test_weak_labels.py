@@ -17,6 +17,7 @@ from labeler.distillation import ZeroShotTeacher, teachers_say
 from labeler.ingestion import IngestOptions, ingest
 from labeler.losses import TrainingLoss, distillation_loss
 from labeler.preprocessing import preprocess
+from labeler.profile import described
 from labeler.records import read_records
 from labeler.scoring import evaluate
 from labeler.store import Store
@@ -57,6 +58,7 @@ def test_rows_without_a_label_are_kept_to_learn_from(part, tmp_path):
     labelled = {record.group for record in records if record.labels is not None}
     assert {record.split for record in without if record.group not in labelled} == {"train"}
     assert {record.split for record in records if record.labels is not None} == {"train", "validation", "test"}
+    assert "  without a label                 19" in described(profile)
     refused = ingest([part.parent / "source/part.jsonl"], tmp_path / "records").profile
     assert refused["rejects"]["label-missing"] == len(without)
 
