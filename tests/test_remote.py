@@ -63,7 +63,7 @@ def folder(store, tmp_path, s3) -> Path:
         shutil.copy(picture, folder / name)
     (folder / "broken.png").write_bytes(drawn[0].read_bytes()[:150])
     (folder / "b.txt").write_text("one red circle", encoding="utf-8")
-    (folder / "words.txt").write_bytes("un café".encode("latin-1"))
+    (folder / "words.txt").write_text("un café", encoding="utf-8")
     (folder / ".hidden.png").write_bytes(b"")
     rows = [{"file_name": "c.png", "text": "a cross"}, {"id": "gone", "file_name": "no.png"},
             {"id": "out", "file_name": "../../x.png"}, {"text": "a text alone"}, {"id": 7}]  # fmt: skip
