@@ -44,7 +44,7 @@ def examine_images(paths: Iterable[Path | None]) -> Generator[Examined | ImageEr
 
 
 def prepare_images(
-    pictures: Iterable[tuple[Path, str | None] | tuple[Path, str | None, bytes | None] | None],
+    pictures: Iterable[tuple[Path, str | None] | tuple[Path | str, str | None, bytes | None] | None],
     side: int,
     ahead: int = AHEAD,
     *,

@@ -77,7 +77,7 @@ def examine_image(path: Path) -> Examined:
 
 
 def prepare_image(
-    path: Path, side: int, sha256: str | None = None, data: bytes | None = None, look: bool = True
+    path: Path | str, side: int, sha256: str | None = None, data: bytes | None = None, look: bool = True
 ) -> Prepared:
     """Return the picture at `path`, or in `data`, ready for `stretch` to `side` x `side` pixels; for a `look`, its thumbnail.
 
@@ -96,7 +96,7 @@ def prepare_image(
     return Prepared(np.array(image) if pixels is None else pixels, small)
 
 
-def decode_file(path: Path, data: bytes, side: int | None = None) -> Image.Image:
+def decode_file(path: Path | str, data: bytes, side: int | None = None) -> Image.Image:
     """Return `decode_image` of the bytes of the file at `path`; an ImageError names the file."""
     try:
         return decode_image(data, frame_of(path)[1], side)
@@ -119,20 +119,20 @@ def resolve_image(root: Path, name: str, *, allow_outside: bool = False) -> Path
     return path
 
 
-def frame_of(path: Path) -> tuple[Path, float]:
+def frame_of(path: Path | str) -> tuple[Path, float]:
     """Return the file of a picture and the place of its frame: `clip.mp4#frame=2of4` is the one a quarter into the clip.
 
     Frames are spaced evenly from the start, which is the frame of a path that names none. A file that really has
     such a name is that file.
     """
     match = FRAME.fullmatch(str(path))
-    if match is None or path.exists():
-        return path, 0.0
+    if match is None or os.path.exists(path):
+        return Path(path), 0.0
     number, count = int(match[2]), int(match[3])
     return Path(match[1]), min(number - 1, count - 1) / count
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: Path | str) -> bytes:
     """Return the bytes of a picture's or video's file; `path` may name one of its frames.
 
     Raises ImageError when it is missing, no regular file (a FIFO or a device would hang), empty or over 64 MiB.

@@ -14,7 +14,8 @@ from xxhash import xxh3_64_intdigest
 
 from labeler.decoding import AHEAD, prepare_images
 from labeler.images import ImageError, check_size, frame_of, resolve_image
-from labeler.records import Record, Reject, Row, record_from
+from labeler.records import Record, Reject, Remote, Row, record_from
+from labeler.remote import fetch, in_threads
 from labeler.sources import image_root
 from labeler.values import RowError
 
@@ -23,29 +24,40 @@ if TYPE_CHECKING:
 
 
 class Item(NamedTuple):
-    """One thing to label: a record, its picture's file, or its name and bytes, and the picture as the image tower takes it; or
-    why it cannot be.
+    """One thing to label: a record, its picture's file, or its name and bytes or where to fetch these (`remote`), and the
+    picture as the image tower takes it; or why it cannot be.
     """
 
     record: Record
-    path: Path | None = None
+    path: Path | str | None = None
     data: bytes | None = None
     pixels: np.ndarray | None = None
     error: str | None = None
+    remote: Remote | None = None
 
 
 def read_items(
     rows: Iterable[Row | Reject], mapping: dict[str, str], allow_outside: bool, side: int, ahead: int = AHEAD
 ) -> Generator[Item, None, None]:
     """Yield an item for every row, in order, its picture at `side` x `side` pixels. Up to `ahead` are decoded early."""
-    source, again = tee(read_item(row, mapping, allow_outside) for row in rows)
-    files = ((item.path, None, item.data) if item.path else None for item in source)
-    with closing(prepare_images(files, side, ahead)) as pictures:
-        for item, picture in zip(again, pictures, strict=True):
-            if isinstance(picture, ImageError):
-                yield item._replace(error=str(picture), data=None)
-            else:
-                yield item._replace(pixels=picture and picture.pixels, data=None)
+    read = (read_item(row, mapping, allow_outside) for row in rows)
+    with closing(in_threads(fetched, read, lambda item: item.remote is not None)) as here:
+        source, again = tee(here)
+        files = ((item.path, None, item.data) if item.path else None for item in source)
+        with closing(prepare_images(files, side, ahead)) as pictures:
+            for item, picture in zip(again, pictures, strict=True):
+                if isinstance(picture, ImageError):
+                    yield item._replace(error=str(picture), data=None)
+                else:
+                    yield item._replace(pixels=picture and picture.pixels, data=None)
+
+
+def fetched(item: Item) -> Item:
+    """Return the item with its picture's bytes in place of where they are; an error in place of an exception."""
+    try:
+        return item._replace(data=item.remote and fetch(item.remote))
+    except ImageError as error:
+        return item._replace(path=None, error=str(error))
 
 
 def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -> Item:
@@ -60,6 +72,13 @@ def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -
         if isinstance(row.picture, bytes):
             check_size(len(row.picture))
             return Item(record, Path(record.image or record.id), row.picture)
+        if isinstance(row.picture, Remote):
+            record, url = record.model_copy(update={"image": row.picture.url}), row.picture.url
+            if row.picture.outside:
+                raise ImageError(
+                    "image-outside", f"{url} lies outside its input's folder; --allow-outside reads it all the same"
+                )
+            return Item(record, url, remote=row.picture)
         if record.image is None:
             return Item(record)
         return Item(record, resolve_image(root_of(row.source), record.image, allow_outside=allow_outside))
@@ -87,7 +106,8 @@ def root_of(source: str) -> Path:
 
 
 def key_of(row: Row | Reject, mapping: dict[str, str]) -> int:
-    """Return 64 bits that differ when a row's id, text or picture does: its bytes, or its file's place, size and times.
+    """Return 64 bits that differ when a row's id, text or picture does: its bytes, or its file's place, size and times, as far
+    as these are known.
 
     No picture is read. Two things share a key by chance in one of 40 million runs over a million rows.
     """
@@ -98,6 +118,8 @@ def key_of(row: Row | Reject, mapping: dict[str, str]) -> int:
     held: tuple[object, ...] = ()
     if isinstance(row.picture, bytes):
         held = (xxh3_64_intdigest(row.picture),)
+    elif isinstance(row.picture, Remote):
+        held = row.picture
     elif image is not None:
         path = os.path.abspath(os.path.join(root_of(row.source), image))
         held = path, file_key(path)

@@ -22,9 +22,10 @@ from labeler.evaluation import Aim
 from labeler.exporting import MANY, choose_engine
 from labeler.items import key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
-from labeler.output import LineFormat, Stream, writing
+from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.ray_labelling import label_on_ray
 from labeler.records import Reject, Row
+from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards
 from labeler.sources import Reading, brings_pictures, read_source
 from labeler.taxonomy import taxonomy_of
@@ -39,9 +40,9 @@ FORMATS = ("jsonl", "csv")
 
 
 def predict(
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | str],
     model: Path,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     format: str | None = None,
     batch_size: int = 32,
@@ -65,7 +66,8 @@ def predict(
     error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
     only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
     `review`, true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs.
-    `out` None is standard output. `format` is jsonl or csv, by default what `out` ends in.
+    `out` None is standard output. `format` is jsonl or csv, by default what `out` ends in. An input and `out` may be strings,
+    s3://BUCKET/KEY (see `labeler.remote`); a line then has the picture's URL as its `image`.
 
     A file appears whole or not at all. What an interrupted run has labelled, and what stands in `out` from a run of the same
     model and options, is kept where neither the row nor its picture's file has changed, unless `force`; items that had an
@@ -88,9 +90,10 @@ def predict(
         raise UsageError("zero-shot labels are computed by PyTorch in float32: leave out --runtime and --precision")
     if engine != "ray" and (workers or ray_address):
         raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
-    rows = read_inputs(inputs, mapping or {})  # before any model is loaded
-    streams = any(map(brings_pictures, inputs))
-    many = streams or sum(1 for _ in islice(read_inputs(inputs, mapping or {}), MANY)) == MANY
+    rows = read_inputs(inputs, mapping or {}, allow_outside)  # before any model is loaded
+    streams = any(isinstance(place, Path) and brings_pictures(place) for place in inputs)
+    first = [] if streams else list(islice(rows, MANY))
+    many, rows = streams or len(first) == MANY, chain(first, rows)
     if prompts:
         choice = Choice(model, prompts=prompts)
     else:
@@ -100,14 +103,16 @@ def predict(
               "prompts": prompts and prompts.arguments()}  # fmt: skip
     rule = Rule(model, label_set_of(prompts), None, 1.0) if prompts else aimed(read_rule(choice.folder), aim)
     least = None if min_precision is None else least_score(rule, min_precision)
-    ahead = AHEAD if streams else WINDOW  # whole files are larger than what is decoded of them
+    far = any(isinstance(place, str) for place in inputs)
+    ahead = AHEAD if streams or far else WINDOW  # whole files are larger than what is decoded of them
     settings = Settings(model, rule, mapping or {}, device, batch_size, least, allow_outside, ahead, choice)
     written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None)
     label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
     if engine == "ray":
         label_windows = partial(label_on_ray, workers=workers, address=ray_address)
     with writing(out, recipe, written.header, force) as output:
-        total = count(inputs, mapping or {})
+        shown = sys.stderr.isatty() and not (streams or far)  # to count those would fetch them all
+        total = sum(1 for _ in read_inputs(inputs, mapping or {}, allow_outside)) if shown else None
         try:
             with tqdm(total=total, desc="labelling", unit="item", disable=None) as bar:
                 label_rows(label_windows, rows, settings, written, output, bar)
@@ -118,12 +123,14 @@ def predict(
             raise InterruptedRun(f"{out}: interrupted; the same command goes on from there") from None
 
 
-def output_format(format: str | None, out: Path | None) -> str:
+def output_format(format: str | None, out: Path | str | None) -> str:
     """Return the format to write `out` in; raises as `predict` does."""
-    form = format or ("csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl")
+    form = format or ("csv" if str(out).lower().endswith(".csv") else "jsonl")
     if form not in FORMATS:
         raise UsageError(f"--format {form}: expected {' or '.join(FORMATS)}")
-    if out is not None and out.is_dir():
+    if isinstance(out, str):
+        check_output(out)
+    elif out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
     return form
 
@@ -168,16 +175,12 @@ def label_here(
             yield [written(line) for line in labeller(window)]
 
 
-def read_inputs(inputs: Sequence[Path], mapping: dict[str, str]) -> Iterator[Row | Reject]:
+def read_inputs(inputs: Sequence[Path | str], mapping: dict[str, str], allow_outside: bool) -> Iterator[Row | Reject]:
     """Return the rows of all inputs; raises BadInputError when one is missing."""
-    return chain.from_iterable([read_source(path, Reading(mapping=mapping)) for path in inputs])
-
-
-def count(inputs: Sequence[Path], mapping: dict[str, str]) -> int | None:
-    """Return how many rows there are; None where nobody sees a bar, or counting would read all pictures."""
-    if not sys.stderr.isatty() or any(map(brings_pictures, inputs)):
-        return None
-    return sum(1 for _ in read_inputs(inputs, mapping))
+    return chain.from_iterable([
+        read_remote(place, mapping, allow_outside) if isinstance(place, str) else read_source(place, Reading(mapping=mapping))
+        for place in inputs
+    ])  # fmt: skip
 
 
 def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:

@@ -1,18 +1,22 @@
-"""What `predict` writes: a line an item, as jsonl or csv; to a stream at once, to a file by shards."""
+"""What `predict` writes: a line an item, as jsonl or csv; to a stream at once, to a file by shards, to S3 as a file."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
+import posixpath
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
 from typing import IO, Any
 
-from labeler.artifacts import neutral
-from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded
+from labeler.artifacts import BadInputError, locked, neutral, sha256_bytes
+from labeler.remote import download, endpoint, status, upload
+from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
 
@@ -78,13 +82,69 @@ class Stream:
 
 
 @contextmanager
-def writing(out: Path | None, recipe: dict[str, Any], header: str, force: bool = False) -> Iterator[Shards | Stream]:
-    """Yield what takes the lines: a stream for standard output (None), a pipe or a device; else the shards of the file `out`."""
+def writing(
+    out: Path | str | None, recipe: dict[str, Any], header: str, force: bool = False
+) -> Iterator[Shards | Stream]:
+    """Yield what takes the lines: a stream for standard output (None), a pipe or a device; else the shards of the file `out`, or
+    of the copy of an output on S3.
+    """
     if out is None:
         yield Stream(sys.stdout, header)
+    elif isinstance(out, str):
+        with uploaded(out) as copy, sharded(copy, recipe, header, force) as shards:
+            yield shards
     elif out.exists() and not out.is_file():
         with open(out, "w", encoding="utf-8", newline="") as file:
             yield Stream(file, header)
     else:
         with sharded(out, recipe, header, force) as shards:
             yield shards
+
+
+def check_output(url: str) -> None:
+    """Raise BadInputError where no object can be written to `url`, as far as that can be told before."""
+    if url.endswith("/") or status(url).type.name == "Directory":
+        raise BadInputError(f"{url}: a folder; --out takes the file to write")
+
+
+@contextmanager
+def uploaded(url: str) -> Iterator[Path]:
+    """Yield a file of this machine to write in place of `url`; when the block ends without an error, it is uploaded.
+
+    Objects appear whole, the one that describes the output (`labeler.shards.state_of`) after it. Both are fetched first, so
+    that the lines of what has not changed are kept on whichever machine. What is not finished or not uploaded yet lies in
+    `cache_folder`, one for every output, and is found there by the next run.
+
+    Raises LockedError where another process is writing it, and as `told` does.
+    """
+    folder = cache_folder(url)
+    path = folder / posixpath.basename(url)
+    files = {state_of(path): f"{posixpath.dirname(url)}/{state_of(path).name}", path: url}
+    with locked(folder):
+        folder.mkdir(exist_ok=True)
+        fetched = not path.exists() and all(status(place).is_file for place in files.values())
+        if fetched:
+            for file, place in files.items():
+                download(place, file)
+        before = path.stat() if fetched else None
+        try:
+            yield path
+            if path.stat() != before:
+                for file, place in reversed(files.items()):
+                    upload(file, place)
+            rmtree(folder)
+        finally:
+            with suppress(OSError):  # it may hold what the next run needs
+                folder.rmdir()
+
+
+def cache_folder(url: str) -> Path:
+    """Return the folder in this user's cache in which an output on S3 is made; raises BadInputError where there can be none."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labeler"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"{cache}: cannot be made a folder ({error.strerror}); name another cache folder in XDG_CACHE_HOME"
+        ) from None
+    return cache / f"{posixpath.basename(url)}-{sha256_bytes(f'{endpoint()} {url}'.encode())[:16]}"

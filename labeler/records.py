@@ -50,18 +50,29 @@ class Record(BaseModel):
     meta: dict[str, Any] = {}
 
 
+class Remote(NamedTuple):
+    """A picture that is fetched when its row is labelled: its URL, its size in bytes and when it was written, in ns since 1970
+    (None where that could not be learned), and whether it lies where its source may not lead.
+    """
+
+    url: str
+    size: int | None = None
+    written: int | None = None
+    outside: bool = False
+
+
 class Row(NamedTuple):
     """One row as a source gave it: where it stood, its fields, and what its reader had to guess (for counting).
 
-    `picture` is the picture itself where the source holds it: its bytes, or what a record calls it when they are kept; the
-    image's field is then only its name. `number` counts the rows where `line` counts blank lines too.
+    `picture` is the picture itself where the source holds it: its bytes, where to fetch them, or what a record calls it when
+    they are kept; the image's field is then only its name. `number` counts the rows where `line` counts blank lines too.
     """
 
     source: str
     line: int
     fields: dict[str, Any]
     notes: tuple[str, ...] = ()
-    picture: bytes | str | None = None
+    picture: bytes | Remote | str | None = None
     number: int | None = None
 
     @property

@@ -23,7 +23,8 @@ taxonomy
 evaluation
 images  splits  baselines  keys  lines
 sources
-decoding  chunks  looks  pictures
+decoding  chunks  looks  pictures  remote
+remote_rows
 selection
 profile  image_quality  label_errors
 ingestion  store  export
@@ -209,7 +210,7 @@ LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "ke
          "items", "output", "shards", "memory", "labeller", "engines", "engines.exported", "engines.onnx", "engines.openvino",
          "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
          "inspection", "models", "explanation", "heat_maps", "distributed", "ray_labelling",
-         "encoders.weights"]  # fmt: skip
+         "remote", "remote_rows", "encoders.weights"]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT + [name for name in module_names() if name.startswith("sources")])

@@ -7,12 +7,28 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import click
 
 Decorator = Callable[[Any], Any]
-FOLDER = click.Path(path_type=Path)
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class PlaceType(click.ParamType):
+    """A path of this machine, also as file://PATH, as a Path; a URL as the string that it is, since a Path would change it."""
+
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | str:
+        """Return the place that was given."""
+        if str(value).startswith("file://"):
+            return Path(unquote(str(value).removeprefix("file://")))
+        return value if "://" in str(value) else Path(value)
+
+
+FOLDER = click.Path(path_type=Path)
+PLACE = PlaceType()
 
 force: Decorator = click.option("--force", is_flag=True, help="Make it again even if it is already made.")
 as_json: Decorator = click.option(

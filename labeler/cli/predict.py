@@ -12,10 +12,12 @@ from labeler.cli import options
 
 
 @click.command("predict")
-@click.argument("inputs", nargs=-1, required=True, type=options.FOLDER)
+@click.argument("inputs", nargs=-1, required=True, type=options.PLACE)
 @click.option("--model", type=options.FOLDER, required=True,
               help="The run that `labeler train` wrote, or its export; with --zero-shot `labeler pretrain`.")  # fmt: skip
-@click.option("--out", default="-", show_default=True, help="The file to write; - is standard output.")
+@click.option(
+    "--out", type=options.PLACE, default="-", show_default=True, help="The file to write; - is standard output."
+)
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="[default: by the file's name, else jsonl]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--zero-shot", metavar="LABELS",
@@ -43,12 +45,14 @@ from labeler.cli import options
 @click.option("--force", is_flag=True, help="Label everything again, what has not changed since the last time too.")
 @click.pass_context
 def command(
-    context: click.Context, inputs: tuple[Path, ...], model: Path, out: str, form: str | None, batch_size: int,
+    context: click.Context, inputs: tuple[Path | str, ...], model: Path, out: Path | str, form: str | None, batch_size: int,
     zero_shot: str | None, templates: tuple[str, ...], aim: Any, min_precision: float | None, mapping: dict[str, str],
     allow_outside: bool, runtime: str, precision: Any, device: str, force: bool, engine: str, workers: int | None,
     ray_address: str | None,
 ) -> None:  # fmt: skip
     """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
+
+    INPUTS and the output may be s3://BUCKET/KEY; AWS_ENDPOINT_URL names another server than Amazon's.
 
     One line an item, in the order of the input: {"id", "image", "text", "labels", "scores", "model", "error"}.
     With --min-precision there is "review" too: true where a label was found but not surely enough to be given.
@@ -68,7 +72,7 @@ def command(
     prompts = None if zero_shot is None else parse_prompts(zero_shot, templates)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    target = None if out == "-" else Path(out)
+    target = None if out == Path("-") else out
     result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, runtime=runtime,
                      precision=precision, mapping=mapping, allow_outside=allow_outside, aim=aim,
                      min_precision=min_precision, force=force, engine=engine, workers=workers,

@@ -94,16 +94,21 @@ def find_format(path: Path, wanted: str = "auto") -> str:
         return "lance" if lance.claims(path) else "folder"
     if not path.is_file():
         raise BadInputError(f"{path}: neither a file nor a folder")
-    suffix = path.suffix.lower()
-    if suffix == ".json" and label_studio.claims(path):
+    if path.suffix.lower() == ".json" and label_studio.claims(path):
         return "label-studio"
-    if suffix == ".json" and coco.claims(path):
+    if path.suffix.lower() == ".json" and coco.claims(path):
         return "coco"
+    return named_format(str(path))
+
+
+def named_format(place: str) -> str:
+    """Return the format that the name of a file tells; raises BadInputError where it tells none."""
+    suffix = Path(place).suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
     if suffix in PICTURES:
         return "picture"
-    raise BadInputError(f"{path}: unknown format {suffix!r}; expected {', '.join(SUFFIXES)}, a picture or a folder")
+    raise BadInputError(f"{place}: unknown format {suffix!r}; expected {', '.join(SUFFIXES)}, a picture or a folder")
 
 
 def image_root(path: Path) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
@@ -12,6 +13,14 @@ from labeler.sources.text import EncodingError, decode_text, encoding_note
 
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
+
+
+class Entry(NamedTuple):
+    """A pair of a folder: its number there, its picture (None where a text stands alone), and where its text would be."""
+
+    line: int
+    image: Path | None
+    sidecar: Path
 
 
 def read(root: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
@@ -31,7 +40,7 @@ def read(root: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
 
 def read_picture(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     """Yield the row of one picture, its sidecar's text with it."""
-    yield text_row(path.parent, path.with_suffix(".txt"), 1, path, encoding)
+    yield text_row(path.parent, Entry(1, path, path.with_suffix(".txt")), encoding)
 
 
 def read_one(
@@ -39,20 +48,31 @@ def read_one(
 ) -> Iterator[Row | Reject]:
     """Yield the rows of one folder, its sub-folders left out; the files that its metadata names are added to `named`."""
     if METADATA in names and (current / METADATA).is_file():  # a FIFO of that name would never end
-        for item in jsonl.read(current / METADATA):
-            if isinstance(item, Row):
-                item, name = with_image_below(item, root, current)
-                named.add(name)
-            yield item
+        yield from metadata_rows(current / METADATA, root, current, named)
+    for entry in entries(root, current, names, named):
+        yield text_row(root, entry, encoding)
+
+
+def metadata_rows(path: Path, root: Path, current: Path, named: set[str]) -> Iterator[Row | Reject]:
+    """Yield the rows of the folder `current` that its metadata in `path` gives; the files that it names are added to `named`."""
+    for item in jsonl.read(path):
+        if isinstance(item, Row):
+            item, name = with_image_below(item, root, current)
+            named.add(name)
+        yield item
+
+
+def entries(root: Path, current: Path, names: list[str], named: set[str]) -> Iterator[Entry]:
+    """Yield the pairs among the sorted `names` of the folder `current` below `root`, but those that metadata named."""
     stems = {Path(name).stem for name in names if not name.endswith(".txt") and name != METADATA}
     for line, name in enumerate(names, 1):
         if name == METADATA or (current / name).relative_to(root).as_posix() in named:
             continue
         if name.endswith(".txt"):
             if Path(name).stem not in stems:
-                yield text_row(root, current / name, line, None, encoding)
+                yield Entry(line, None, current / name)
             continue
-        yield text_row(root, (current / name).with_suffix(".txt"), line, current / name, encoding)
+        yield Entry(line, current / name, (current / name).with_suffix(".txt"))
 
 
 def with_image_below(row: Row, root: Path, current: Path) -> tuple[Row, str]:
@@ -64,23 +84,31 @@ def with_image_below(row: Row, root: Path, current: Path) -> tuple[Row, str]:
     return row._replace(source=str(root), fields=row.fields | {key: name}), name
 
 
-def text_row(root: Path, sidecar: Path, line: int, image: Path | None, encoding: str | None) -> Row | Reject:
-    """Return the row of a picture and its sidecar, or of a sidecar alone."""
+def read_sidecar(root: Path, path: Path) -> bytes | None:
+    """Return the bytes of a sidecar, as far as shows that it is over 1 MiB; None where there is none.
+
+    Raises OSError where a link leads out of `root`.
+    """
+    if not path.is_file():
+        return None
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise OSError("a link to outside the folder")
+    with open(path, "rb") as file:
+        return file.read(MAX_SIDECAR_BYTES + 1)
+
+
+def text_row(
+    root: Path, entry: Entry, encoding: str | None, read: Callable[[Path, Path], bytes | None] = read_sidecar
+) -> Row | Reject:
+    """Return the row of a pair; `read` gives the bytes of its text, as `read_sidecar` does."""
+    line, image, sidecar = entry
     name = (image or sidecar).relative_to(root).as_posix()
     try:
-        text, found = decode_text(read_sidecar(root, sidecar), encoding) if sidecar.is_file() else (None, "utf-8")
+        data = read(root, sidecar)
+        if data is not None and len(data) > MAX_SIDECAR_BYTES:
+            raise OSError(f"over {MAX_SIDECAR_BYTES:,} bytes")
+        text, found = (None, "utf-8") if data is None else decode_text(data, encoding)
     except (OSError, EncodingError) as error:
         return Reject(str(root), line, name, "text-unreadable", f"{sidecar.name}: {error}")
     fields = {"id": name, "image": name if image else None, "text": text and text.strip()}
     return Row(str(root), line, fields, encoding_note(found, encoding))
-
-
-def read_sidecar(root: Path, path: Path) -> bytes:
-    """Return the bytes of a sidecar; raises OSError where it is over 1 MiB or a link leads out of `root`."""
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise OSError("a link to outside the folder")
-    with open(path, "rb") as file:
-        data = file.read(MAX_SIDECAR_BYTES + 1)
-    if len(data) > MAX_SIDECAR_BYTES:
-        raise OSError(f"over {MAX_SIDECAR_BYTES:,} bytes")
-    return data

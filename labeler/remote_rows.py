@@ -1,0 +1,127 @@
+"""Rows of a folder, a picture or a table on S3, as `labeler.sources` gives those of this machine's; pictures come later."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labeler.artifacts import BadInputError
+from labeler.records import Reject, Remote, Row, find_field
+from labeler.remote import LOST, PREFIX, copied, file_of, in_threads, lost, opened, read_bytes, status, told
+from labeler.sources import Reading, named_format, read_source, rows_of
+from labeler.sources.folder import MAX_SIDECAR_BYTES, METADATA, Entry, entries, metadata_rows, text_row
+from labeler.values import RowError, clean_text
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo
+
+Tasks = Iterator[Callable[[], "Row | Reject"]]
+
+
+def read(url: str, mapping: dict[str, str], allow_outside: bool) -> Iterator[Row | Reject]:
+    """Return the rows of what lies at `url`, their pictures Remote, as `labeler.sources.read_source` would.
+
+    Of a folder the names in one of its folders at a time are held in memory; a table is copied to this machine first. What has to
+    be asked for each row, its text or what is known of its picture, is asked ahead of the rows.
+
+    Raises BadInputError when there is no such place, or it cannot be read.
+    """
+    found, url, how = status(url), url.rstrip("/"), Reading(mapping=mapping)
+    if found.is_file and named_format(url) != "picture":
+        return in_threads(perform, table_tasks(url, how, allow_outside))
+    if found.is_file:
+        tasks = picture_tasks(url)
+    elif found.type.name == "Directory":
+        tasks = folder_tasks(url, mapping, allow_outside)
+    else:
+        raise BadInputError(f"{url}: no such object or folder")
+    return (row for item in in_threads(perform, tasks) for row in rows_of(item, how))
+
+
+def perform(task: Callable[[], Row | Reject]) -> Row | Reject:
+    """Return what a task makes."""
+    return task()
+
+
+def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Tasks:
+    """Yield what makes each row of a folder, in the order of `labeler.sources.folder.read`."""
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, top = opened(url)
+    root, named = Path(top), set[str]()
+    folders = [top]
+    while folders:
+        current = folders.pop()
+        with told(f"{PREFIX}{current}"):
+            shown = [info for info in filesystem.get_file_info(FileSelector(current)) if info.base_name[0] != "."]
+        files = {info.base_name: info for info in shown if info.type is FileType.File}
+        folders += sorted((info.path for info in shown if info.type is FileType.Directory), reverse=True)
+        if METADATA in files:
+            with copied(f"{PREFIX}{current}/{METADATA}") as copy:
+                for item in metadata_rows(copy, root, Path(current), named):
+                    source = url if isinstance(item, Row) else f"{PREFIX}{current}/{METADATA}"
+                    yield partial(with_picture, item._replace(source=source), url, mapping, allow_outside)
+        for entry in entries(root, Path(current), sorted(files), named):
+            yield partial(row_of, root, entry, files)
+
+
+def picture_tasks(url: str) -> Tasks:
+    """Yield what makes the row of one picture."""
+    image = Path(opened(url)[1])
+    places = [image, image.with_suffix(".txt")]
+    files = {place.name: info for place in places if (info := status(f"{PREFIX}{place}")).is_file}
+    yield partial(row_of, image.parent, Entry(1, *places), files)
+
+
+def table_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
+    """Yield what makes each row of a table, whose pictures' names are relative to the table's folder."""
+    folder = url.rpartition("/")[0]
+    with copied(url) as copy:
+        try:
+            for item in read_source(copy, how):
+                yield partial(with_picture, item._replace(source=url), folder, how.mapping, allow_outside)
+        except BadInputError as error:
+            raise BadInputError(str(error).replace(str(copy), url)) from None
+
+
+def row_of(root: Path, entry: Entry, files: dict[str, FileInfo]) -> Row | Reject:
+    """Return the row of a pair in a folder below `root` whose `files` are known by their names."""
+
+    def read_text(root: Path, place: Path) -> bytes | None:
+        return read_bytes(f"{PREFIX}{place}", MAX_SIDECAR_BYTES) if place.name in files else None
+
+    row = text_row(root, entry, None, read_text)._replace(source=f"{PREFIX}{root}")
+    if isinstance(row, Reject) or entry.image is None:
+        return row
+    info = files[entry.image.name]
+    return row._replace(picture=Remote(f"{PREFIX}{entry.image}", info.size, info.mtime_ns))
+
+
+def with_picture(item: Row | Reject, folder: str, mapping: dict[str, str], allow_outside: bool) -> Row | Reject:
+    """Return a row with the place of its picture, whose name is relative to `folder` or a URL."""
+    key = None if isinstance(item, Reject) else find_field(item.fields, "image", mapping)
+    if isinstance(item, Reject) or key is None:
+        return item
+    try:
+        name = clean_text(item.fields.get(key), "image")
+    except RowError:
+        return item  # whoever makes a record of it says why
+    if name is None:
+        return item
+    root = folder.removeprefix(PREFIX)
+    path = name.removeprefix(PREFIX) if name.startswith(PREFIX) else posixpath.join(root, name)
+    path = posixpath.normpath(path).lstrip("/")
+    url = f"{PREFIX}{path}"
+    if not allow_outside and not path.startswith(f"{root}/"):
+        return item._replace(picture=Remote(url, outside=True))
+    try:
+        filesystem, path = opened(file_of(url))
+        info = filesystem.get_file_info(path)
+    except (OSError, ValueError) as error:
+        if LOST in str(error):
+            raise lost(url, error) from None
+        return item._replace(picture=Remote(url))  # to fetch it fails too, and says why
+    return item._replace(picture=Remote(url, info.size, info.mtime_ns))

@@ -1,0 +1,259 @@
+"""Labelling from and to S3: the lines of the same files on this machine, against moto's server; what can go wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
+
+from labeler import items
+from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError
+from labeler.items import read_items
+from labeler.labeller import Labeller
+from labeler.labelling import predict
+from labeler.output import cache_folder
+from labeler.remote import fetch, in_threads
+from labeler.remote_rows import read
+from labeler.shards import Counts
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Return the address of an S3 server on this machine."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(server, tmp_path, monkeypatch) -> S3FileSystem:
+    """Return the file system of the server, with an empty bucket `pets`; the variables name it to the labeler."""
+    settings = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+                "AWS_EC2_METADATA_DISABLED": "true", "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    filesystem = S3FileSystem(endpoint_override=server, allow_bucket_creation=True, allow_bucket_deletion=True)
+    filesystem.create_dir("pets")
+    filesystem.delete_dir_contents("pets")
+    return filesystem
+
+
+@pytest.fixture(scope="module")
+def run(trained) -> Path:
+    return trained("resnet-gru")
+
+
+@pytest.fixture
+def folder(store, tmp_path, s3) -> Path:
+    """Return a folder of six pictures, one of them broken, texts and a table; `pets/folder` on S3 is the same."""
+    drawn = sorted((store.parent / "source" / "pictures").glob("*.png"))
+    folder = tmp_path / "folder"
+    (folder / "more").mkdir(parents=True)
+    for picture, name in zip(drawn, ("b.png", "a b#1%20.png", "é.png", "more/c.png", "more/d.png"), strict=False):
+        shutil.copy(picture, folder / name)
+    (folder / "broken.png").write_bytes(drawn[0].read_bytes()[:150])
+    (folder / "b.txt").write_text("one red circle", encoding="utf-8")
+    (folder / "words.txt").write_text("un café", encoding="utf-8")
+    (folder / ".hidden.png").write_bytes(b"")
+    rows = [{"file_name": "c.png", "text": "a cross"}, {"id": "gone", "file_name": "no.png"},
+            {"id": "out", "file_name": "../../x.png"}, {"text": "a text alone"}, {"id": 7}]  # fmt: skip
+    (folder / "more" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    upload(s3, folder, "pets/folder")
+    return folder
+
+
+def upload(s3: S3FileSystem, source: Path, target: str) -> None:
+    copy_files(str(source), target, source_filesystem=LocalFileSystem(), destination_filesystem=s3)
+
+
+def lines_at(s3: S3FileSystem, place: str) -> list[dict]:
+    with s3.open_input_file(place) as file:
+        return [json.loads(line) for line in file.read().splitlines()]
+
+
+def as_remote(path: Path, folder: Path, url: str) -> list[dict]:
+    """Return the lines of a file, as they are when the `folder` lies at `url`: pictures have a URL, and so have errors."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["image"] = line["image"] and os.path.normpath(f"{url[5:]}/{line['image']}").join(("s3://", ""))
+        line["error"] = line["error"] and line["error"].replace(str(folder), url)
+    return lines
+
+
+def test_a_folder_on_s3_gives_the_lines_of_the_same_folder_here(s3, folder, run, tmp_path, labeler):
+    here = tmp_path / "here.jsonl"
+    assert predict([folder], run, here, device="cpu") == Counts(12, 5)
+    answer = labeler(
+        "predict", "s3://pets/folder/", "--model", run, "--out", "s3://pets/out/labels.jsonl", "--device", "cpu"
+    )
+    assert answer.code == 4
+    assert answer.said.endswith("s3://pets/out/labels.jsonl: 12 items, 5 with an error")
+    expected = as_remote(here, folder, "s3://pets/folder")
+    outside = next(line for line in expected if line["id"] == "out")
+    outside["error"] = "s3://pets/x.png lies outside its input's folder; --allow-outside reads it all the same"
+    assert lines_at(s3, "pets/out/labels.jsonl") == expected
+    assert [line["text"] for line in expected if line["id"] in ("b.png", "words.txt")] == ["one red circle", "un café"]
+    assert not list((tmp_path / "cache" / "labeler").iterdir())
+
+
+def test_tables_and_pictures_from_s3_to_here_and_from_here_to_s3(s3, folder, run, tmp_path):
+    rows = [{"image": "b.png", "text": "red"}, {"image": "more/d.png", "id": "d"}, {"text": "words"}]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "pairs.csv").write_text("uid,img\n1,more/c.png\n2,s3://pets/folder/b.png\n", encoding="utf-8")
+    upload(s3, folder, "pets/folder")
+    names = ["pairs.jsonl", "b.png", "more/c.png"]
+    assert predict([folder / name for name in names], run, tmp_path / "here.csv", device="cpu") == Counts(5, 0)
+    url = "s3://pets/folder"
+    assert predict([f"{url}/{name}" for name in names], run, tmp_path / "there.csv", device="cpu") == Counts(5, 0)
+    cells = [[line.split(",") for line in path.read_text().splitlines()]
+             for path in (tmp_path / "here.csv", tmp_path / "there.csv")]  # fmt: skip
+    assert [row[:1] + row[2:] for row in cells[1]] == [row[:1] + row[2:] for row in cells[0]]
+    assert [row[1] for row in cells[1][1:]] == [
+        f"{url}/b.png", f"{url}/more/d.png", "", f"{url}/b.png", f"{url}/more/c.png"
+    ]  # fmt: skip
+    assert predict([folder / "pairs.jsonl"], run, "s3://pets/labels.csv", device="cpu") == Counts(3, 0)
+    with s3.open_input_file("pets/labels.csv") as file:
+        assert file.read().decode().splitlines() == (tmp_path / "here.csv").read_text().splitlines()[:4]
+    assert predict([f"{url}/pairs.csv"], run, tmp_path / "urls.jsonl", device="cpu") == Counts(2, 0)
+
+
+def test_only_new_and_changed_objects_are_labelled_on_whichever_machine(s3, folder, run, tmp_path, monkeypatch):
+    out = "s3://pets/labels.jsonl"
+    assert predict(["s3://pets/folder"], run, out, device="cpu") == Counts(12, 5)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    shutil.copy(folder / "more" / "d.png", folder / "b.png")  # of another size
+    shutil.copy(folder / "more" / "d.png", folder / "more" / "new.png")
+    shutil.copy(folder / "more" / "d.png", folder / "broken.png")
+    upload(s3, folder / "b.png", "pets/folder/b.png")
+    upload(s3, folder / "broken.png", "pets/folder/broken.png")
+    upload(s3, folder / "more" / "new.png", "pets/folder/more/new.png")
+    s3.delete_file("pets/folder/more/d.png")
+    fetched = []
+    monkeypatch.setattr(items, "fetch", lambda picture: fetched.append(picture.url) or fetch(picture))
+    done = predict(["s3://pets/folder"], run, out, device="cpu")
+    assert done == Counts(12, 4, kept=5, dropped=2)
+    names = ["b.png", "broken.png", "more/new.png", "more/no.png"]  # what had an error is tried again
+    assert sorted(fetched) == [f"s3://pets/folder/{name}" for name in names]
+
+
+def test_what_has_not_changed_is_not_uploaded(s3, folder, run, monkeypatch):
+    out = "s3://pets/labels.jsonl"
+    predict(["s3://pets/folder/b.png"], run, out, device="cpu")
+    monkeypatch.setattr("labeler.output.upload", lambda *_: pytest.fail("uploaded"))
+    assert predict(["s3://pets/folder/b.png"], run, out, device="cpu") == Counts(1, 0, kept=1)
+
+
+def test_an_interrupted_run_goes_on(s3, folder, run, monkeypatch):
+    def interrupted(self, window):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(window)
+        return logits(self, window)
+
+    written, logits = [], Labeller.logits
+    monkeypatch.setattr("labeler.labelling.WINDOW", 2)
+    predict(["s3://pets/folder"], run, "s3://pets/whole.jsonl", device="cpu")
+    monkeypatch.setattr(Labeller, "logits", interrupted)
+    with pytest.raises(InterruptedRun, match=r"s3://pets/out.jsonl: interrupted; the same command goes on from there"):
+        predict(["s3://pets/folder"], run, "s3://pets/out.jsonl", device="cpu")
+    assert not s3.get_file_info("pets/out.jsonl").is_file
+    monkeypatch.setattr(Labeller, "logits", lambda self, window: written.append(window) or logits(self, window))
+    assert predict(["s3://pets/folder"], run, "s3://pets/out.jsonl", device="cpu") == Counts(12, 5)
+    assert sum(map(len, written)) == 7
+    assert lines_at(s3, "pets/out.jsonl") == lines_at(s3, "pets/whole.jsonl")
+
+
+def test_what_could_not_be_uploaded_is_uploaded_by_the_next_run(s3, folder, run, monkeypatch):
+    def no_bucket(self, window):
+        s3.delete_dir("gone")
+        return logits(self, window)
+
+    logits, out = Labeller.logits, "s3://gone/out.jsonl"
+    s3.create_dir("gone")
+    monkeypatch.setattr(Labeller, "logits", no_bucket)
+    with pytest.raises(LabelerError, match=r"s3://gone/out.jsonl: cannot be written \(.*NO_SUCH_BUCKET.*; .*/out.jsonl is the "
+                                           r"whole output, and the same command uploads it"):  # fmt: skip
+        predict(["s3://pets/folder/b.png"], run, out, device="cpu")
+    s3.create_dir("gone")
+    monkeypatch.setattr(Labeller, "logits", lambda *_: pytest.fail("labelled again"))
+    assert predict(["s3://pets/folder/b.png"], run, out, device="cpu") == Counts(1, 0, kept=1)
+    assert len(lines_at(s3, "gone/out.jsonl")) == 1
+    assert not cache_folder(out).exists()
+    s3.delete_dir("gone")
+
+
+def test_a_picture_that_vanishes_after_it_was_listed_costs_its_own_line(s3, folder):
+    rows = list(read("s3://pets/folder", {}, False))
+    s3.delete_file("pets/folder/b.png")
+    with closing(read_items(rows, {}, False, 32)) as found:
+        errors = {item.record.id: item.error for item in found}
+    assert errors["b.png"] == "s3://pets/folder/b.png: no such file"
+    assert errors["é.png"] is None
+
+
+@pytest.mark.parametrize(("inputs", "out", "error", "match"), [
+    (["s3://no-bucket/folder"], None, BadInputError, r"s3://no-bucket/folder: there is no bucket 'no-bucket'"),
+    (["s3://pets/no"], None, BadInputError, r"s3://pets/no: no such object or folder"),
+    (["s3://pets//no"], None, BadInputError, r"s3://pets//no: Empty path component"),
+    (["s3://pets/folder/x.bin"], None, BadInputError, r"s3://pets/folder/x.bin: unknown format '.bin'; expected .jsonl"),
+    (["s3://pets/folder/x.csv"], None, BadInputError, r"^s3://pets/folder/x.csv: no header line; give every column a name"),
+    (["s3://pets/folder"], "s3://no-bucket/a.jsonl", BadInputError, "s3://no-bucket/a.jsonl: there is no bucket 'no-bucket'"),
+    (["s3://pets/folder"], "s3://pets/folder", BadInputError, r"s3://pets/folder: a folder; --out takes the file to write"),
+    (["s3://pets/folder"], "s3://pets/new/", BadInputError, r"s3://pets/new/: a folder; --out takes the file to write"),
+    (["https://pets/folder"], None, UsageError, r"https://pets/folder: expected a path of this machine, or s3://BUCKET/KEY"),
+    (["s3://"], None, UsageError, r"s3://: expected a path of this machine, or s3://BUCKET/KEY"),
+])  # fmt: skip
+def test_what_is_refused_before_anything_is_labelled(s3, folder, run, inputs, out, error, match):
+    for name in ("x.bin", "x.csv"):
+        (folder / name).write_bytes(b"")
+        upload(s3, folder / name, f"pets/folder/{name}")
+    with pytest.raises(error, match=match):
+        predict(inputs, run, out, device="cpu")
+
+
+def test_a_server_that_is_not_there(s3, folder, run, monkeypatch):
+    rows = list(read("s3://pets/folder", {}, False))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(
+        LabelerError, match=r"s3://pets/folder: no connection \(AWS Error NETWORK_CONNECTION .*goes on from there"
+    ):
+        predict(["s3://pets/folder"], run, device="cpu")
+    with pytest.raises(
+        LabelerError, match=r"no connection \(AWS Error NETWORK_CONNECTION .*the same command goes on from"
+    ):
+        list(read_items(rows, {}, False, 32))  # no item's error: it would be that of all
+
+
+def test_a_server_that_refuses_the_credentials(s3, folder, run, monkeypatch):
+    monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
+    with pytest.raises(
+        BadInputError, match=r"s3://pets/folder: AWS Error .*; are AWS_ACCESS_KEY_ID and .* right for it\?"
+    ):
+        predict(["s3://pets/folder"], run, device="cpu")
+
+
+def test_a_file_url_is_a_path(folder, run, labeler, tmp_path):
+    url = f"file://{folder}/a%20b%231%2520.png"
+    answer = labeler("predict", url, "--model", run, "--out", f"file://{tmp_path}/out.jsonl", "--device", "cpu")
+    assert answer.code == 0
+    assert answer.said.endswith(f"{tmp_path}/out.jsonl: 1 items, 0 with an error")
+
+
+def test_threads_keep_the_order_and_hold_little():
+    drawn = []
+    made = in_threads(
+        lambda number: -number, (drawn.append(n) or n for n in range(10_000)), lambda number: number % 3 > 0
+    )
+    assert [next(made) for _ in range(5)] == [0, -1, -2, 3, -4]
+    assert len(drawn) < 200
+    assert list(made) == [number if number % 3 == 0 else -number for number in range(5, 10_000)]
