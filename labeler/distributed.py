@@ -48,13 +48,15 @@ def check_ray(asked: str = "--workers and --ray-address need") -> None:
 
 
 def check_can_shard(options: TrainOptions, workers: int) -> None:
-    """Raise UsageError where there is one worker, to which a whole model belongs, or an option needs the whole model in training."""
+    """Raise UsageError where a model cannot be divided: there is one worker, or an option needs the whole of it in training."""
     if workers < 2:
         raise UsageError("--shard divides a model among workers; add --workers 2, or more, or leave it out")
     for name in ("ema", "pretrain", "finetune_image"):
         if getattr(options, name):
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} needs the whole model on a worker, --shard divides it; leave out one of the two")
+            raise UsageError(
+                f"{option} needs the whole model on a worker, --shard divides it; leave out one of the two"
+            )
 
 
 @contextlib.contextmanager

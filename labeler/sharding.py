@@ -11,7 +11,7 @@ every parameter is divided along its first dimension. The idea: Rajbhandari et a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -48,22 +48,23 @@ class ShardedTrainer(LabelTrainer):
             self._save(output_dir, state_dict=state)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        state = self.optimizer.state_dict()
+        state = cast(Any, self.optimizer).state_dict()
         state["state"] = {number: whole(values) for number, values in state["state"].items()}
         if workers.is_first():
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint:
             how: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+            optimizer = cast(torch.optim.Optimizer, self.optimizer)
             state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, mmap=True, **how)
-            self.optimizer.load_state_dict(divided(state, self.optimizer))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, **how))
+            optimizer.load_state_dict(divided(state, optimizer))
+            cast(Any, self.lr_scheduler).load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, **how))
 
     def _load_best_model(self) -> None:
         best = self.best_checkpoint()
-        self.optimizer.state.clear()  # room for the whole model
+        cast(Any, self.optimizer).state.clear()  # room for the whole model
         if workers.is_first():
             model = load_model(model_module(self.fit.name).Model, best, self.fit.name, "train")
             self.fit.model = model.to(self.fit.device)

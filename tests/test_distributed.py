@@ -56,11 +56,6 @@ def assert_same_training(folder: Path, histories: list[dict[str, Any]], *runs: s
             torch.testing.assert_close(trained[name], weight, rtol=1e-2, atol=1e-4)
 
 
-def test_two_workers_have_the_loss_curve_of_one(store, tmp_path):
-    runs = ("1", "2")
-    assert_same_training(tmp_path, train_together(store, tmp_path, {}, *runs), *runs)
-
-
 def test_two_workers_train_with_all_that_one_can(store, tmp_path):
     """No curve is compared: each worker draws the words to hide for itself."""
     train_together(
@@ -68,12 +63,12 @@ def test_two_workers_train_with_all_that_one_can(store, tmp_path):
     )
 
 
-def test_a_model_divided_among_two_workers_has_the_loss_curve_of_one(store, tmp_path):
-    """Its checkpoints are those of one worker: either goes on from the other's."""
-    runs = ("1", "2shard", "1<2shard", "2shard<1")
+def test_two_workers_have_the_loss_curve_of_one_with_the_model_divided_among_them_too(store, tmp_path):
+    """Checkpoints of a divided model are those of one worker: either goes on from the other's."""
+    runs = ("1", "2", "2shard", "1<2shard", "2shard<1")
     special = {"activation_checkpointing": True, "modality_dropout": 0.3}
     histories = train_together(store, tmp_path, special, *runs)
-    assert [history["sharded"] for history in histories] == [False, True, False, True]
+    assert [history["sharded"] for history in histories] == [False, False, True, False, True]
     assert_same_training(tmp_path, histories, *runs)
     whole = read_json(tmp_path / "1" / "held-0.json")
     for number in "01":
@@ -117,23 +112,24 @@ def kill_one(trainer: Path, killed: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("shard", [False, True])
 def test_a_killed_worker_is_started_again_and_training_goes_on_from_the_last_checkpoint(
-    store, options, tmp_path, caplog, monkeypatch
+    store, options, tmp_path, caplog, monkeypatch, shard
 ):
     caplog.set_level(logging.INFO, "labeler")
     out, killed = tmp_path / "run", []
     threading.Thread(target=kill_one, args=(work_folder(out) / "trainer", killed), daemon=True).start()
     made, make = [], tempfile.mkdtemp
     monkeypatch.setattr(tempfile, "mkdtemp", lambda **how: made.append(make(**how)) or made[-1])
-    train("resnet-gru", store, out, options, device="cpu", workers=2, save_minutes=0)
+    train("resnet-gru", store, out, options, device="cpu", workers=2, save_minutes=0, shard=shard)
     assert killed
     assert "going on from checkpoint-" in caplog.text
     verify(out, "train")
     run = load_run(out)
     assert [epoch["epoch"] for epoch in run.history["epochs"]] == [1, 2]
-    assert run.history["workers"] == 2
+    assert (run.history["workers"], run.history["sharded"]) == (2, shard)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
-    assert "workers" not in read_manifest(out)["arguments"]
+    assert not {"workers", "shard"} & read_manifest(out)["arguments"].keys()
     assert train("resnet-gru", store, out, options, device="cpu").already, (
         "how many workers there were changes no recipe"
     )
@@ -148,6 +144,19 @@ def test_what_a_worker_cannot_do_is_said_as_by_one(store, options, tmp_path):
     with pytest.raises(LabelerError, match="resnet-gru has no fused streams to pretrain") as caught:
         train("resnet-gru", store, tmp_path / "run", replace(options, pretrain=1), device="cpu", workers=2)
     assert caught.value.exit_code == UsageError.exit_code
+
+
+@pytest.mark.parametrize("option", [{"ema": 0.5}, {"pretrain": 1}, {"finetune_image": True}])
+def test_what_needs_the_whole_model_does_not_go_with_a_divided_one(store, options, tmp_path, option):
+    name = next(iter(option)).replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{name} needs the whole model on a worker, --shard divides it"):
+        train("late-fusion", store, tmp_path / "run", replace(options, **option), workers=2, shard=True)
+
+
+def test_one_worker_divides_no_model(store, tmp_path):
+    with pytest.raises(UsageError, match="--shard divides a model among workers; add --workers 2"):
+        cli.main(["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--shard"], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_ray_the_command_says_how_to_install_it(store, tmp_path, monkeypatch):

@@ -59,7 +59,11 @@ def elements(optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """Return how many elements of weights, gradients and state this worker has."""
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = [value for values in optimizer.state.values() for name, value in values.items() if name != "step"]
-    parts = {"weights": weights, "gradients": [weight.grad for weight in weights], "state": state}
+    parts = {
+        "weights": weights,
+        "gradients": [weight.grad for weight in weights if weight.grad is not None],
+        "state": state,
+    }
     return {name: sum(map(own_elements, tensors)) for name, tensors in parts.items()}
 
 
