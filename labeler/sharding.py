@@ -1,8 +1,8 @@
 """Training a model that is divided among workers: each keeps a part of the weights, of their gradients and of AdamW's state.
 
 A layer's weights are gathered from all workers when it is worked out, and let go after it; what a worker holds at once is its
-part, one layer and the activations. Checkpoints are whole and plain, those that one worker would write: a training can go on
-with another number of workers, divided or not.
+part, a layer, what is in no layer (embeddings, head) and the activations. Checkpoints are whole and plain, those that one
+worker would write: a training can go on with another number of workers, divided or not.
 
 FSDP: Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel"; here its second version, in which
 every parameter is divided along its first dimension. The idea: Rajbhandari et al. 2020, "ZeRO", stage 3.
@@ -33,7 +33,7 @@ class ShardedTrainer(LabelTrainer):
 
     def _prepare_for_training(self, *arguments: Any, **options: Any) -> Any:
         shard(self.fit.model, self.fit.device)
-        self.is_distributed_loading_by_transformers = True  # or accelerate would look for a whole copy on every worker
+        self.is_distributed_loading_by_transformers = True  # accelerate leaves it as it is; it would want DDP
         return super()._prepare_for_training(*arguments, **options)
 
     def validate(self) -> tuple[float, float]:
