@@ -103,9 +103,15 @@ lint: $(READY) ## check format, style and types
 
 check: lint test ## lint and test
 
-bench: $(READY) ## run the benchmarks (hours; figures go to docs/RESULTS.md)
+bench: report ## run the benchmarks (hours; figures as JSON in benchmarks/, tables in docs/RESULTS.md)
+	@mkdir -p benchmarks/figures
+	@$(BIN)/python -m benchmarks.training_speed $(STORE) > benchmarks/figures/training.json
+	@$(BIN)/python -m benchmarks.prediction predict $(RUNS)/visualbert $(DATA) 1859 > benchmarks/figures/predict.json
+	@$(BIN)/python -m benchmarks.prediction scale data/clipart/unseen > benchmarks/figures/scale.json
+	@$(BIN)/python -m benchmarks.prediction startup $(RUNS)/visualbert $(firstword $(wildcard data/clipart/unseen/*.png)) \
+	    > benchmarks/figures/startup.json
 	@$(BIN)/python -m benchmarks.accuracy
-	@$(BIN)/python -m benchmarks.training_speed
+	@$(BIN)/python -m benchmarks.weak_labels $(STORE) checkpoints/bench/weak-labels
 
 lock: ## make requirements.lock again from setup.cfg
 	$(VENV)/uv/bin/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --no-annotate \

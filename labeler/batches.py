@@ -5,8 +5,9 @@ text_mask      [B, T]      bool     True = a real token; all False where there i
 visual_tokens  [B, V, D]   float32  what the frozen image tower gives; zeros where there is no picture
 visual_mask    [B, V]      bool     True = a real visual token; all False where there is no picture, and where a detector
                                     found fewer than V regions the last ones
-labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it)
-soft_targets   [B, L]      float32  the teachers' probabilities; in training with teachers alone, and no input of a model
+labels         [B] int64 (single: the label's number) or [B, L] float32 (multi: 1.0 = carries it); -1 or NaN: nobody has said
+soft_targets   [B, L]      float32  the teachers' probabilities; NaN: they say nothing of it; in training with teachers alone,
+                                    and no input of a model
 
 Where the image tower is fine-tuned (`labeler.end_to_end`), pictures come in place of their visual tokens:
 
@@ -29,6 +30,8 @@ from labeler.store import Store
 
 if TYPE_CHECKING:
     from labeler.pixels import Pixels
+
+UNLABELLED: dict[Task, float] = {"single": -1, "multi": np.nan}  # in the place of a label that nobody has given
 
 
 class Pair(NamedTuple):
@@ -114,6 +117,7 @@ class StorePairs(Dataset[Pair]):
         self.store, self.rows, self.pixels = store, rows, pixels
         self.input_ids = tokenize(tokenizer, [store.rows["text"][row] for row in rows], max_tokens)
         self.labels = label_targets(store.truth(rows), store.label_set.task)
+        self.labels[~store.labelled[rows]] = UNLABELLED[store.label_set.task]
         self.soft_targets: np.ndarray | None = None  # [N, L] float32 where there are teachers
 
     @property
@@ -195,4 +199,6 @@ class DroppedModalities(Dataset[Pair]):
 
 def label_targets(truth: np.ndarray, task: Task) -> Any:
     """Return a loss's targets for [N, L] bool: [N] int64 for `single`, [N, L] float32 for `multi`."""
-    return truth.argmax(axis=1).astype(np.int64) if task == "single" else truth.astype(np.float32)
+    if task == "single" and truth.shape[1]:
+        return truth.argmax(axis=1).astype(np.int64)
+    return truth.astype(np.float32) if task == "multi" else np.zeros(len(truth), np.int64)

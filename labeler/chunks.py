@@ -24,6 +24,7 @@ from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import Piece, plain_columns, rows_of
+from labeler.splits import RowLabels
 from labeler.values import SPLITS, RowError, Split, parse_labels, parse_split
 
 LISTS = {list, tuple}
@@ -38,6 +39,7 @@ class RowReading:
 
     root: what images are made relative to. mapping: {our field: their field}. labels: the only ones that there may be,
     and the file that says so. answers: those that are labels of their own; all others become UNKNOWN.
+    labelled: whether each row must have a label.
     """
 
     root: Path
@@ -48,6 +50,7 @@ class RowReading:
     labels: frozenset[str] | None = None
     labels_file: str = ""
     answers: frozenset[str] | None = None
+    labelled: bool = True
     reading: Reading = field(default_factory=Reading)
 
 
@@ -66,7 +69,7 @@ class Columns(NamedTuple):
     split: np.ndarray  # [N] int8: a place in SPLITS, -1: none given
     characters: np.ndarray  # [N] int32, -1: no text
     words: np.ndarray  # [N] int32
-    label_count: np.ndarray  # [N] int32
+    label_count: np.ndarray  # [N] int32, -1: nobody has labelled it
     image: np.ndarray  # [N] uint64: the first bytes of the picture's sha256
     width: np.ndarray  # [N] int32
     height: np.ndarray  # [N] int32
@@ -178,19 +181,21 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
             row = fixed
         names = named_fields(tuple(row.fields), mapping)
         try:
-            fields = canonical_fields(row, names, separator=how.separator)
+            fields = canonical_fields(row, names, labelled=how.labelled, separator=how.separator)
             if isinstance(row.picture, str):
                 fields["image"] = row.picture
             elif fields["image"] is not None:
                 fields["image"] = relative_image(row, fields["image"], how)
+            labels = fields["labels"]
             if how.labels is not None:
-                refuse_unknown(fields["labels"], how.labels, how.labels_file)
-            if how.answers is not None:
-                fields["labels"] = with_unknown(fields["labels"], how.answers)
+                refuse_unknown(labels or (), how.labels, how.labels_file)
+            if how.answers is not None and labels is not None:
+                fields["labels"] = with_unknown(labels, how.answers)
         except (RowError, ImageError) as error:
             rejects.append(Reject(row.source, row.line, row.shown_id, error.code, str(error)))
             continue
-        several = several or len(fields["labels"]) > 1 or type(row.fields[names.labels]) is list  # type: ignore[index]
+        if labels is not None:
+            several = several or len(fields["labels"]) > 1 or type(row.fields[names.labels]) is list  # type: ignore[index]
         places: tuple[Any, ...] = (row.line, row.source)
         for values, value in zip(cast(tuple[list[Any], ...], records), places + tuple(fields.values()), strict=True):
             values.append(value)
@@ -202,7 +207,8 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
 def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Counter[Any]) -> Chunk:
     """Return the chunk of N records."""
     texts, number = records.text, len(records.id)
-    sources, labels = numbered(records.source), numbered(chain.from_iterable(records.labels))
+    given = [labels or () for labels in records.labels]
+    sources, labels = numbered(records.source), numbered(chain.from_iterable(given))
     nothing = np.zeros(number, np.int32)
     if any(records.group):
         for group, meta in zip(records.group, records.meta, strict=True):
@@ -219,15 +225,20 @@ def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Co
         split=np.fromiter(map(PLACES.__getitem__, records.split), np.int8, number),
         characters=np.fromiter((len(text) if text else -1 for text in texts), np.int32, number),
         words=word_counts(texts),
-        label_count=np.fromiter(map(len, records.labels), np.int32, number),
+        label_count=np.fromiter((-1 if labels is None else len(labels) for labels in records.labels), np.int32, number),
         image=nothing.astype(np.uint64),
         width=nothing,
         height=nothing.copy(),
         size=np.diff(np.flatnonzero(np.frombuffer(lines, np.uint8) == BREAK), prepend=-1),
     )
-    codes = np.fromiter(map(labels.__getitem__, chain.from_iterable(records.labels)), np.int32)
+    codes = np.fromiter(map(labels.__getitem__, chain.from_iterable(given)), np.int32)
     images = records.image if any(records.image) else []
     return Chunk(lines, images, [], columns, list(sources), list(labels), codes, several, rejects, counts, {})
+
+
+def row_labels(codes: np.ndarray, columns: Columns) -> RowLabels:
+    """Return the labels of the records with these columns, one record's codes after another's."""
+    return RowLabels(codes, np.maximum(columns.label_count, 0))
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:

@@ -65,7 +65,7 @@ class ContrastiveFit:
 
     def whole_pairs(self, split: Split) -> StorePairs:
         """Return the pairs of a split that have a text and a picture; in the place of labels they have their keys."""
-        rows = self.store.rows_of(split)
+        rows = self.store.rows_of(split, unlabelled=True)
         rows = rows[self.store.complete(rows)]
         if len(rows) < 2:
             raise BadInputError(

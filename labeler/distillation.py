@@ -6,29 +6,53 @@ The soft targets of a row are the mean of the teachers' probabilities, so that a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, Input, input_of, read_manifest
+from labeler.artifacts import BadInputError, Input, UsageError, input_of, read_manifest
 from labeler.records import LabelSet, differing_names, read_label_set
+from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
 
 if TYPE_CHECKING:
     from labeler.store import Store
 
 
-def teacher_inputs(teachers: Sequence[Path], data: Path, manifest: dict[str, Any]) -> tuple[Input, ...]:
+class ZeroShotTeacher(NamedTuple):
+    """A run of `labeler pretrain`, which gives pairs that nobody has labelled its zero-shot labels.
+
+    described: {label: its phrases}, for labels that their names do not say all of; templates: see `labeler.zero_shot`.
+    """
+
+    folder: Path
+    described: Mapping[str, Sequence[str]] | None = None
+    templates: Sequence[str] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what a manifest records."""
+        return {"described": dict(self.described or {}), "templates": list(self.templates or TEMPLATES)}
+
+
+def teacher_inputs(
+    teachers: Sequence[Path | ZeroShotTeacher], data: Path, manifest: dict[str, Any]
+) -> tuple[Input, ...]:
     """Return the runs `teachers` as inputs of a run on the store `data`, whose manifest is given.
 
+    A teacher of zero-shot labels may have learned from any pairs, since it was told no label.
+
     Raises BadInputError when one is no run, was trained for other labels, or on another store: what it learned there may be
-    a validation or test row here, and would reach the student.
+    a validation or test row here, and would reach the student. UsageError for a description of what is no label.
     """
     if not teachers:
         return ()
     inputs, labels = [], read_label_set(data)
     for teacher in teachers:
+        if isinstance(teacher, ZeroShotTeacher):
+            prompts_of(labels, teacher.described, teacher.templates)
+            inputs.append(input_of(teacher.folder, read_manifest(teacher.folder, "pretrain")))
+            continue
         trained = read_manifest(teacher, "train")
         refuse_other_labels(teacher, read_label_set(teacher), data, labels)
         store = trained["inputs"][0]
@@ -54,26 +78,46 @@ def refuse_other_labels(teacher: Path, theirs: LabelSet, data: Path, ours: Label
 
 
 def teachers_say(
-    teachers: Sequence[Path], store: Store, rows: np.ndarray, temperature: float, device: Any
+    teachers: Sequence[Path | ZeroShotTeacher], store: Store, rows: np.ndarray, temperature: float, device: Any
 ) -> np.ndarray:
     """Return the mean of the teachers' probabilities on `rows` at `temperature`: [N, L] float32, in the order of the rows.
 
     Logits are divided by the temperature before softmax (single) or sigmoid (multi). Each teacher reads the texts by its own
-    tokenizer. Raises BadInputError when one is damaged.
+    tokenizer. Where all teachers are of zero-shot labels, which know less than who labels, a labelled row is NaN.
+
+    Raises BadInputError when one is damaged, or its image tower is not the store's.
     """
     import torch
 
     from labeler.batches import StorePairs
+    from labeler.embedding import refuse_other_tower
     from labeler.pixels import pixels_for
     from labeler.prediction import logits
     from labeler.runs import load_run
 
+    taught = ~store.labelled[rows] if all(isinstance(teacher, ZeroShotTeacher) for teacher in teachers) else slice(None)
+    found = torch.full((len(rows), len(store.label_set.names)), torch.nan, dtype=torch.float64)
+    rows = rows[taught]
     total = torch.zeros(len(rows), len(store.label_set.names), dtype=torch.float64)
     for teacher in teachers:
-        run = load_run(teacher, device)
+        if isinstance(teacher, ZeroShotTeacher):
+            prompts = prompts_of(store.label_set, teacher.described, teacher.templates)
+            run = zero_shot_run(teacher.folder, prompts, store.label_set, device)
+            refuse_other_tower(run, store)
+        else:
+            run = load_run(teacher, device)
         pixels = pixels_for(run, store)
         pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"], pixels)
-        values = logits(run.model, pairs, run.tokenizer.pad_token_id, progress=f"asking {teacher.name}")
+        values = logits(run.model, pairs, run.tokenizer.pad_token_id, progress=f"asking {run.name}")
         softened = torch.from_numpy(values).double() / temperature
         total += softened.softmax(dim=1) if store.label_set.task == "single" else softened.sigmoid()
-    return (total / len(teachers)).float().numpy()
+    found[taught] = total / len(teachers)
+    return found.float().numpy()
+
+
+def refuse_idle(teachers: Sequence[Path | ZeroShotTeacher], store: Store) -> None:
+    """Raise UsageError for teachers of zero-shot labels alone where the train split has no pair for them to label."""
+    alone = teachers and all(isinstance(teacher, ZeroShotTeacher) for teacher in teachers)
+    if alone and store.labelled[store.rows_of("train", unlabelled=True)].all():
+        raise UsageError(f"--teacher zero-shot: every train row of {store.folder} has labels; ingest pairs without any by "
+                         "--allow-unlabelled, or leave it out")  # fmt: skip

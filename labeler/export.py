@@ -130,7 +130,7 @@ def choose_labels(path: Path, items: Sequence[Prediction | Record]) -> tuple[lis
     label_set = read_label_set(path.parent) if path.name == "records.jsonl" and is_beside(path) else None
     names = dict.fromkeys(label_set.names if label_set else [])
     for item in items:
-        names |= dict.fromkeys([*(item.scores if isinstance(item, Prediction) else ()), *item.labels])
+        names |= dict.fromkeys([*(item.scores if isinstance(item, Prediction) else ()), *(item.labels or ())])
     if not names:
         raise BadInputError(f"{path}: no label in it, so there would be nothing to choose from")
     for name in names:
@@ -148,7 +148,7 @@ def is_beside(path: Path) -> bool:
 def has_one_label(item: Prediction | Record) -> bool:
     """Return whether an item looks like one with a single label."""
     if isinstance(item, Record) or not item.scores:
-        return len(item.labels) == 1
+        return len(item.labels or ()) == 1
     if item.label is not None:
         return True
     return len(item.labels) == 1 and math.isclose(sum(item.scores.values()), 1, abs_tol=1e-3)
@@ -160,7 +160,7 @@ def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str
     if item.image:
         path = f"{image_folder.strip('/')}/{item.image}".lstrip("/")
         data["image"] = f"/data/local-files/?d={quote(path)}"
-    chosen = item.labels if isinstance(item, Record) else item.chosen
+    chosen = item.labels or () if isinstance(item, Record) else item.chosen
     choices = {"from_name": CONTROL, "to_name": to_name(objects), "type": "choices",
                "value": {"choices": list(chosen)}}  # fmt: skip
     result = [choices] if item.labels else []

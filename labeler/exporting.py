@@ -150,7 +150,9 @@ def validation_pairs(native: Native, data: Path, most: int | None) -> Checked:
     records = Path(source["path"])
     if verify(records, "ingest")["content_sha256"] != source["sha256"]:
         raise BadInputError(f"{records}: other records than {data} was made of; run `labeler preprocess` again")
-    rows = [record for record in read_records(records) if record.split == "validation"][:most]
+    rows = [record for record in read_records(records) if record.split == "validation" and record.labels is not None][
+        :most
+    ]
     root = records / read_json(records / "profile.json")["root"]
     files = ((root / row.image, row.meta.get("image_sha256")) if row.image else None for row in rows)
     items = []
@@ -160,7 +162,7 @@ def validation_pairs(native: Native, data: Path, most: int | None) -> Checked:
                 raise BadInputError(f"{picture}; run `labeler ingest` again")
             items.append(Item(row, pixels=picture and picture.pixels))
     names = native.rule.label_set.names
-    return Checked(items, np.array([[name in row.labels for name in names] for row in rows]))
+    return Checked(items, np.array([[name in (row.labels or ()) for name in names] for row in rows]))
 
 
 def made_pairs(native: Native) -> Checked:

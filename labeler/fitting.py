@@ -24,7 +24,7 @@ from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
 from labeler.checkpoints import Progress, newest_checkpoint, writing
 from labeler.decisions import VALIDATION
-from labeler.distillation import teachers_say
+from labeler.distillation import ZeroShotTeacher, refuse_idle, teachers_say
 from labeler.end_to_end import EndToEnd, reader
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
 from labeler.layers import checkpoint_activations
@@ -58,7 +58,7 @@ class Fit:
         options: TrainOptions,
         seed: int,
         device: str,
-        teachers: Sequence[Path] = (),
+        teachers: Sequence[Path | ZeroShotTeacher] = (),
         report: Callable[[int, float], None] | None = None,
         save_minutes: float = math.inf,
         init: Path | None = None,
@@ -80,7 +80,9 @@ class Fit:
         self.progress, self.save_seconds = Progress(), 60 * save_minutes
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
-        train_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
+        refuse_idle(teachers, self.store)
+        labelled_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
+        train_rows = self.store.rows_of("train", unlabelled=True) if teachers else labelled_rows
         self.model: Any  # one of `labeler.models`, or EndToEnd around it
         self.model, self.tokenizer = self.built(init)
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
@@ -95,7 +97,7 @@ class Fit:
             StorePairs(self.store, rows, self.tokenizer, self.max_tokens, pixels)
             for rows in (train_rows, validation_rows)
         )
-        self.loss = TrainingLoss(options, self.task, self.store.truth(train_rows))
+        self.loss = TrainingLoss(options, self.task, self.store.truth(labelled_rows))
         if options.pretrain:
             check_can_pretrain(self)
         if teachers:
@@ -174,9 +176,12 @@ class Fit:
             return
         parts, padding = (self.train_pairs, self.validation_pairs), self.tokenizer.pad_token_id
         features = [model_outputs(self.model, part, padding, self.model.features, "fitting the head") for part in parts]
-        truths, head = [self.store.truth(part.rows) for part in parts], model.head
+        head = model.head
         with torch.no_grad():
             head.start_absence(torch.from_numpy(features[0]).to(self.device))
+            known = [self.store.labelled[part.rows] for part in parts]
+            features = [part[rows] for part, rows in zip(features, known, strict=True)]
+            truths = [self.store.truth(part.rows[rows]) for part, rows in zip(parts, known, strict=True)]
             features = [head.filled(torch.from_numpy(part).to(self.device)).cpu().numpy() for part in features]
         probe = linear_probe(self.task, features[0], truths[0], features[1], truths[1])
         probe = probe._replace(bias=probe.bias + self.loss.shift().numpy())

@@ -36,7 +36,7 @@ from labeler.artifacts import (
     sha256_json,
     write_json,
 )
-from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece
+from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece, row_labels
 from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.lines import json_id, with_meta, without_image
@@ -47,7 +47,6 @@ from labeler.selection import Collected, Records, chosen_task, parse_split_optio
 from labeler.sources import Reading, common_root, find_format, read_source
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
-from labeler.splits import RowLabels
 from labeler.taxonomy import read_taxonomy, refuse_strangers
 from labeler.values import RowError, clean_text
 
@@ -66,6 +65,7 @@ class IngestOptions:
     split: str = "auto"
     group_by: str | None = None
     allow_missing_image: bool = False
+    allow_unlabelled: bool = False
     allow_outside: bool = False
     strict: bool = False
     format: str = "auto"
@@ -92,7 +92,8 @@ class IngestOptions:
         """Return how rows become records whose images are relative to `root`."""
         return RowReading(
             root, self.fields(), self.separator, self.allow_outside, self.fix_text,
-            read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers), self.reading(),
+            read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers), not self.allow_unlabelled,
+            self.reading(),
         )  # fmt: skip
 
     def arguments(self) -> dict[str, Any]:
@@ -201,13 +202,15 @@ def write_all(
             f"{options.answers}: none of its answers is the most frequent one to any of {counts[UNKNOWN]} questions; expected "
             "the vocabulary of these data, or --top-answers N"
         )
-    labels = label_set(counts, task, parents)
+    labels = label_set(counts, task, parents, none=options.allow_unlabelled)
     write_json(folder / "labels.json", labels.model_dump())
     with ThreadPoolExecutor(1) as beside:
         profile = beside.submit(profile_of, records, selected)
         write_selected(folder / "records.jsonl", records, selected)
     pictures.keep_only(records.image(row) or "" for row in np.flatnonzero(selected.kept).tolist())
     found = counted(collected.counts, rejects.codes) | profile.result()
+    if options.allow_unlabelled:
+        found["unlabelled"] = int((records.columns.label_count[selected.kept] < 0).sum())
     return found | taxonomy_counts(labels, selected) if options.taxonomy else found
 
 
@@ -368,5 +371,5 @@ def without_broken(chunk: Chunk, allow_missing: bool, rejects: Rejects) -> Chunk
         lines=b"".join(compress(lines, kept)),
         looks=list(compress(chunk.looks, kept)),
         columns=Columns(*(values[kept] for values in columns)),
-        label_codes=RowLabels(chunk.label_codes, columns.label_count).of(kept).codes,
+        label_codes=row_labels(chunk.label_codes, columns).of(kept).codes,
     )

@@ -131,11 +131,12 @@ def error_rows(store: Store, seed: int) -> tuple[list[dict[str, Any]], dict[str,
     from labeler.baselines import Features
     from labeler.label_errors import FOLDS, find_label_errors
 
-    rows = np.arange(len(store.rows["id"]))
+    rows = np.flatnonzero(store.labelled)
     names = store.label_set.names
-    groups = np.unique(store.rows["group"], return_inverse=True)[1]
-    if groups.max() + 1 < FOLDS:
-        reason = f"{groups.max() + 1} groups of rows, at least {FOLDS} are needed"
+    groups = np.unique([store.rows["group"][row] for row in rows], return_inverse=True)[1]
+    count = len(np.unique(groups))
+    if count < FOLDS:
+        reason = f"{count} groups of labelled rows, at least {FOLDS} are needed"
         return [], {"checked": 0, "count": 0, "not_checked": reason, "changes": [], "labels_not_judged": []}
     log.info("looking for label errors: logistic regression on the frozen features, %d folds", FOLDS)
     features = Features(*store.features(rows), store.truth(rows))
@@ -143,8 +144,8 @@ def error_rows(store: Store, seed: int) -> tuple[list[dict[str, Any]], dict[str,
     judged = find_label_errors(taxonomy.task, features, groups.tolist(), seed, taxonomy)
     errors = [
         {
-            "id": store.rows["id"][error.row],
-            "split": store.rows["split"][error.row],
+            "id": store.rows["id"][rows[error.row]],
+            "split": store.rows["split"][rows[error.row]],
             "given": named(features.truth[error.row], names),
             "suggested": named(error.suggested, names),
             "score": round(error.score, 6),

@@ -25,7 +25,7 @@ class Fields(NamedTuple):
     id: list[str]
     image: list[str | None]
     text: Sequence[str | None]
-    labels: list[tuple[str, ...]]
+    labels: list[tuple[str, ...] | None]
     split: list[Split | None]
     group: list[str | None]
     meta: list[dict[str, Any]]

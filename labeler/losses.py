@@ -46,18 +46,39 @@ class TrainingLoss:
 
         With soft_targets [B, L], what teachers say at the temperature, `teacher_weight` of it is the `distillation_loss`.
         That reads the logits as they are, without adjustment: as the teachers' are, and as they are when a label is chosen.
+        A row that nobody has labelled (-1 or NaN) has that part alone, one of which the teachers say nothing (NaN) the other
+        whole; the batch's loss is the mean of its rows'.
         """
+        if soft_targets is None:
+            return self.of_labels(logits, labels)
+        known, taught = is_labelled(labels), ~soft_targets.isnan().any(dim=1)
+        parts = [
+            (known & ~taught, 1.0, self.of_labels, labels),
+            (known & taught, 1 - self.teacher_weight, self.of_labels, labels),
+            (taught, self.teacher_weight, self.of_teachers, soft_targets),
+        ]
+        shares = [weight * rows.sum() / len(rows) * loss(logits[rows], targets[rows])
+                  for rows, weight, loss, targets in parts if rows.any()]  # fmt: skip
+        return torch.stack(shares).sum() if shares else logits.sum() * 0
+
+    def of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of logits [B, L] for labels, as the options ask for it."""
         weights, adjustment = self.weights.to(logits.device), self.adjustment.to(logits.device)
         loss = softmax_loss if self.task == "single" else sigmoid_loss
-        of_labels = loss(logits.float() + adjustment, labels, weights, self.smoothing, self.gamma)
-        if soft_targets is None:
-            return of_labels
-        of_teachers = distillation_loss(self.task, logits, soft_targets, self.temperature)
-        return (1 - self.teacher_weight) * of_labels + self.teacher_weight * of_teachers
+        return loss(logits.float() + adjustment, labels, weights, self.smoothing, self.gamma)
+
+    def of_teachers(self, logits: Tensor, soft_targets: Tensor) -> Tensor:
+        """Return the mean `distillation_loss` of logits [B, L]."""
+        return distillation_loss(self.task, logits, soft_targets, self.temperature)
 
     def mass(self, labels: Tensor) -> float:
-        """Return what the summed losses of rows with these labels are divided by, but for a constant: their weights' sum."""
-        return float(self.weights[labels.cpu()].sum()) if self.task == "single" else len(labels)
+        """Return what the summed losses of rows with these labels are divided by, but for a constant: their weights' sum.
+
+        Of rows some of which nobody has labelled, their number: that is exact where all labels weigh alike.
+        """
+        if self.task == "multi" or not is_labelled(labels).all():
+            return len(labels)
+        return float(self.weights[labels.cpu()].sum())
 
     def shift(self) -> Tensor:
         """Return what brings logits [B, L] that minimise the plain loss to the minimum of this one.
@@ -66,6 +87,11 @@ class TrainingLoss:
         again. Focal loss and smoothing have no such constant.
         """
         return self.weights.log() - self.adjustment
+
+
+def is_labelled(labels: Tensor) -> Tensor:
+    """Return [B] bool: which of labels [B] int64 or [B, L] float are no stand-in for one that nobody has given."""
+    return labels >= 0 if labels.dim() == 1 else ~labels.isnan().any(dim=1)
 
 
 def distillation_loss(task: Task, logits: Tensor, soft_targets: Tensor, temperature: float) -> Tensor:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # of PyTorch on a processor and on a GPU, oneDNN, C++'s allocator in onnxruntime and OpenVINO
 SAYINGS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
@@ -13,6 +18,23 @@ SAYINGS = ("out of memory", "not enough memory", "can't allocate memory", "canno
 def lacks_memory(error: BaseException) -> bool:
     """Return whether an error says that memory did not suffice."""
     return isinstance(error, MemoryError) or any(saying in str(error).lower() for saying in SAYINGS)
+
+
+def halving(function: Callable[[Sequence[T]], R], items: Sequence[T], join: Callable[[R, R], R]) -> R:
+    """Return `function(items)`; where memory does not suffice for that, what `join` makes of its results for both halves.
+
+    Raises MemoryError where it does not suffice for a single item, and whatever else `function` raises.
+    """
+    try:
+        return function(items)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        said = str(error)
+    if len(items) == 1:
+        raise MemoryError(said)
+    middle = len(items) // 2  # out of the block, so that the error's frames hold no memory any more
+    return join(halving(function, items[:middle], join), halving(function, items[middle:], join))
 
 
 def give_back_freed_memory() -> None:

@@ -244,9 +244,11 @@ def command(trained: dict[str, Any]) -> str:
     arguments = dict(trained["arguments"])
     store, *teachers = (item["path"] for item in trained["inputs"])
     name, start = arguments.pop("model"), ["--init", teachers.pop(0)] if arguments.pop("init", False) else []
+    told = arguments.pop("zero_shot_teachers", {})  # by their place; what was described is in the manifest
+    named = [f"zero-shot:{path}" if str(number) in told else path for number, path in enumerate(teachers)]
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
-    words = ["labeler", "train", name, store, *start, *(word for path in teachers for word in ("--teacher", path))]
+    words = ["labeler", "train", name, store, *start, *(word for path in named for word in ("--teacher", path))]
     for key, value in arguments.items():
         if own.get(key) != value:
             words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])

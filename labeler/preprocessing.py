@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice, tee
 from pathlib import Path
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from labeler.artifacts import (
     MANIFEST,
     BadInputError,
+    LabelerError,
     Recipe,
     already_made,
     check_free,
@@ -29,6 +30,7 @@ from labeler.artifacts import (
 from labeler.decoding import prepare_images
 from labeler.encoders.weights import tower_sha256
 from labeler.images import STRETCHED_BY, ImageError, Prepared
+from labeler.memory import halving
 from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.sources.answers import given_answers
 from labeler.store import ANSWERS, BOXES, DATASET, THUMBNAIL_MIME, TOKENS
@@ -257,12 +259,31 @@ def columns_of(
         "split": [record.split for record in records],
         "group": [record.group for record in records],
         "text": [record.text for record in records],
-        "labels": [[numbers[name] for name in record.labels] for record in records],
+        "labels": [record.labels and [numbers[name] for name in record.labels] for record in records],
         "image": [item.picture and item.picture.thumbnail for item in loaded],
         ANSWERS: [given_answers(record.meta) for record in records],
         **seen(loaded, image),
-        "text_features": list(text.features([record.text for record in records]).numpy()),
+        "text_features": list(
+            in_parts(lambda texts: (text.features([*texts]),), [record.text for record in records])[0].numpy()
+        ),
     }
+
+
+def in_parts(function: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+    """Return what a tower gives of items, tensors or None, where memory does not suffice for all at once by halves of them.
+
+    Raises LabelerError where it does not suffice for one.
+    """
+    import torch
+
+    def join(first: Any, second: Any) -> Any:
+        return tuple(None if one is None else torch.cat([one, other]) for one, other in zip(first, second, strict=True))
+
+    try:
+        return halving(function, items, join)
+    except MemoryError as error:
+        raise LabelerError(f"memory does not suffice for a single item ({error}); end other programs, or take a smaller "
+                           "--image-encoder or --text-encoder") from error  # fmt: skip
 
 
 def seen_fields(image: ImageEncoder) -> list[pyarrow.Field]:
@@ -280,7 +301,7 @@ def seen(loaded: list[Loaded], image: ImageEncoder) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {field.name: [None] * len(loaded) for field in seen_fields(image)}
     pictures = {row: item.picture for row, item in enumerate(loaded) if item.picture is not None}
     if pictures:
-        values = image.see([picture.pixels for picture in pictures.values()])
+        values = in_parts(image.see, [picture.pixels for picture in pictures.values()])
         given = [value for value in values if value is not None]  # a tower that is no detector gives no boxes
         for name, value in zip(columns, given, strict=True):
             for row, numbers in zip(pictures, value.flatten(1).numpy(), strict=True):

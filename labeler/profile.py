@@ -165,7 +165,8 @@ def described(profile: dict[str, Any]) -> list[str]:
         if values := profile[name]:
             numbers = "".join(f"{values[key]:>9,}" for key in ("min", "median", "p95", "max"))
             lines.append(f"  {name.replace('_', ' '):<22}{numbers}")
-    missing = {"without a picture": profile["without_image"], "without a text": profile["without_text"]}
+    missing = {"without a picture": profile["without_image"], "without a text": profile["without_text"],
+               "without a label": profile.get("unlabelled", 0)}  # fmt: skip
     lines += [f"  {what:<24} {count:>9,}" for what, count in missing.items() if count]
     lines += [
         f"twice       {profile['joined_rows']:,} rows share a picture, text or group with another; {profile['groups']:,} groups"

@@ -37,14 +37,14 @@ MAX_NAMED = 12  # labels of a chain that an error names
 
 
 class Record(BaseModel):
-    """One pair. `image` is relative to the dataset's root; one of `image` and `text` may be None."""
+    """One pair. `image` is relative to the root; one of `image` and `text` may be None, and labels that nobody has given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     image: str | None = None
     text: str | None = None
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = ()
     split: Split | None = None
     group: str | None = None
     meta: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     split = None if (value := get(names.split)) is None else parse_split(value)  # type: ignore[arg-type]
     group = None if (value := get(names.group)) is None else clean_text(value, "group")  # type: ignore[arg-type]
     meta = jsonable({name: fields[name] for name in names.others}) if names.others else {}
-    return {"id": identity, "image": image, "text": text, "labels": labels or (), "split": split, "group": group,
+    return {"id": identity, "image": image, "text": text, "labels": labels, "split": split, "group": group,
             "meta": meta}  # fmt: skip
 
 
@@ -218,14 +218,19 @@ def refuse_deep(parents: Mapping[str, str]) -> None:
             )
 
 
-def label_set(counts: Mapping[str, int], task: Task, parents: Mapping[str, str] | None = None) -> LabelSet:
+def label_set(
+    counts: Mapping[str, int], task: Task, parents: Mapping[str, str] | None = None, *, none: bool = False
+) -> LabelSet:
     """Return the labels of {name: number of records}, most frequent first, of equals a parent first, then by name.
 
     `parents` is {child: parent}; children that do not occur are left out. For task `multi` each record that carries a
     child is taken to carry its parent.
 
-    Raises BadInputError when fewer than two labels occur: there would be nothing to tell apart.
+    Raises BadInputError when fewer than two labels occur: there would be nothing to tell apart. Where there may be `none`, so
+    may the labels.
     """
+    if none and not counts:
+        return LabelSet(task=task, labels=())
     above = {name: parent for name, parent in (parents or {}).items() if name in counts}
     labels = tuple(
         Label(name=name, count=count, parent=above.get(name))

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from labeler.artifacts import BadInputError, UsageError
-from labeler.chunks import Chunk, Columns, with_unknown
+from labeler.chunks import Chunk, Columns, row_labels, with_unknown
 from labeler.lines import in_split, in_splits, json_id, json_image, with_labels
 from labeler.looks import look_groups
 from labeler.records import Reject, Task
@@ -100,7 +100,7 @@ class Records:
         assert collected.spool is not None
         collected.spool.flush()
         self.columns = Columns(*(np.concatenate(parts) for parts in zip(*collected.chunks, strict=True)))
-        self.labels = RowLabels(np.concatenate(collected.codes), self.columns.label_count)
+        self.labels = row_labels(np.concatenate(collected.codes), self.columns)
         self.names, self.sources = list(collected.names), list(collected.sources)
         self.looks = collected.look_keys()
         self.several = collected.several
@@ -160,7 +160,7 @@ def select(
     labels, names, relabelled = in_tree(records.labels, records.names, parents, task)
     reason, about = repeated_ids(records)
     if task == "single":
-        wrong = (reason == KEPT) & (labels.counts != 1)
+        wrong = (reason == KEPT) & (labels.counts != 1) & (columns.label_count >= 0)
         reason[wrong], about[wrong] = LABEL_COUNT, labels.counts[wrong]
     keys = {"bytes": columns.image, "look": records.looks, "text": columns.text_key, "group": columns.group}
     given = split == "keep" or (split == "auto" and bool((columns.split[reason == KEPT] >= 0).any()))
@@ -181,11 +181,22 @@ def select(
     else:
         found = group_rows(kept, len(rows))
         splits[rows], how = drawn(found, labels.of(reason == KEPT), split, seed)
+        splits[rows[only_to_learn_from(found, columns.label_count[rows] >= 0)]] = SPLITS.index("train")
     groups[rows] = rows[found]
     if top_answers:
         train = (reason == KEPT) & (splits == SPLITS.index("train"))
         labels, names, relabelled = most_frequent(labels, names, train, top_answers)
     return Selected(reason, about, groups, splits, keys, labels, names, relabelled, task, how)
+
+
+def only_to_learn_from(groups: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """Return [N] bool: which rows are of groups [N] without a labelled row; they can measure nothing.
+
+    Where nobody has labelled any row, False for all of them: then each split has its share.
+    """
+    if not labelled.any():
+        return labelled
+    return ~np.isin(groups, groups[labelled])
 
 
 def in_tree(

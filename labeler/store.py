@@ -65,21 +65,30 @@ class Store:
         found: list[list[str] | None] = self.dataset.to_table(columns=[ANSWERS]).column(0).to_pylist()
         return found
 
-    def rows_of(self, split: Split) -> np.ndarray:
-        """Return the numbers of the rows in `split`, in the store's order.
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """Return [N] bool: which of all rows somebody has labelled, be it with nothing."""
+        return np.array([labels is not None for labels in self.rows["labels"]], dtype=bool)
+
+    def rows_of(self, split: Split, *, unlabelled: bool = False) -> np.ndarray:
+        """Return the numbers of the labelled rows in `split`, and of those without labels if asked, in the store's order.
 
         Raises BadInputError when there is none.
         """
-        found = np.flatnonzero(np.array(self.rows["split"]) == split)
+        there = np.array(self.rows["split"]) == split
+        found = np.flatnonzero(there if unlabelled else there & self.labelled)
+        if not len(found) and there.any():
+            raise BadInputError(f"{self.folder}: nobody has labelled a row of the {split} split; label some, or learn "
+                                "from pairs without labels: labeler pretrain")  # fmt: skip
         if not len(found):
             raise BadInputError(f"{self.folder}: no row in the {split} split; ingest with --split 0.7,0.15,0.15")
         return found
 
     def truth(self, rows: np.ndarray) -> np.ndarray:
-        """Return [N, L] bool: which labels each of `rows` carries."""
+        """Return [N, L] bool: which labels each of `rows` carries; none of a row that nobody has labelled."""
         truth = np.zeros((len(rows), len(self.label_set.names)), dtype=bool)
         for position, row in enumerate(rows):
-            truth[position, self.rows["labels"][row]] = True
+            truth[position, self.rows["labels"][row] or []] = True
         return truth
 
     def complete(self, rows: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
-from labeler.distillation import teacher_inputs
+from labeler.distillation import ZeroShotTeacher, teacher_inputs
 from labeler.distributed import check_can_shard, check_ray, fit_on_workers
 from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
@@ -63,7 +63,7 @@ def train(
     options: TrainOptions | None = None,
     *,
     seed: int = 0,
-    teachers: Sequence[Path] = (),
+    teachers: Sequence[Path | ZeroShotTeacher] = (),
     init: Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -80,17 +80,17 @@ def train(
     average precision (multi). The test split is not read. The seed decides the new weights, the order of the
     pairs and the dropout. An interrupted or killed run leaves its checkpoints beside `out`, one an epoch and one every
     `save_minutes`; `resume` goes on from the newest that is whole, to the same weights, bit for bit, on a CPU.
-    `teachers` are runs, trained on the same store, whose probabilities the model learns beside the labels (see
-    `labeler.distillation`). `init` is a run of `labeler pretrain` to start from, for models that can.
+    `teachers` are runs, trained on the same store, whose probabilities the model learns beside the labels, or of zero-shot
+    labels (see `labeler.distillation`); with any, train rows that nobody has labelled are learned from too. `init` is a run
+    of `labeler pretrain` to start from, for models that can.
     With more than one of `workers`, or on the Ray cluster at `ray_address`, see `labeler.distributed`; `shard` divides the
     model among them (`labeler.sharding`). `report` is called after each epoch with its number and its validation metric; what it
     raises ends training, where there is one worker.
 
     Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned, what `shard` cannot go with;
-    BadInputError when `data` is
-    no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a fine-tuned image tower reads;
-    DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C or SIGTERM, once a checkpoint is written;
-    LabelerError when the disk is full, or memory does not hold a single pair.
+    BadInputError when `data` is no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a
+    fine-tuned image tower reads; DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C or SIGTERM, once
+    a checkpoint is written; LabelerError when the disk is full, or memory does not hold a single pair.
     """
     options = options or options_for(check_name(model))
     refuse_other_runs(model, out, teachers, init)
@@ -100,7 +100,9 @@ def train(
     start = (input_of(init, read_manifest(init, "pretrain")),) if init else ()
     inputs = (input_of(data, manifest), *start, *teacher_inputs(teachers, data, manifest))
     arguments = {"model": model, **asdict(options)} | ({"init": True} if init else {})  # then it is the second input
-    recipe = Recipe("train", inputs, arguments, seed)
+    told = {str(number): teacher.arguments() for number, teacher in enumerate(teachers)
+            if isinstance(teacher, ZeroShotTeacher)}  # fmt: skip
+    recipe = Recipe("train", inputs, arguments | ({"zero_shot_teachers": told} if told else {}), seed)
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
@@ -124,9 +126,10 @@ def train(
     return Trained(out, False, history)
 
 
-def refuse_other_runs(model: str, out: Path, teachers: Sequence[Path], init: Path | None) -> None:
+def refuse_other_runs(model: str, out: Path, teachers: Sequence[Path | ZeroShotTeacher], init: Path | None) -> None:
     """Raise UsageError for a teacher as `out`, and for a run to start from where the model can start from none."""
-    if out.resolve() in [teacher.resolve() for teacher in teachers]:
+    folders = [teacher.folder if isinstance(teacher, ZeroShotTeacher) else teacher for teacher in teachers]
+    if out.resolve() in [folder.resolve() for folder in folders]:
         raise UsageError(f"{out}: a teacher itself, which the new run would replace; choose another --out")
     if init and not constant(model, "PRETRAINING"):
         able = [name for name in model_names() if constant(name, "PRETRAINING")]

@@ -103,7 +103,7 @@ def test_a_small_set_is_told_so_and_a_set_of_texts_has_no_pictures(tmp_path, tex
     rows = [{"id": str(n), "text": ["one", "two", "three", "four"][n], "label": "ab"[n % 2]} for n in range(4)]
     profile = inspect(made(tmp_path, rows, text_tower, image_tower)).profile
     assert profile["suspicious_pictures"]["checked"] == 0
-    assert profile["label_errors"]["not_checked"] == "4 groups of rows, at least 5 are needed"
+    assert profile["label_errors"]["not_checked"] == "4 groups of labelled rows, at least 5 are needed"
 
 
 def test_the_command_shows_both_and_json_is_the_profile(odd_store):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from labeler.artifacts import MANIFEST, BadInputError, LabelerError, read_manifest, verify, work_folder, write_json
-from labeler.encoders.image import load_image_encoder
+from labeler.encoders.image import ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
 from labeler.images import STRETCHED_BY, stretch
 from labeler.ingestion import IngestOptions, ingest
@@ -244,3 +245,31 @@ def test_a_split_without_rows_is_named(towers, store, tmp_path):
     tokens, real = Store(tmp_path / "store").visual_tokens([0, 1])
     assert not real.any()
     assert tokens.shape == (2, 4, 96)
+
+
+@pytest.mark.parametrize("most", [3, 0])
+def test_fault_26_where_memory_does_not_suffice_pictures_are_seen_in_parts(
+    store, text_tower, image_tower, tmp_path, monkeypatch, most
+):
+    whole = ImageEncoder.see
+
+    def see(self, pictures):
+        if len(pictures) > most:
+            torch.empty(1 << 50)
+        return whole(self, pictures)
+
+    monkeypatch.setattr(ImageEncoder, "see", see)
+
+    def made():
+        records = store.parent / "records"
+        return preprocess(records, tmp_path / "store", image_encoder=str(image_tower), text_encoder=str(text_tower)).out
+
+    if not most:
+        with pytest.raises(LabelerError, match=r"memory does not suffice for a single item .* take a smaller"):
+            made()
+        return
+    rows = np.arange(38)
+    tokens, real = Store(made()).visual_tokens(rows)
+    expected = Store(store).visual_tokens(rows)
+    np.testing.assert_array_equal(real, expected[1])
+    np.testing.assert_allclose(tokens.astype(np.float32), expected[0].astype(np.float32), atol=2e-3, rtol=2e-3)

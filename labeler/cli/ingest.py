@@ -59,6 +59,8 @@ FORMATS = (
               help="With given splits: leave out train rows that share a picture, text or group with others.")  # fmt: skip
 @click.option("--group-by", help="A field whose equal values must not lie in two splits.")
 @click.option("--allow-missing-image", is_flag=True, help="Keep a row without its picture as a text.")
+@click.option("--allow-unlabelled", is_flag=True,
+              help="Keep a row without a label: for `labeler pretrain`, and for `labeler train --teacher`.")  # fmt: skip
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the source's folder.")
 @click.option("--strict", is_flag=True, help="Stop at the first row that cannot be used (exit 3).")
 @options.seed
@@ -105,6 +107,8 @@ def command(
         lines.append(f"  {profile['captions_left_out']} captions left out: the longest is the text (--caption each)")
     if profile["fixed_texts"]:
         lines.append(f"  {profile['fixed_texts']} texts repaired")
+    if profile.get("unlabelled"):
+        lines.append(f"  {profile['unlabelled']} rows without a label")
     if "taxonomy" in profile:
         lines.append(f"  taxonomy: {taxonomy_line(profile)}")
     if profile["leaked_rows"]:

@@ -54,8 +54,12 @@ from labeler.cli import options
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), help="auto: bf16 where the processor has it.")
 @click.option("--options", "file", type=options.FOLDER, metavar="FILE",
               help="JSON with options by name, as `labeler tune` writes it; the command line wins over it.")  # fmt: skip
-@click.option("--teacher", "teachers", type=options.FOLDER, multiple=True, metavar="RUN",
-              help="A run on the same store to learn from, beside the labels; repeatable: the mean of several.")  # fmt: skip
+@click.option("--teacher", "teachers", multiple=True, metavar="RUN",
+              help="A run on the same store to learn from, beside the labels; repeatable: the mean of several. zero-shot:RUN, a "
+                   "run of `labeler pretrain`, labels the train pairs that nobody has labelled.")  # fmt: skip
+@click.option("--describe", type=options.FOLDER, metavar="FILE",
+              help='JSON, {"label": ["phrase", ...]}: what zero-shot labels are known by [default: their names].')  # fmt: skip
+@options.template
 @click.option(
     "--teacher-weight", type=float, metavar="W", help="Share of the loss that is the teachers' [default: 0.5]."
 )
@@ -81,9 +85,9 @@ from labeler.cli import options
 @options.force
 @options.as_json
 def command(
-    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[Path, ...], init: Path | None, resume: bool,
-    save_minutes: float, workers: int, shard: bool, ray_address: str | None, seed: int, seeds: int | None, device: str,
-    force: bool, as_json: bool, **given: Any,
+    model: str, store: Path, out: Path, file: Path | None, teachers: tuple[str, ...], describe: Path | None,
+    templates: tuple[str, ...], init: Path | None, resume: bool, save_minutes: float, workers: int, shard: bool,
+    ray_address: str | None, seed: int, seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
@@ -100,7 +104,7 @@ def command(
         raise UsageError(f"--{without[0].replace('_', '-')} without a teacher; name one with --teacher RUN")
     chosen = options_for(model, (read_options(file) if file else {}) | typed)
     how: dict[str, Any] = {
-        "teachers": teachers,
+        "teachers": parse_teachers(teachers, describe, templates),
         "init": init,
         "resume": resume,
         "force": force,
@@ -120,3 +124,20 @@ def command(
     spread = "" if summary["sd"] is None else f" ± {summary['sd']:.4f} (standard deviation)"
     lines.append(f"{out}: {seeds} seeds, validation {summary['metric']} {summary['mean']:.4f}{spread}")
     options.say("\n".join(lines), {"out": out, **summary}, as_json)
+
+
+def parse_teachers(names: tuple[str, ...], describe: Path | None, templates: tuple[str, ...]) -> list[Any]:
+    """Return the teachers that `--teacher` names; raises UsageError for descriptions without one of zero-shot labels."""
+    from labeler.distillation import ZeroShotTeacher
+    from labeler.zero_shot import read_phrases
+
+    found: list[Any] = []
+    for name in names:
+        kind, sign, folder = name.partition(":")
+        if sign and kind == "zero-shot":
+            found.append(ZeroShotTeacher(Path(folder), read_phrases(describe) if describe else None, templates))
+        else:
+            found.append(Path(name))
+    if (describe or templates) and not any(isinstance(teacher, ZeroShotTeacher) for teacher in found):
+        raise UsageError("--describe and --template are for --teacher zero-shot:RUN")
+    return found
