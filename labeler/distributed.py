@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.artifacts import BadInputError, LabelerError, UsageError, write_json
+from labeler.training_options import TrainOptions
 
 MAX_FAILURES = 10  # as often are workers started again
 # no statistics are sent; workers are what the machine is for, by default they wait for everything else (niceness 15)
@@ -44,6 +45,18 @@ def check_ray(asked: str = "--workers and --ray-address need") -> None:
     """Raise UsageError where Ray is not installed; `asked` says what needs it."""
     if importlib.util.find_spec("ray") is None:
         raise UsageError(f"{asked} Ray; install it: pip install 'labeler[ray]'")
+
+
+def check_can_shard(options: TrainOptions, workers: int) -> None:
+    """Raise UsageError where a model cannot be divided: there is one worker, or an option needs the whole of it in training."""
+    if workers < 2:
+        raise UsageError("--shard divides a model among workers; add --workers 2, or more, or leave it out")
+    for name in ("ema", "pretrain", "finetune_image"):
+        if getattr(options, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} needs the whole model on a worker, --shard divides it; leave out one of the two"
+            )
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from labeler.models import Building, Built, model_module
 from labeler.pixels import stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
 from labeler.pretraining import check_can_pretrain, pretrain, told
+from labeler.sharding import ShardedTrainer
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.trainer import (
@@ -61,11 +62,13 @@ class Fit:
         report: Callable[[int, float], None] | None = None,
         save_minutes: float = math.inf,
         init: Path | None = None,
+        shard: bool = False,
     ):
         """Open the store, build the model from its towers with `seed`, tokenize train and validation, ask the teachers.
 
         `report` is called after each epoch with its number and its validation metric. In epochs that take longer than
-        `save_minutes`, a checkpoint is saved each time that they have passed.
+        `save_minutes`, a checkpoint is saved each time that they have passed. With `shard` the model is divided among
+        the workers (see `labeler.sharding`).
         """
         # oneDNN keeps what it has prepared for 1,024 shapes; every length of text is another: 200 MB an epoch
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
@@ -73,7 +76,7 @@ class Fit:
         self.task = self.store.label_set.task
         self.metric = METRICS[self.task]
         self.name, self.options, self.seed, self.interrupted, self.step = model, options, seed, False, 0
-        self.teachers, self.report = teachers, report
+        self.teachers, self.report, self.shard = teachers, report, shard
         self.progress, self.save_seconds = Progress(), 60 * save_minutes
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
@@ -130,7 +133,7 @@ class Fit:
         """Train in `folder`/trainer, from its newest whole checkpoint with `resume`; return the history."""
         self.progress = Progress()
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-        trainer = LabelTrainer(
+        trainer = (ShardedTrainer if self.shard else LabelTrainer)(
             self,
             args=training_arguments(folder / "trainer", self.options, self.seed, self.device),
             callbacks=[Watch(self)],
@@ -163,6 +166,7 @@ class Fit:
             "precision": "bf16" if trainer.args.bf16 else "fp32",
             "device": str(self.device),
             "workers": workers.count(),
+            "sharded": self.shard,
         }
 
     def start_head(self) -> None:

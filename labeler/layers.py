@@ -63,12 +63,17 @@ def use_fast_dropout(module: nn.Module) -> None:
                 setattr(parent, name, FastDropout(child.p))
 
 
+def transformer_layers(module: nn.Module) -> list[Any]:
+    """Return all transformer layers inside `module`; co-attention blocks are none."""
+    return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
 def checkpoint_activations(module: nn.Module) -> int:
     """Let all transformer layers inside `module` be worked out again in the backward pass; return how many there are.
 
     Only what goes into a layer is kept, not what is in it. Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
     """
-    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    layers = transformer_layers(module)
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)

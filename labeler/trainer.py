@@ -204,18 +204,28 @@ class ValidatingTrainer(PairTrainer):
             and len(metrics) - 1 - int(np.argmax(np.nan_to_num(metrics, nan=-1))) >= self.fit.options.patience
         )
 
-    def _load_best_model(self) -> None:
+    def best_checkpoint(self) -> Path:
+        """Return the best epoch's checkpoint; raises LabelerError where it is no longer whole."""
         best = Path(str(self.state.best_model_checkpoint))
         if problem := what_is_wrong(best):
             raise LabelerError(f"{best}: damaged since it was written ({problem}); --resume goes on from a whole one")
+        return best
+
+    def _load_best_model(self) -> None:
+        best = self.best_checkpoint()
         super()._load_best_model()
         if self.fit.averaged:
             self.fit.averaged.load(best)
             self.fit.model.load_state_dict(self.fit.averaged.model.state_dict())
 
+    def validate(self) -> tuple[float, float]:
+        """Return the validation loss and metric, which the first worker works out."""
+        result: tuple[float, float] = workers.from_first(self.fit.validate() if workers.is_first() else None)
+        return result
+
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the validation loss and metric, by the same inference path as every other stage."""
-        loss, metric = workers.from_first(self.fit.validate() if workers.is_first() else None)
+        loss, metric = self.validate()
         metrics = {
             "eval_loss": loss,
             "eval_metric": metric,

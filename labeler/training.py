@@ -33,7 +33,7 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.distillation import ZeroShotTeacher, teacher_inputs
-from labeler.distributed import check_ray, fit_on_workers
+from labeler.distributed import check_can_shard, check_ray, fit_on_workers
 from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
 
@@ -71,6 +71,7 @@ def train(
     save_minutes: float = SAVE_MINUTES,
     workers: int = 1,
     ray_address: str | None = None,
+    shard: bool = False,
     report: Callable[[int, float], None] | None = None,
 ) -> Trained:
     """Train `model` on the train split of the store `data` and publish the run `out`.
@@ -82,17 +83,19 @@ def train(
     `teachers` are runs, trained on the same store, whose probabilities the model learns beside the labels, or of zero-shot
     labels (see `labeler.distillation`); with any, train rows that nobody has labelled are learned from too. `init` is a run
     of `labeler pretrain` to start from, for models that can.
-    With more than one of `workers`, or on the Ray cluster at `ray_address`, see `labeler.distributed`.
-    `report` is called after each epoch with its number and its validation metric; what it
+    With more than one of `workers`, or on the Ray cluster at `ray_address`, see `labeler.distributed`; `shard` divides the
+    model among them (`labeler.sharding`). `report` is called after each epoch with its number and its validation metric; what it
     raises ends training, where there is one worker.
 
-    Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned; BadInputError when `data` is
-    no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a fine-tuned image tower reads;
-    DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C or SIGTERM, once a checkpoint is written;
-    LabelerError when the disk is full, or memory does not hold a single pair.
+    Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned, what `shard` cannot go with;
+    BadInputError when `data` is no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a
+    fine-tuned image tower reads; DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C or SIGTERM, once
+    a checkpoint is written; LabelerError when the disk is full, or memory does not hold a single pair.
     """
     options = options or options_for(check_name(model))
     refuse_other_runs(model, out, teachers, init)
+    if shard:
+        check_can_shard(options, workers)
     manifest = verify(data, "preprocess")
     start = (input_of(init, read_manifest(init, "pretrain")),) if init else ()
     inputs = (input_of(data, manifest), *start, *teacher_inputs(teachers, data, manifest))
@@ -110,7 +113,7 @@ def train(
     from labeler.model_card import model_card
 
     how: dict[str, Any] = {"model": model, "data": data, "options": options, "seed": seed, "device": device,
-                           "teachers": teachers, "save_minutes": save_minutes, "init": init}  # fmt: skip
+                           "teachers": teachers, "save_minutes": save_minutes, "init": init, "shard": shard}  # fmt: skip
     fit = None if together else new_fit(**how, report=report)
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
 

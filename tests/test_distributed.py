@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,30 +24,58 @@ from safetensors.torch import load_file
 from labeler import workers
 from labeler.artifacts import LabelerError, UsageError, read_manifest, verify, work_folder
 from labeler.cli import cli
-from labeler.runs import load_run
+from labeler.runs import load_run, read_json
 from labeler.training import train
 from labeler.workers import OwnPart, own_part
 
 
-@pytest.mark.parametrize(
-    "special", [{}, {"class_weights": "balanced", "pretrain": 1, "modality_dropout": 0.3, "ema": 0.8}]
-)
-def test_two_workers_have_the_loss_curve_of_one(store, tmp_path, special):
-    """Of 25 pairs in batches of 8: the last has a single pair, and the second worker none of it."""
+def train_together(store: Path, folder: Path, special: dict[str, Any], *runs: str) -> list[dict[str, Any]]:
+    """Return the histories of runs of together.py, of 25 pairs in batches of 8.
+
+    The last batch has a single pair, and the second worker none of it.
+    """
     options = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"} | special
     script = Path(__file__).with_name("together.py")
-    command = [sys.executable, str(script), str(store), str(tmp_path), "visualbert", json.dumps(options)]
+    command = [sys.executable, str(script), str(store), str(folder), "visualbert", json.dumps(options), *runs]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / name / "history.json").read_text(encoding="utf-8")) for name in "12")
-    assert (one["workers"], two["workers"]) == (1, 2)
-    assert len(one["epochs"]) == len(two["epochs"]) == 3
-    if not special.get("pretrain"):  # which draws words to hide, each worker its own
-        for ours, theirs in zip(one["epochs"] + one["steps"], two["epochs"] + two["steps"], strict=True):
+    histories = [read_json(folder / run / "history.json") for run in runs]
+    assert [history["workers"] for history in histories] == [int(run[0]) for run in runs]
+    assert {len(history["epochs"]) for history in histories} == {3}
+    return histories
+
+
+def assert_same_training(folder: Path, histories: list[dict[str, Any]], *runs: str) -> None:
+    curves = [history["epochs"] + history["steps"] for history in histories]
+    weights = [load_file(folder / run / "model.safetensors") for run in runs]
+    for curve, trained in zip(curves[1:], weights[1:], strict=True):
+        for ours, theirs in zip(curves[0], curve, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)
-        weights = [load_file(tmp_path / name / "model.safetensors") for name in "12"]
+        assert trained.keys() == weights[0].keys()
         for name, weight in weights[0].items():
-            torch.testing.assert_close(weight, weights[1][name], rtol=1e-2, atol=1e-4)
+            torch.testing.assert_close(trained[name], weight, rtol=1e-2, atol=1e-4)
+
+
+def test_two_workers_train_with_all_that_one_can(store, tmp_path):
+    """No curve is compared: each worker draws the words to hide for itself."""
+    train_together(
+        store, tmp_path, {"class_weights": "balanced", "pretrain": 1, "modality_dropout": 0.3, "ema": 0.8}, "1", "2"
+    )
+
+
+def test_two_workers_have_the_loss_curve_of_one_with_the_model_divided_among_them_too(store, tmp_path):
+    """Checkpoints of a divided model are those of one worker: either goes on from the other's."""
+    runs = ("1", "2", "2shard", "1<2shard", "2shard<1")
+    special = {"activation_checkpointing": True, "modality_dropout": 0.3}
+    histories = train_together(store, tmp_path, special, *runs)
+    assert [history["sharded"] for history in histories] == [False, False, True, False, True]
+    assert_same_training(tmp_path, histories, *runs)
+    whole = read_json(tmp_path / "1" / "held-0.json")
+    for number in "01":
+        part = read_json(tmp_path / "2shard" / f"held-{number}.json")
+        assert part == pytest.approx({name: count / 2 for name, count in whole.items()}, rel=0.02)
+    left = [{path.name for path in (tmp_path / run).iterdir() if path.is_file()} for run in ("1", "2shard")]
+    assert left[1] == left[0] | {"held-1.json"}, "no part of a model is left over"
 
 
 @pytest.mark.parametrize("pairs", [1, 7, 8, 25])
@@ -99,7 +128,7 @@ def test_a_killed_worker_is_started_again_and_training_goes_on_from_the_last_che
     assert [epoch["epoch"] for epoch in run.history["epochs"]] == [1, 2]
     assert run.history["workers"] == 2
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
-    assert "workers" not in read_manifest(out)["arguments"]
+    assert not {"workers", "shard"} & read_manifest(out)["arguments"].keys()
     assert train("resnet-gru", store, out, options, device="cpu").already, (
         "how many workers there were changes no recipe"
     )
@@ -114,6 +143,19 @@ def test_what_a_worker_cannot_do_is_said_as_by_one(store, options, tmp_path):
     with pytest.raises(LabelerError, match="resnet-gru has no fused streams to pretrain") as caught:
         train("resnet-gru", store, tmp_path / "run", replace(options, pretrain=1), device="cpu", workers=2)
     assert caught.value.exit_code == UsageError.exit_code
+
+
+@pytest.mark.parametrize("option", [{"ema": 0.5}, {"pretrain": 1}, {"finetune_image": True}])
+def test_what_needs_the_whole_model_does_not_go_with_a_divided_one(store, options, tmp_path, option):
+    name = next(iter(option)).replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{name} needs the whole model on a worker, --shard divides it"):
+        train("late-fusion", store, tmp_path / "run", replace(options, **option), workers=2, shard=True)
+
+
+def test_one_worker_divides_no_model(store, tmp_path):
+    with pytest.raises(UsageError, match="--shard divides a model among workers; add --workers 2"):
+        cli.main(["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--shard"], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_ray_the_command_says_how_to_install_it(store, tmp_path, monkeypatch):

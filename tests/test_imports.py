@@ -45,7 +45,7 @@ items  output
 engines  graphs  quantizing
 labeller  exporting
 trainer  grad_cache  watching
-pretraining
+pretraining  sharding
 fitting
 distributed
 ray_labelling

@@ -73,6 +73,9 @@ from labeler.cli import options
               help="In a long epoch, save a checkpoint every M minutes.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N",
               help="Train on N workers by Ray, which divide each batch, with a GPU each where there are as many.")  # fmt: skip
+@click.option(
+    "--shard", is_flag=True, help="Divide the model among the workers (FSDP), where one cannot hold its training."
+)
 @click.option("--ray-address", metavar="ADDRESS",
               help="The Ray cluster to train on, whose machines share the folders [default: this machine].")  # fmt: skip
 @options.seed
@@ -83,9 +86,8 @@ from labeler.cli import options
 @options.as_json
 def command(
     model: str, store: Path, out: Path, file: Path | None, teachers: tuple[str, ...], describe: Path | None,
-    templates: tuple[str, ...], init: Path | None, resume: bool,
-    save_minutes: float,
-    workers: int, ray_address: str | None, seed: int, seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
+    templates: tuple[str, ...], init: Path | None, resume: bool, save_minutes: float, workers: int, shard: bool,
+    ray_address: str | None, seed: int, seeds: int | None, device: str, force: bool, as_json: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train MODEL on the train split of STORE, keep the epoch that is best on the validation split.
 
@@ -109,6 +111,7 @@ def command(
         "device": device,
         "save_minutes": save_minutes,
         "workers": workers,
+        "shard": shard,
         "ray_address": ray_address,
     }
     if seeds is None:
