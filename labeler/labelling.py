@@ -86,7 +86,7 @@ def predict(
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
     if prompts and (aim or min_precision is not None):
         raise UsageError("--aim and --min-precision read validation rows with labels, and zero-shot labels have none")
-    if prompts and (runtime not in ("auto", "native") or precision == "bf16"):
+    if prompts and (runtime not in ("auto", "native") or precision not in ("auto", "fp32")):
         raise UsageError("zero-shot labels are computed by PyTorch in float32: leave out --runtime and --precision")
     if engine != "ray" and (workers or ray_address):
         raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
