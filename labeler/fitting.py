@@ -156,6 +156,8 @@ class Fit:
         give_back_freed_memory()
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        # bf16 ends here: temperature, thresholds and promises are fitted to the scores that `predict` gives, in float32
+        trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         history = history_of(self.metric, trainer.state.log_history)
         history |= {"train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}
         if self.options.pretrain:

@@ -24,6 +24,7 @@ from labeler.artifacts import (
 )
 from labeler.averaging import AveragedWeights
 from labeler.cli import cli
+from labeler.decisions import VALIDATION
 from labeler.evaluation import read_predictions, scores_of
 from labeler.fitting import Fit
 from labeler.models import model_names
@@ -375,3 +376,13 @@ def test_the_records_are_no_store(store, tmp_path):
 def test_a_models_own_options_are_read_again(tmp_path, name):
     (tmp_path / "options.json").write_text(json.dumps(own_options(name, options_for(name))))
     assert options_for(name, read_options(tmp_path / "options.json")) == options_for(name)
+
+
+def test_what_is_fitted_on_validation_is_fitted_to_the_scores_of_float32(store, options, tmp_path):
+    """Training in bf16 leaves a model whose forward computes in bf16."""
+    run = train("visualbert", store, tmp_path / "run", dataclasses.replace(options, precision="bf16"), device="cpu").out
+    evaluate(run, store, split="validation", device="cpu")
+    names = ["square", "circle", "cross"]
+    fitted, measured = (read_predictions(run / name, names) for name in (VALIDATION, "predictions-validation.jsonl"))
+    assert fitted.ids == measured.ids
+    np.testing.assert_allclose(fitted.scores, measured.scores, atol=1e-5, rtol=0)
