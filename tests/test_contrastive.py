@@ -52,7 +52,7 @@ def test_no_label_and_no_test_row_is_read(store, tmp_path, monkeypatch):
     asked = []
     before = Store.rows_of
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "rows_of", lambda self, split: asked.append(split) or before(self, split))
+        patch.setattr(Store, "rows_of", lambda self, split, **how: asked.append(split) or before(self, split, **how))
         patch.setattr(Store, "truth", lambda self, rows: np.zeros((len(rows), 3), dtype=bool))
         second = pretrain("clip", store, tmp_path / "second", pretrain_options("clip", GIVEN), device="cpu").out
     assert set(asked) == {"train", "validation"}

@@ -137,14 +137,6 @@ def test_a_killed_worker_is_started_again_and_training_goes_on_from_the_last_che
     assert train_workers() == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_what_a_worker_cannot_do_is_said_as_by_one(store, options, tmp_path):
-    with pytest.raises(LabelerError, match="resnet-gru has no fused streams to pretrain") as caught:
-        train("resnet-gru", store, tmp_path / "run", replace(options, pretrain=1), device="cpu", workers=2)
-    assert caught.value.exit_code == UsageError.exit_code
-
-
 @pytest.mark.parametrize("option", [{"ema": 0.5}, {"pretrain": 1}, {"finetune_image": True}])
 def test_what_needs_the_whole_model_does_not_go_with_a_divided_one(store, options, tmp_path, option):
     name = next(iter(option)).replace("_", "-")
