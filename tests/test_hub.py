@@ -266,7 +266,9 @@ def test_a_folder_that_is_not_there_asks_no_hub(tmp_path):
 def test_predict_reads_a_data_set_too(tmp_path, pets, trained):
     from labeler.labelling import predict
 
-    done = predict([source(pets, "::test")], trained("visualbert"), tmp_path / "out.jsonl", device="cpu")
+    done = predict(
+        [source(pets, "::test")], trained("visualbert"), tmp_path / "out.jsonl", device="cpu", runtime="native"
+    )
     assert (done.items, done.errors) == (6, 0)
     first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
     assert (first["id"], first["image"], first["text"]) == ("test/0", "0.jpg", "pet 10")

@@ -297,7 +297,7 @@ def test_the_next_stages_read_them_as_files(tmp_path, dataset, pictures, trained
 def test_predict_labels_a_dataset_without_labels(tmp_path, pictures, trained):
     columns = {name: values for name, values in flickr([*pictures, b"bad"]).items() if name != "label"}
     path = write(tmp_path / "d.lance", columns)
-    done = predict([path], trained("visualbert"), tmp_path / "out.jsonl", device="cpu")
+    done = predict([path], trained("visualbert"), tmp_path / "out.jsonl", device="cpu", runtime="native")
     assert (done.items, done.errors) == (COUNT + 1, 1)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"d.lance:{number}" for number in range(1, COUNT + 2)]
