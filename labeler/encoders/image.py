@@ -70,8 +70,17 @@ class ImageEncoder(NamedTuple):
     @torch.inference_mode()
     def see(self, pixels: Sequence[np.ndarray]) -> Seen:
         """Return `visual_tokens`, and of a detector the boxes [B, tokens, 4] float32 that they belong to."""
+        device = next(self.module.parameters()).device
+        # on a processor a few at a time, whose values stay in its caches: half the time of 32 at once
+        size = 2 * torch.get_num_threads() if device.type == "cpu" else len(pixels)
+        parts = [self.see_at_once(pixels[start : start + size], device) for start in range(0, len(pixels), size)]
+        boxes = [part.boxes for part in parts if part.boxes is not None]
+        return Seen(torch.cat([part.tokens for part in parts]), torch.cat(boxes) if boxes else None)
+
+    def see_at_once(self, pixels: Sequence[np.ndarray], device: torch.device) -> Seen:
+        """Return `see` of pictures that go through the network together."""
         stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        values = self.normalised(stacked.to(next(self.module.parameters()).device))
+        values = self.normalised(stacked.to(device))
         tokens, boxes = self.regions(values) if self.regions else Seen(self.backbone(values))
         # float16 ends at 65,504; a backbone without a last normalisation may go beyond
         return Seen(tokens.clamp(-65504, 65504).half().cpu(), None if boxes is None else boxes.cpu())
