@@ -84,10 +84,8 @@ def predict(
     form = output_format(format, out)
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
-    if prompts and (aim or min_precision is not None):
-        raise UsageError("--aim and --min-precision read validation rows with labels, and zero-shot labels have none")
-    if prompts and (runtime not in ("auto", "native") or precision not in ("auto", "fp32")):
-        raise UsageError("zero-shot labels are computed by PyTorch in float32: leave out --runtime and --precision")
+    if prompts:
+        refuse_with_prompts(aim, min_precision, runtime, precision)
     if engine != "ray" and (workers or ray_address):
         raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
     rows = read_inputs(inputs, mapping or {}, allow_outside)  # before any model is loaded
@@ -121,6 +119,14 @@ def predict(
             if isinstance(output, Stream):
                 raise
             raise InterruptedRun(f"{out}: interrupted; the same command goes on from there") from None
+
+
+def refuse_with_prompts(aim: Aim | None, min_precision: float | None, runtime: str, precision: Precision) -> None:
+    """Raise UsageError for what zero-shot labels do not go with."""
+    if aim or min_precision is not None:
+        raise UsageError("--aim and --min-precision read validation rows with labels, and zero-shot labels have none")
+    if runtime not in ("auto", "native") or precision not in ("auto", "fp32"):
+        raise UsageError("zero-shot labels are computed by PyTorch in float32: leave out --runtime and --precision")
 
 
 def output_format(format: str | None, out: Path | str | None) -> str:

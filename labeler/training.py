@@ -99,10 +99,7 @@ def train(
     manifest = verify(data, "preprocess")
     start = (input_of(init, read_manifest(init, "pretrain")),) if init else ()
     inputs = (input_of(data, manifest), *start, *teacher_inputs(teachers, data, manifest))
-    arguments = {"model": model, **asdict(options)} | ({"init": True} if init else {})  # then it is the second input
-    told = {str(number): teacher.arguments() for number, teacher in enumerate(teachers)
-            if isinstance(teacher, ZeroShotTeacher)}  # fmt: skip
-    recipe = Recipe("train", inputs, arguments | ({"zero_shot_teachers": told} if told else {}), seed)
+    recipe = Recipe("train", inputs, recorded(model, options, init, teachers), seed)
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
@@ -124,6 +121,16 @@ def train(
 
     history = fitted(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
     return Trained(out, False, history)
+
+
+def recorded(
+    model: str, options: TrainOptions, init: Path | None, teachers: Sequence[Path | ZeroShotTeacher]
+) -> dict[str, Any]:
+    """Return what a manifest records of a training beside its inputs, of which the second is `init`, if there is any."""
+    arguments = {"model": model, **asdict(options)} | ({"init": True} if init else {})
+    told = {str(number): teacher.arguments() for number, teacher in enumerate(teachers)
+            if isinstance(teacher, ZeroShotTeacher)}  # fmt: skip
+    return arguments | ({"zero_shot_teachers": told} if told else {})
 
 
 def refuse_other_runs(model: str, out: Path, teachers: Sequence[Path | ZeroShotTeacher], init: Path | None) -> None:

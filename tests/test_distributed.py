@@ -58,9 +58,10 @@ def assert_same_training(folder: Path, histories: list[dict[str, Any]], *runs: s
 
 def test_two_workers_train_with_all_that_one_can(store, tmp_path):
     """No curve is compared: each worker draws the words to hide for itself."""
-    train_together(
-        store, tmp_path, {"class_weights": "balanced", "pretrain": 1, "modality_dropout": 0.3, "ema": 0.8}, "1", "2"
-    )
+    special = {"class_weights": "balanced", "pretrain": 1, "modality_dropout": 0.3, "ema": 0.8}
+    histories = train_together(store, tmp_path, special, "1", "2")
+    assert all(history["pretraining"] for history in histories)
+    assert [history["train_pairs"] for history in histories] == [25, 25]
 
 
 def test_two_workers_have_the_loss_curve_of_one_with_the_model_divided_among_them_too(store, tmp_path):
