@@ -68,7 +68,7 @@ def main(store: Path, out: Path, weight: float | None) -> None:
     """Train by every count and seed, into OUT, and write the curve."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     described = {name: phrases for name, phrases in DESCRIBED.items() if name in read_label_set(store).names}
-    teacher = ZeroShotTeacher(pretrain("clip", store, out / "clip", seed=0).out, described)
+    teacher = ZeroShotTeacher(str(pretrain("clip", store, out / "clip", seed=0).out), described)
     result: dict[str, Any] = {"model": MODEL, "seeds": len(SEEDS), "versions": versions(), "labelled": {}}
     for count in COUNTS:
         runs: dict[str, list[Resampled]] = {"alone": [], "weak": []}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from labeler.artifacts import BadInputError, Input, UsageError, input_of, read_manifest
+from labeler.encoders.weights import is_published, tower_sha256
 from labeler.records import LabelSet, differing_names, read_label_set
 from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
 
@@ -21,14 +22,27 @@ if TYPE_CHECKING:
 
 
 class ZeroShotTeacher(NamedTuple):
-    """A run of `labeler pretrain`, which gives pairs that nobody has labelled its zero-shot labels.
+    """A model that gives pairs that nobody has labelled its zero-shot labels.
 
+    source: the folder of a run of `labeler pretrain`, or a published model (`labeler.published_towers`), by folder or name;
     described: {label: its phrases}, for labels that their names do not say all of; templates: see `labeler.zero_shot`.
     """
 
-    folder: Path
+    source: str
     described: Mapping[str, Sequence[str]] | None = None
     templates: Sequence[str] = ()
+
+    @property
+    def published(self) -> bool:
+        """Return whether it is a model that others have published."""
+        return is_published(self.source)
+
+    def as_input(self) -> Input:
+        """Return it as an input of a run; raises BadInputError when it is neither a run of `labeler pretrain` nor published."""
+        if self.published:
+            return Input(self.source, tower_sha256(self.source))
+        folder = Path(self.source)
+        return input_of(folder, read_manifest(folder, "pretrain"))
 
     def arguments(self) -> dict[str, Any]:
         """Return what a manifest records."""
@@ -51,7 +65,7 @@ def teacher_inputs(
     for teacher in teachers:
         if isinstance(teacher, ZeroShotTeacher):
             prompts_of(labels, teacher.described, teacher.templates)
-            inputs.append(input_of(teacher.folder, read_manifest(teacher.folder, "pretrain")))
+            inputs.append(teacher.as_input())
             continue
         trained = read_manifest(teacher, "train")
         refuse_other_labels(teacher, read_label_set(teacher), data, labels)
@@ -89,30 +103,42 @@ def teachers_say(
     """
     import torch
 
-    from labeler.batches import StorePairs
-    from labeler.embedding import refuse_other_tower
-    from labeler.pixels import pixels_for
-    from labeler.prediction import logits
-    from labeler.runs import load_run
-
     taught = ~store.labelled[rows] if all(isinstance(teacher, ZeroShotTeacher) for teacher in teachers) else slice(None)
     found = torch.full((len(rows), len(store.label_set.names)), torch.nan, dtype=torch.float64)
     rows = rows[taught]
     total = torch.zeros(len(rows), len(store.label_set.names), dtype=torch.float64)
     for teacher in teachers:
-        if isinstance(teacher, ZeroShotTeacher):
-            prompts = prompts_of(store.label_set, teacher.described, teacher.templates)
-            run = zero_shot_run(teacher.folder, prompts, store.label_set, device)
-            refuse_other_tower(run, store)
-        else:
-            run = load_run(teacher, device)
-        pixels = pixels_for(run, store)
-        pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"], pixels)
-        values = logits(run.model, pairs, run.tokenizer.pad_token_id, progress=f"asking {run.name}")
-        softened = torch.from_numpy(values).double() / temperature
+        softened = torch.from_numpy(asked(teacher, store, rows, device)).double() / temperature
         total += softened.softmax(dim=1) if store.label_set.task == "single" else softened.sigmoid()
     found[taught] = total / len(teachers)
     return found.float().numpy()
+
+
+def asked(teacher: Path | ZeroShotTeacher, store: Store, rows: np.ndarray, device: Any) -> np.ndarray:
+    """Return one teacher's logits on `rows`, [N, L] float32; raises what `teachers_say` does."""
+    from labeler.batches import StorePairs
+    from labeler.embedding import refuse_other_tower
+    from labeler.pixels import pixels_for, stored_pixels
+    from labeler.prediction import logits
+    from labeler.runs import load_run
+
+    if not isinstance(teacher, ZeroShotTeacher):
+        run = load_run(teacher, device)
+    else:
+        prompts = prompts_of(store.label_set, teacher.described, teacher.templates)
+        if teacher.published:
+            from labeler.published_towers import load_published
+            from labeler.zero_shot_model import ZeroShot
+
+            towers, tokenizer = load_published(teacher.source)
+            limit = towers.max_text_tokens
+            pairs = StorePairs(store, rows, tokenizer, limit, stored_pixels(store, towers.size))
+            model: Any = ZeroShot(towers.to(device), tokenizer, limit, prompts, store.label_set.task)
+            return logits(model, pairs, tokenizer.pad_token_id, progress=f"asking {teacher.source}")
+        run = zero_shot_run(Path(teacher.source), prompts, store.label_set, device)
+        refuse_other_tower(run, store)
+    pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"], pixels_for(run, store))
+    return logits(run.model, pairs, run.tokenizer.pad_token_id, progress=f"asking {run.name}")
 
 
 def refuse_idle(teachers: Sequence[Path | ZeroShotTeacher], store: Store) -> None:

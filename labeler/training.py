@@ -135,7 +135,7 @@ def recorded(
 
 def refuse_other_runs(model: str, out: Path, teachers: Sequence[Path | ZeroShotTeacher], init: Path | None) -> None:
     """Raise UsageError for a teacher as `out`, and for a run to start from where the model can start from none."""
-    folders = [teacher.folder if isinstance(teacher, ZeroShotTeacher) else teacher for teacher in teachers]
+    folders = [Path(teacher.source) if isinstance(teacher, ZeroShotTeacher) else teacher for teacher in teachers]
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise UsageError(f"{out}: a teacher itself, which the new run would replace; choose another --out")
     if init and not constant(model, "PRETRAINING"):

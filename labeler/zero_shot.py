@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from labeler.artifacts import BadInputError, UsageError
 from labeler.records import Label, LabelSet
@@ -119,5 +119,7 @@ def zero_shot_run(folder: Path, prompts: Prompts, label_set: LabelSet | None = N
 
     run = load_towers_run(folder, device)
     label_set = label_set or label_set_of(prompts)
-    model: Any = ZeroShot(run, prompts, label_set.task)
+    model: Any = ZeroShot(
+        cast(Any, run.model), run.tokenizer, run.preprocessor["max_text_tokens"], prompts, label_set.task
+    )
     return run._replace(name=f"{run.name} zero-shot", model=model, label_set=label_set)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -11,9 +12,12 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from labeler.batches import Pair, collate, tokenize
 from labeler.layers import unit
 from labeler.records import Task
-from labeler.runs import Run
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from labeler.models.clip import TwoTowers
+    from labeler.published_towers import PublishedTowers
     from labeler.zero_shot import Prompts
 
 
@@ -23,19 +27,22 @@ class ZeroShot(nn.Module):
     prompts: Tensor
     owners: Tensor
 
-    def __init__(self, run: Run, prompts: Prompts, task: Task):
-        """Embed the phrases of `prompts` by the towers of `run`: each the mean over its templates, at length 1."""
+    def __init__(
+        self, towers: TwoTowers | PublishedTowers, tokenizer: PreTrainedTokenizerBase, max_tokens: int,
+        prompts: Prompts, task: Task,
+    ):  # fmt: skip
+        """Embed the phrases of `prompts`, cut at `max_tokens`: each the mean over its templates, at length 1."""
         super().__init__()
-        self.towers, self.task = cast(Any, run.model), task
+        self.towers, self.task = cast(Any, towers), task
         phrases = [(label, phrase) for label, found in enumerate(prompts.phrases.values()) for phrase in found]
         texts: list[str | None] = [
             template.replace("{}", phrase) for _, phrase in phrases for template in prompts.templates
         ]
-        ids = tokenize(run.tokenizer, texts, run.preprocessor["max_text_tokens"])
-        nothing = torch.zeros(1, self.towers.config.visual_width).numpy()
-        batch = collate([Pair(one, nothing, False) for one in ids], cast(int, run.tokenizer.pad_token_id))
+        nothing = np.zeros((1, 1), np.float16)
+        pairs = [Pair(ids, nothing, False) for ids in tokenize(tokenizer, texts, max_tokens)]
+        batch = collate(pairs, cast(int, tokenizer.pad_token_id))
         with torch.inference_mode():
-            found = self.towers(**{name: value.to(self.device) for name, value in batch.items()}).text
+            found = self.towers.embed_texts(*(batch[name].to(self.device) for name in ("input_ids", "text_mask")))
         self.register_buffer(
             "prompts", unit(found.view(len(phrases), len(prompts.templates), -1).mean(dim=1))
         )  # [P, S]
@@ -51,7 +58,7 @@ class ZeroShot(nn.Module):
         """Return logits [B, L] of a batch (see `labeler.batches`).
 
         Single: log probabilities of the labels, which softmax leaves as they are; multi: the same probabilities' log odds.
-        A pair with a text and a picture has the sum of both cosines.
+        A pair with a text and a picture has the sum of both cosines; by published towers that of its picture.
         """
         text, image = self.towers(**batch)
         likeness = self.towers.logit_scale() * (text + image) @ self.prompts.T  # [B, P]

@@ -36,7 +36,7 @@ coattention  encoders.image  classifier
 encoders.visualbert  end_to_end
 models  objectives
 models.*
-prediction  runs  training_options  attribution
+prediction  runs  training_options  attribution  published_towers
 embedding
 zero_shot_model
 zero_shot

@@ -42,8 +42,12 @@ def partly_labelled(folder, task, keep):
 @pytest.fixture(scope="module", params=["single", "multi"])
 def part(request, tmp_path_factory, text_tower, image_tower):
     """A store, every second of whose rows is labelled."""
-    folder = tmp_path_factory.mktemp(f"part-{request.param}")
-    path = partly_labelled(folder / "source", request.param, lambda number: number % 2 == 0)
+    return half_labelled(tmp_path_factory.mktemp(f"part-{request.param}"), request.param, text_tower, image_tower)
+
+
+def half_labelled(folder, task, text_tower, image_tower):
+    """Make a store in `folder`, every second of whose rows is labelled."""
+    path = partly_labelled(folder / "source", task, lambda number: number % 2 == 0)
     ingest([path], folder / "records", IngestOptions(allow_unlabelled=True, split="0.5,0.25,0.25"))
     return preprocess(
         folder / "records", folder / "store", image_encoder=str(image_tower), text_encoder=str(text_tower)
@@ -103,7 +107,7 @@ def towers(part, tmp_path_factory):
 def test_a_zero_shot_teacher_speaks_of_unlabelled_rows_alone(part, towers, trained_on, tmp_path):
     store = Store(part)
     rows = store.rows_of("train", unlabelled=True)
-    teacher = ZeroShotTeacher(towers, DESCRIBED, ("a drawing of {}",))
+    teacher = ZeroShotTeacher(str(towers), DESCRIBED, ("a drawing of {}",))
     said = teachers_say([teacher], store, rows, 2.0, "cpu")
     assert np.isnan(said[store.labelled[rows]]).all()
     assert not np.isnan(said[~store.labelled[rows]]).any()
@@ -143,7 +147,7 @@ def test_what_cannot_be_taught_is_said(store, trained, towers, tmp_path, labeler
 
 def test_a_description_of_what_is_no_label_is_refused(part, towers, tmp_path, trained_on):
     with pytest.raises(UsageError, match="a description of 'hexagon', which is no label here"):
-        trained_on(tmp_path / "run", teachers=[ZeroShotTeacher(towers, {"hexagon": ["a hexagon"]})])
+        trained_on(tmp_path / "run", teachers=[ZeroShotTeacher(str(towers), {"hexagon": ["a hexagon"]})])
 
 
 def test_pairs_without_any_label_are_enough_for_towers(tmp_path, text_tower, image_tower, options):

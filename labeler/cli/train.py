@@ -56,7 +56,8 @@ from labeler.cli import options
               help="JSON with options by name, as `labeler tune` writes it; the command line wins over it.")  # fmt: skip
 @click.option("--teacher", "teachers", multiple=True, metavar="RUN",
               help="A run on the same store to learn from, beside the labels; repeatable: the mean of several. zero-shot:RUN, a "
-                   "run of `labeler pretrain`, labels the train pairs that nobody has labelled.")  # fmt: skip
+                   "run of `labeler pretrain`, or zero-shot:NAME, a published CLIP or SigLIP (a folder, or a hub's name), labels "
+                   "the train pairs that nobody has labelled.")  # fmt: skip
 @click.option("--describe", type=options.FOLDER, metavar="FILE",
               help='JSON, {"label": ["phrase", ...]}: what zero-shot labels are known by [default: their names].')  # fmt: skip
 @options.template
@@ -133,9 +134,9 @@ def parse_teachers(names: tuple[str, ...], describe: Path | None, templates: tup
 
     found: list[Any] = []
     for name in names:
-        kind, sign, folder = name.partition(":")
+        kind, sign, source = name.partition(":")
         if sign and kind == "zero-shot":
-            found.append(ZeroShotTeacher(Path(folder), read_phrases(describe) if describe else None, templates))
+            found.append(ZeroShotTeacher(source, read_phrases(describe) if describe else None, templates))
         else:
             found.append(Path(name))
     if (describe or templates) and not any(isinstance(teacher, ZeroShotTeacher) for teacher in found):

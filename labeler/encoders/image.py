@@ -60,8 +60,7 @@ class ImageEncoder(NamedTuple):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return RGB pixels [B, 3, size, size] uint8 (`labeler.images.stretch`) as the network takes them, float32."""
-        mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        return normalised(pixels, self.mean, self.std)
 
     def visual_tokens(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """Return what the tower sees in RGB pictures, [size, size, 3] uint8 each: [B, tokens, width] float16, as stored."""
@@ -96,6 +95,12 @@ class ImageEncoder(NamedTuple):
         save_file(weights, folder / "model.safetensors")
         settings = {"input_size": [3, self.size, self.size], "mean": self.mean, "std": self.std}
         write_json(folder / "config.json", {**self.architecture, "pretrained_cfg": settings})
+
+
+def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return pixels [B, 3, H, W] uint8 as a network takes them: float32, from each channel its `mean` taken, over its `std`."""
+    means, stds = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (mean, std))
+    return ((pixels.float() / 255 - means) / stds).contiguous(memory_format=torch.channels_last)
 
 
 def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
@@ -233,7 +238,7 @@ def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
     # without its file there is an error: what models of one architecture take as mean and std differs
     with quiet():
         processor = AutoImageProcessor.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-    size, mean, std = _input_of(name, processor)
+    size, mean, std = input_of(name, processor)
 
     def grid(network: Any, pixels: Tensor) -> Tensor:
         if config.model_type == FLAVA_IMAGES:
@@ -251,7 +256,7 @@ def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
         ) from error
 
 
-def _input_of(name: str, processor: Any) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+def input_of(name: str, processor: Any) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Return side in pixels, mean and std as a transformers image processor has them: the size after its cropping."""
     size = (getattr(processor, "do_center_crop", None) and processor.crop_size) or processor.size
     side = size and (size.height or size.shortest_edge)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
-from labeler.artifacts import LabelerError, sha256_file, sha256_json
+from labeler.artifacts import MANIFEST, LabelerError, sha256_file, sha256_json
 
 EMBEDDED = "embedded"
 REGIONS = "regions:"  # what the name of an image tower begins with that is a detector
@@ -72,15 +73,31 @@ def tower_sha256(name: str) -> str:
     return sha256_json(name)
 
 
-def from_hub(name: str, kind: str, load_cached: Callable[[], Any], load: Callable[[], Any], probe_url: str) -> Any:
+def is_published(name: str) -> bool:
+    """Return whether `name` is a model as it was published, in a folder or on a hub, and no run of ours."""
+    folder = Path(name)
+    if folder.exists():
+        return (folder / "config.json").is_file() and not (folder / MANIFEST).exists()
+    return name.startswith("hf:") or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+
+
+def from_hub(
+    name: str,
+    kind: str,
+    load_cached: Callable[[], Any],
+    load: Callable[[], Any],
+    probe_url: str,
+    advice: str | None = None,
+) -> Any:
     """Return what is in the local cache, else what the hub gives, else a clear error within 10 s.
 
     Args:
         name: the model's name, for the error.
-        kind: `text` or `image`, for the error.
+        kind: `text`, `image` or what else it encodes, for the error.
         load_cached: loads without any network; raises when it is not there.
         load: loads with the network.
         probe_url: an address that answers when the hub is within reach.
+        advice: what to do without it, where that is not another encoder.
 
     Raises LabelerError naming the missing model and the way that needs no hub.
     """
@@ -90,7 +107,7 @@ def from_hub(name: str, kind: str, load_cached: Callable[[], Any], load: Callabl
         raise
     except Exception:  # not there, or a download cut off, which every library reports with types of its own
         pass
-    advice = f"use `--preset embedded` (no network needed), or `--{kind}-encoder FOLDER` with a copy of it"
+    advice = advice or f"use `--preset embedded` (no network needed), or `--{kind}-encoder FOLDER` with a copy of it"
     problem = unreachable(probe_url)
     if problem:
         raise LabelerError(

@@ -79,8 +79,13 @@ class TwoTowers(PreTrainedModel):
 
     def forward(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Embeddings:
         """Return the embeddings of a batch (see `labeler.batches`)."""
+        text = self.embed_texts(input_ids, text_mask)
+        return Embeddings(text, self.embed_pictures(pooled(visual_tokens, visual_mask)))
+
+    def embed_texts(self, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Return the embeddings [B, S] of texts [B, T]."""
         words = masked_mean(read_words(self.text, input_ids, text_mask), text_mask)
-        return Embeddings(self.text_projection(words), self.embed_pictures(pooled(visual_tokens, visual_mask)))
+        return cast(Tensor, self.text_projection(words))
 
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         """Return the embeddings [B, S] of `pooled` pictures [B, D_image]."""
