@@ -1,6 +1,6 @@
 """Accuracy of every model on held-out pairs: three seeds, paired differences with intervals.
 
-    python -m benchmarks.accuracy [clipart-category clipart-tags mvsa-single meld-emotion]
+    python -m benchmarks.accuracy [clipart-category clipart-tags mvsa-single meld-emotion] [--models visualbert,flava]
     python -m benchmarks.accuracy tables
 
 Results are kept in `benchmarks/results/`, a file a data set; runs that are already made are not made again. mvsa-single
@@ -14,7 +14,6 @@ import functools
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +32,6 @@ from labeler.training_options import options_for
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("resnet-gru", "late-fusion", "visualbert", "visualbert-coattn", "flava", "albef")
-SEEDS = (0, 1, 2)
 # the differences that matter: each model from logistic regression, what fusion and co-attention add, and the other ways to fuse
 COMPARED = [("logistic-regression", model) for model in MODELS]
 COMPARED += [("late-fusion", "visualbert"), ("visualbert", "visualbert-coattn")]
@@ -66,20 +64,6 @@ def data_sets() -> list[DataSet]:
     return [data_set for data_set in found if data_set.source.exists()]
 
 
-def main(wanted: list[str]) -> None:
-    """Measure the data sets `wanted` (all of them by default) and print a table for each; `tables` prints what is kept."""
-    if wanted == ["tables"]:
-        for path in sorted(RESULTS.glob("*.json")):
-            print(table(json.loads(path.read_text(encoding="utf-8"))))
-        return
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    trials = [Trial(model, model, {}) for model in MODELS]
-    for data_set in data_sets():
-        if not wanted or data_set.name in wanted:
-            target = RESULTS / f"{data_set.name}.json"
-            print(table(measure(data_set.name, stored(data_set), trials, SEEDS, COMPARED, target)), flush=True)
-
-
 def several(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
     """Return the names of an option's list with commas; they have to be among those of its default value."""
     known, chosen = str(parameter.get_default(context)).split(","), value.split(",")
@@ -87,6 +71,26 @@ def several(context: click.Context, parameter: click.Parameter, value: str) -> l
         if name not in known:
             raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
     return chosen
+
+
+@click.command()
+@click.argument("wanted", nargs=-1)
+@click.option("--models", callback=several, default=",".join(MODELS), show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+def main(wanted: tuple[str, ...], models: list[str], seeds: int) -> None:
+    """Measure the data sets `wanted` (all of them by default) and print a table for each; `tables` prints what is kept."""
+    if wanted == ("tables",):
+        for path in sorted(RESULTS.glob("*.json")):
+            print(table(json.loads(path.read_text(encoding="utf-8"))))
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    here = {data_set.name: data_set for data_set in data_sets()}
+    if strange := [name for name in wanted if name not in here]:
+        raise click.BadParameter(f"{strange[0]!r} is none of {', '.join(here)}")
+    trials = [Trial(model, model, {}) for model in models]
+    for name in wanted or here:
+        target = RESULTS / f"{name}.json"
+        print(table(measure(name, stored(here[name]), trials, range(seeds), COMPARED, target)), flush=True)
 
 
 def stored(data_set: DataSet, split: str = "auto") -> Path:
@@ -209,4 +213,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

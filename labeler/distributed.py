@@ -179,7 +179,8 @@ def repeated(file: Path) -> Iterator[None]:
 def work(config: dict[str, Any]) -> None:
     """Be one of the workers: train, and if it is the first, write the run.
 
-    A LabelerError is left in a file, for whoever started the workers; Ray would start them again.
+    A LabelerError is left in a file, for whoever started the workers. If it comes before training, all workers end without one, so
+    that Ray does not start them again; later the others wait for one that has failed until Ray stops them.
     """
     from ray.train.torch import get_device
 
@@ -194,12 +195,23 @@ def work(config: dict[str, Any]) -> None:
     if workers.is_first():
         log.setLevel(logging.INFO)
         log.addHandler(logging.FileHandler(folder / SAID, encoding="utf-8"))
-    try:
+    fit = None
+    with contextlib.suppress(LabelerError), left_in(folder):
         fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
+    if workers.any_of(fit is None) or fit is None:
+        return
+    with left_in(folder):
         history = fit.run(folder, resume=True)
         if workers.is_first():
             fit.save(folder, history)
         workers.wait()
+
+
+@contextlib.contextmanager
+def left_in(folder: Path) -> Iterator[None]:
+    """Leave a LabelerError in a file in `folder` for whoever started the workers, and raise it."""
+    try:
+        yield
     except LabelerError as error:
         write_json(folder / LOST, {"message": str(error), "exit_code": error.exit_code})
         raise

@@ -43,6 +43,14 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
+def any_of(value: bool) -> bool:
+    """Return whether it holds of any worker."""
+    values: list[Any] = [value] * count()
+    if count() > 1:
+        torch.distributed.all_gather_object(values, value)
+    return any(values)
+
+
 def wait() -> None:
     """Wait until all workers have come here."""
     if count() > 1:
