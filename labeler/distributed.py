@@ -179,8 +179,8 @@ def repeated(file: Path) -> Iterator[None]:
 def work(config: dict[str, Any]) -> None:
     """Be one of the workers: train, and if it is the first, write the run.
 
-    A LabelerError is left in a file, for whoever started the workers. If it comes before training, all workers end without one, so
-    that Ray does not start them again; later the others wait for one that has failed until Ray stops them.
+    A LabelerError is left in a file, for whoever started the workers. If it comes before training, all workers end without one,
+    so that Ray does not start them again; later the others wait for one that has failed until Ray stops them.
     """
     from ray.train.torch import get_device
 
