@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from labeler.artifacts import LabelerError, Recipe, UsageError, already_made, check_free, input_of, remove, verify
+from labeler.model_card import given
 from labeler.models import check_name, constant, model_names
+from labeler.towers_card import towers_card
 from labeler.training import Trained, checkpoints_of, fitted, run_here
 from labeler.training_options import TrainOptions, options_for
 
@@ -37,12 +40,12 @@ def check_can_pretrain(model: str) -> str:
     return model
 
 
-def pretrain_options(model: str, given: Mapping[str, Any] | None = None) -> PretrainOptions:
-    """Return the model's own defaults for pretraining with what was `given` in their place; None counts as not given.
+def pretrain_options(model: str, chosen: Mapping[str, Any] | None = None) -> PretrainOptions:
+    """Return the model's own defaults for pretraining with what was `chosen` in their place; None counts as not given.
 
     Raises UsageError for a model that cannot be pretrained, LabelerError for a value out of range.
     """
-    chosen = {name: value for name, value in (given or {}).items() if value is not None}
+    chosen = {name: value for name, value in (chosen or {}).items() if value is not None}
     chunk_size = chosen.pop("chunk_size", CHUNK)
     options = options_for(model, constant(check_can_pretrain(model), "PRETRAINING") | chosen)
     if chunk_size < 1 or options.batch_size < 2:
@@ -82,4 +85,17 @@ def pretrain(
     from labeler.contrastive_fitting import ContrastiveFit  # torch, only when there is something to train
 
     fit = ContrastiveFit(model, data, options, seed, device)
-    return Trained(out, False, fitted(partial(run_here, fit), out, recipe, resume))
+    trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
+
+    def card(folder: Path) -> str:
+        return towers_card(folder, trained, typed(trained), place=out)
+
+    return Trained(out, False, fitted(partial(run_here, fit), out, recipe, resume, card))
+
+
+def typed(trained: dict[str, Any]) -> str:
+    """Return what to type to pretrain a run again, with the options that are not the model's own; see `towers_card`."""
+    arguments = dict(trained["arguments"])
+    name = arguments.pop("model")
+    words = ["labeler", "pretrain", name, trained["inputs"][0]["path"]]
+    return shlex.join([*words, *given(arguments, pretrain_options(name).arguments()), "--seed", str(trained["seed"])])

@@ -54,7 +54,7 @@ def model_card(
         sureness(metrics),
         label_table(folder, labels, metrics),
         limits(folder, labels, trained, metrics),
-        origin(folder, trained),
+        origin(folder, trained, command(trained)),
     ]
     text = "\n\n".join(part for part in parts if part)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
@@ -218,14 +218,14 @@ def limits(folder: Path, labels: LabelSet, trained: dict[str, Any], metrics: dic
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def origin(folder: Path, trained: dict[str, Any]) -> str:
-    """Return how it was trained."""
+def origin(folder: Path, trained: dict[str, Any], typed: str) -> str:
+    """Return how it was trained; `typed` is the command."""
     history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     best = history["epochs"][history["best_epoch"] - 1]
     lines = [
         "## How it was trained",
         "",
-        f"    {command(trained)}",
+        f"    {typed}",
         "",
         f"Best of {len(history['epochs'])} epochs: epoch {history['best_epoch']}, validation {history['metric']} "
         f"{best['validation_metric']:.4f} on {history['validation_pairs']} pairs; trained on {history['train_pairs']} pairs in "
@@ -249,10 +249,16 @@ def command(trained: dict[str, Any]) -> str:
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
     words = ["labeler", "train", name, store, *start, *(word for path in named for word in ("--teacher", path))]
+    return shlex.join([*words, *given(arguments, own), "--seed", str(trained["seed"])])
+
+
+def given(arguments: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """Return what to type for those `arguments` that are not a model's `own`."""
+    words = []
     for key, value in arguments.items():
         if own.get(key) != value:
             words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return shlex.join([*words, "--seed", str(trained["seed"])])
+    return words
 
 
 def figure(row: dict[str, Any], metric: str) -> str:

@@ -27,6 +27,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
+from labeler.contrastive import typed
 from labeler.decisions import aimed, promised
 from labeler.embedding import refuse_other_tower
 from labeler.evaluation import (
@@ -50,6 +51,7 @@ from labeler.evaluation import (
 from labeler.model_card import model_card
 from labeler.records import differing_names
 from labeler.taxonomy import taxonomy_of
+from labeler.towers_card import towers_card
 from labeler.training_options import TrainOptions
 from labeler.values import SPLITS, Split
 from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
@@ -136,8 +138,11 @@ def evaluate(
         metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
         own_card = CARD in trained["files"]  # an older labeler's card is part of its run
-        if split == "test" and not zero_shot and not own_card:
-            write_text(folder / CARD, model_card(run, trained, metrics))
+        if split == "test" and not own_card:
+            told = (
+                towers_card(run, trained, typed(trained), metrics) if zero_shot else model_card(run, trained, metrics)
+            )
+            write_text(folder / CARD, told)
     return Evaluated(run, False, metrics)
 
 

@@ -41,6 +41,7 @@ embedding
 zero_shot_model
 zero_shot
 decisions  distillation  model_card  shards
+towers_card
 items  output
 engines  graphs  quantizing
 labeller  exporting

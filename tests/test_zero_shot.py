@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from PIL import Image
 
-from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.artifacts import BadInputError, UsageError, read_manifest, verify
 from labeler.batches import StorePairs
 from labeler.embedding import embed_pairs, load_towers_run
 from labeler.labelling import predict
@@ -97,11 +102,32 @@ def test_evaluate_measures_labels_and_retrieval_and_the_report_shows_them(store,
     assert manifest["arguments"]["zero_shot"] == {"described": described, "templates": list(TEMPLATES)}
     assert evaluate(run, store, zero_shot=ZeroShotOptions(described), device="cpu").already
     assert not evaluate(run, store, zero_shot=ZeroShotOptions(), device="cpu").already
+    card = ModelCard.load(run / "README.md")
+    recall, (low, high) = found["text_to_image"]["recall_at_1"], found["text_to_image"]["recall_at_1_ci95"]
+    assert f"| text to image | {recall:.3f} [{low:.3f}, {high:.3f}] |" in card.text
+    assert f"| clip zero-shot | {metrics['accuracy']:.3f}" in card.text
+    assert verify(run, "pretrain")["stage"] == "pretrain", "the card is no part of the run's hash"
     report([run], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "Texts and pictures found" in page
     assert "clip zero-shot" in page
     assert "recall@10" in (tmp_path / "report" / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_a_pretrained_run_says_what_it_is_for(pretrained, tmp_path):
+    card = (pretrained / "README.md").read_text(encoding="utf-8")
+    assert "Not measured on held-out pairs yet: `labeler evaluate RUN --data STORE --zero-shot`" in card
+    manifest = read_manifest(pretrained, "pretrain")
+    typed = next(line for line in card.splitlines() if line.startswith("    labeler pretrain clip"))
+    assert manifest["inputs"][0]["path"] in typed
+    assert typed.endswith(f"--seed {manifest['seed']}")
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) == 5
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "'error': None" in done.stdout
+    assert "'joy'" in done.stdout
 
 
 def test_prompts_are_read(tmp_path, label_set):

@@ -17,7 +17,7 @@ from labeler.cli import options
 @click.option("--epochs", type=int, help="At most so many passes over the train split [default: the model's].")
 @click.option("--batch-size", type=int, help="Pairs among which a text must find its picture [default: the model's].")
 @click.option(
-    "--chunk-size", type=int, help="Pairs whose graph is in memory at once; batches may be larger [default: 64]."
+    "--chunk-size", type=int, help="Pairs whose graph is in memory at once; batches may be larger [default: 256]."
 )
 @click.option("--learning-rate", type=float, help="Of pretrained weights [default: the model's].")
 @click.option("--new-learning-rate", type=float, help="Of weights that start at random [default: the model's].")
