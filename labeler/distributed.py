@@ -19,11 +19,12 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError, write_json
+from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError, write_json
+from labeler.interrupts import stop_on_interrupt
 from labeler.training_options import TrainOptions
 
 MAX_FAILURES = 10  # as often are workers started again
@@ -36,6 +37,7 @@ RAY_SETTINGS = {
 }
 LOOPBACK = "127.0.0.2"  # for 127.0.0.1 Ray takes the machine's address in the network
 LOST, SAID = "error.json", "said.txt"  # what the workers leave for whoever started them
+STOP = "stop"  # and what that leaves for them
 HISTORY = "history.json"
 
 log = logging.getLogger("labeler")
@@ -84,12 +86,12 @@ def ray_running(address: str | None, workers: int) -> Iterator[Any]:
         else:
             ray.init("local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False,
                      _node_ip_address=LOOPBACK, _temp_dir=folder, **quiet)  # fmt: skip
+        with contextlib.suppress(ValueError):  # not in the main thread, where Ray sets none either
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray's would end the process with an exit code that says all is well
         yield ray
     finally:
         ray.shutdown()
-        with contextlib.suppress(ValueError):  # not in the main thread, where Ray sets none either
-            for number, handler in handlers.items():
-                signal.signal(number, handler)  # Ray Train leaves its own
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -110,7 +112,10 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
 
     The run's files lie in `folder` afterwards. Training goes on from the checkpoints in it, if there are any.
 
-    Raises LabelerError with what a worker raised, and when workers have died more than MAX_FAILURES times.
+    Ctrl-C, or SIGTERM, asks the workers to save a checkpoint and stop; a second one stops them at once.
+
+    Raises LabelerError with what a worker raised, and when workers have died more than MAX_FAILURES times; InterruptedRun after
+    Ctrl-C.
     """
     check_ray()
     with ray_running(address, workers) as ray:
@@ -123,6 +128,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
         config = {"fit": fit, "gpus": gpus, "folder": str(folder.resolve()), "cwd": os.getcwd()}
         lost, storage = folder / LOST, folder / "ray"
         lost.unlink(missing_ok=True)
+        asked = Asked(folder / STOP)
         (folder / SAID).write_text("")
         trainer = TorchTrainer(
             work,
@@ -134,8 +140,8 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
             ),
         )  # fmt: skip
         try:
-            with repeated(folder / SAID):
-                trainer.fit()
+            with repeated(folder / SAID), stop_on_interrupt(asked):
+                in_a_thread(trainer.fit)
         except ray.train.TrainingFailedError as error:
             if not lost.is_file():
                 raise LabelerError(
@@ -144,6 +150,10 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
         finally:
             shutil.rmtree(storage, ignore_errors=True)
             (folder / SAID).unlink()
+    stopped = asked.interrupted and not (folder / HISTORY).is_file()
+    asked.file.unlink(missing_ok=True)
+    if stopped:
+        raise InterruptedRun("stopped; the same command with --resume goes on from the last checkpoint")
     if lost.is_file():
         told = json.loads(lost.read_text(encoding="utf-8"))
         lost.unlink()
@@ -151,6 +161,45 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
         raised.exit_code = told["exit_code"]
         raise raised
     return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+
+
+class Asked:
+    """Whether the workers are asked to stop, which they see by a file."""
+
+    def __init__(self, file: Path):
+        """Ask nothing yet."""
+        self.file = file
+        file.unlink(missing_ok=True)
+
+    @property
+    def interrupted(self) -> bool:
+        """Return whether they are."""
+        return self.file.exists()
+
+    @interrupted.setter
+    def interrupted(self, value: bool) -> None:
+        self.file.touch()
+
+
+def in_a_thread(function: Callable[[], Any]) -> None:
+    """Call `function` in a thread of its own and wait for it; raise what it raises.
+
+    In the main thread Ray Train would take Ctrl-C for itself.
+    """
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)  # which a second Ctrl-C does not wait for
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    for error in raised:
+        raise error
 
 
 @contextlib.contextmanager
@@ -200,11 +249,30 @@ def work(config: dict[str, Any]) -> None:
         fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
     if workers.any_of(fit is None) or fit is None:
         return
-    with left_in(folder):
+    # the first worker tells the others
+    with left_in(folder), stopped_by(folder / STOP, fit) if workers.is_first() else contextlib.nullcontext():
         history = fit.run(folder, resume=True)
-        if workers.is_first():
+        if workers.is_first() and not fit.interrupted:
             fit.save(folder, history)
         workers.wait()
+
+
+@contextlib.contextmanager
+def stopped_by(file: Path, fit: Any) -> Iterator[None]:
+    """Ask `fit` to stop as soon as there is such a file, until the block ends."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            fit.interrupted = fit.interrupted or file.exists()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager

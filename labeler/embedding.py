@@ -64,9 +64,14 @@ def pair_keys(store: Store, rows: np.ndarray) -> np.ndarray:
 
 def refuse_other_tower(run: Run, store: Store) -> None:
     """Raise BadInputError unless the store's visual tokens are those that the run was trained on."""
-    ours, theirs = run.preprocessor["image"], store.towers["image"]
+    refuse_other_pictures(run.folder, run.preprocessor["image"], store)
+
+
+def refuse_other_pictures(run: Path, ours: dict[str, Any], store: Store) -> None:
+    """Raise BadInputError unless the store's visual tokens are of `ours`, the image tower that the run recorded."""
+    theirs = store.towers["image"]
     if ours["sha256"] != theirs["sha256"] and not ours.get("fine_tuned"):
         raise BadInputError(
-            f"{run.folder} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
+            f"{run} reads visual tokens of {ours['name']!r}, {store.folder} holds those of {theirs['name']!r}; run "
             f"`labeler preprocess` with --image-encoder {ours['name']}"
         )

@@ -57,7 +57,8 @@ def export_tasks(source: Path, out: Path, *, image_folder: str = "") -> Exported
     """Write `source` as a JSON list of Label Studio tasks to `out`, and the interface (XML) beside it.
 
     A task is {"data": {"id", "image", "text"}} with the labels as a prediction, or, where `source` holds records, as an
-    annotation. `image` is /data/local-files/?d=PATH, "" where an item has none; fields that no item has are left out.
+    annotation. `image` is /data/local-files/?d=PATH, or a URL, "" where an item has none; fields that no item has are left
+    out.
     The interface offers every label, one or several by what `source` holds. Each file appears whole or not at all.
 
     Args:
@@ -159,7 +160,8 @@ def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str
     data = {"id": item.id} | {name: getattr(item, name) or "" for name in objects}
     if item.image:
         path = f"{image_folder.strip('/')}/{item.image}".lstrip("/")
-        data["image"] = f"/data/local-files/?d={quote(path)}"
+        is_url = "://" in item.image  # Label Studio reads s3:// by itself
+        data["image"] = item.image if is_url else f"/data/local-files/?d={quote(path)}"
     chosen = item.labels or () if isinstance(item, Record) else item.chosen
     choices = {"from_name": CONTROL, "to_name": to_name(objects), "type": "choices",
                "value": {"choices": list(chosen)}}  # fmt: skip

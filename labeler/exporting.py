@@ -285,6 +285,7 @@ def choose_engine(
     if (model / CHECK).is_file():
         if runtime == "native":
             raise UsageError(f"--runtime native: {model} is an export; name the run itself")
+        refuse_other_device(device, "an export")
         return choose_way(model, runtime, precision)
     read_manifest(model, "train")
     if runtime == "native" or (runtime == "auto" and not worth(model, device, many)):
@@ -293,13 +294,24 @@ def choose_engine(
                 f"--precision {precision}: PyTorch labels in float32; {precision} needs --runtime openvino"
             )
         return Choice(model)
+    refuse_other_device(device, f"--runtime {runtime}")
     try:
-        return choose_way(own_export(model), runtime, precision)
+        try:
+            return choose_way(own_export(model), runtime, precision)
+        except BadInputError as error:  # it is damaged, or of another version
+            log.warning("%s; making it again", error)
+            return choose_way(own_export(model, anew=True), runtime, precision)
     except (OSError, LabelerError) as error:
         if runtime != "auto" or isinstance(error, (UsageError, BadInputError)):
             raise
         log.warning("%s; labelling with PyTorch", error)
         return Choice(model)
+
+
+def refuse_other_device(device: str, what: str) -> None:
+    """Raise UsageError where `what` is to run on anything but a processor."""
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device}: {what} runs on the processor; leave it out, or take --runtime native")
 
 
 def worth(run: Path, device: str, many: bool) -> bool:
@@ -308,20 +320,24 @@ def worth(run: Path, device: str, many: bool) -> bool:
     return not gpu and (many or (run / KEPT).is_dir())
 
 
-def own_export(run: Path) -> Path:
-    """Return the export that is kept inside the run, made when it is not there; checked on the run's store where that is left."""
+def own_export(run: Path, *, anew: bool = False) -> Path:
+    """Return the export that is kept inside the run, made when it is not there; checked on the run's store where that is left.
+
+    With `anew`, it is made again.
+    """
     manifest = read_manifest(run, "train")
     store = Path(manifest["inputs"][0]["path"])
     out = run / KEPT
-    if (out / CHECK).is_file():
+    if (out / CHECK).is_file() and not anew:
         kept = read_manifest(out, "export")
         if kept["inputs"][0]["sha256"] == manifest["content_sha256"]:
             return out
     log.info("%s: exporting it first, once, so that this and later jobs take less time", run)
-    done = export_apart(run, out, "--data", str(store))
+    options = ["--force"] if anew else []
+    done = export_apart(run, out, "--data", str(store), *options)
     if done.returncode == BadInputError.exit_code:
         log.info("%s; checking the export on made pairs", last_line(done))
-        done = export_apart(run, out)
+        done = export_apart(run, out, *options)
     if done.returncode:
         raise LabelerError(last_line(done))
     return out

@@ -25,6 +25,7 @@ from labeler.batches import StorePairs, label_targets
 from labeler.checkpoints import Progress, newest_checkpoint, writing
 from labeler.decisions import VALIDATION
 from labeler.distillation import ZeroShotTeacher, refuse_idle, teachers_say
+from labeler.embedding import refuse_other_pictures
 from labeler.end_to_end import EndToEnd, reader
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
 from labeler.layers import checkpoint_activations
@@ -34,6 +35,7 @@ from labeler.models import Building, Built, model_module
 from labeler.pixels import stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
 from labeler.pretraining import check_can_pretrain, pretrain, told
+from labeler.runs import read_json
 from labeler.sharding import ShardedTrainer
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
@@ -112,6 +114,8 @@ class Fit:
     def built(self, init: Path | None) -> Built:
         """Return the untrained model, from the run `init` where there is one, and its tokenizer."""
         options, towers = self.options, self.store.towers
+        if init:
+            refuse_other_pictures(init, read_json(init / "preprocessor.json")["image"], self.store)
         texts = [self.store.rows["text"][row] or "" for row in self.store.rows_of("train")]
         set_seed(self.seed)
         built: Built = model_module(self.name).build(
@@ -146,6 +150,7 @@ class Fit:
         pretraining = folder / "trainer" / "pretraining"
         if self.options.pretrain and not checkpoint:
             pretrain(self, pretraining, resume=resume)
+            self.interrupted = workers.from_first(self.interrupted)
             if self.interrupted:
                 return {}
         first = workers.is_first()

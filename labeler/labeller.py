@@ -62,7 +62,7 @@ class Labeller:
             try:
                 values = self.engine.logits(items, self.batch_size)
                 break
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:  # onnxruntime's are no RuntimeError
                 if not lacks_memory(error):
                     raise
                 if self.batch_size == 1:

@@ -88,7 +88,9 @@ def predict(
         refuse_with_prompts(aim, min_precision, runtime, precision)
     if engine != "ray" and (workers or ray_address):
         raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
-    rows = read_inputs(inputs, mapping or {}, allow_outside)  # before any model is loaded
+    refuse_as_input(inputs, out)
+    reading = partial(read_inputs, inputs, mapping or {}, allow_outside, out)
+    rows = reading()  # before any model is loaded
     streams = any(isinstance(place, Path) and brings_pictures(place) for place in inputs)
     first = [] if streams else list(islice(rows, MANY))
     many, rows = streams or len(first) == MANY, chain(first, rows)
@@ -110,7 +112,7 @@ def predict(
         label_windows = partial(label_on_ray, workers=workers, address=ray_address)
     with writing(out, recipe, written.header, force) as output:
         shown = sys.stderr.isatty() and not (streams or far)  # to count those would fetch them all
-        total = sum(1 for _ in read_inputs(inputs, mapping or {}, allow_outside)) if shown else None
+        total = sum(1 for _ in reading()) if shown else None
         try:
             with tqdm(total=total, desc="labelling", unit="item", disable=None) as bar:
                 label_rows(label_windows, rows, settings, written, output, bar)
@@ -181,12 +183,34 @@ def label_here(
             yield [written(line) for line in labeller(window)]
 
 
-def read_inputs(inputs: Sequence[Path | str], mapping: dict[str, str], allow_outside: bool) -> Iterator[Row | Reject]:
-    """Return the rows of all inputs; raises BadInputError when one is missing."""
-    return chain.from_iterable([
+def refuse_as_input(inputs: Sequence[Path | str], out: Path | str | None) -> None:
+    """Raise UsageError where `out` is one of the inputs, which labels would replace."""
+    if out is not None and absolute(out) in map(absolute, inputs):
+        raise UsageError(f"--out {out}: an input itself, which the labels would replace; choose another --out")
+
+
+def absolute(place: Path | str) -> str:
+    """Return where a file or folder really is; a URL without a slash at its end."""
+    return os.path.realpath(place) if isinstance(place, Path) else place.rstrip("/")
+
+
+def read_inputs(
+    inputs: Sequence[Path | str], mapping: dict[str, str], allow_outside: bool, out: Path | str | None = None
+) -> Iterator[Row | Reject]:
+    """Return the rows of all inputs, without `out` where it lies in a folder; raises BadInputError when an input is missing."""
+    rows = chain.from_iterable([
         read_remote(place, mapping, allow_outside) if isinstance(place, str) else read_source(place, Reading(mapping=mapping))
         for place in inputs
     ])  # fmt: skip
+    if out is None:
+        return rows
+    where = {place.rstrip("/") if isinstance(place, str) else str(place): f"{absolute(place)}/" for place in inputs}
+    own = {source: absolute(out)[len(root) :] for source, root in where.items() if absolute(out).startswith(root)}
+    return (
+        (row for row in rows if isinstance(row, Reject) or own.get(row.source, row) != row.fields.get("id"))
+        if own
+        else rows
+    )
 
 
 def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:

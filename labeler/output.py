@@ -39,12 +39,16 @@ class LineFormat:
         """Return the line as it is written."""
         mark = ERROR if line["error"] is not None else REVIEW if line.get("review") else PLAIN
         if self.form != "csv":
-            return Line(json.dumps(line, ensure_ascii=False) + "\n", mark)
+            return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
         cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
         cells += [str(line[name]).lower() for name in self.extra]
-        return Line(
-            table_row([neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]), mark
-        )
+        row = [neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]
+        return Line(whole(table_row(row)), mark)
+
+
+def whole(text: str) -> str:
+    """Return the text as a file can carry it: half a surrogate pair, as names that are not UTF-8 have, becomes a `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def table_row(cells: Sequence[Any]) -> str:

@@ -41,10 +41,10 @@ ADVICE = "take a run of `labeler pretrain clip`, or a folder with a copy of it"
 class PublishedTowers(nn.Module):
     """A published model's two halves: a batch with `pixels` (see `labeler.batches`) in, `Embeddings` out."""
 
-    def __init__(self, model: Any, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
-        """Take transformers' `model`, which takes pictures of `size` pixels, normalised by `mean` and `std`."""
+    def __init__(self, model: Any, pad_token_id: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        """Take transformers' `model`, texts for which are padded with `pad_token_id`; pictures: see `ImageEncoder`."""
         super().__init__()
-        self.model, self.size, self.mean, self.std = model, size, mean, std
+        self.model, self.pad_token_id, self.size, self.mean, self.std = model, pad_token_id, size, mean, std
         self.max_text_tokens: int = model.config.text_config.max_position_embeddings
 
     @property
@@ -62,8 +62,8 @@ class PublishedTowers(nn.Module):
         mask = (text_mask | ~present.unsqueeze(1)).long()  # softmax over no token at all would be NaN
         if self.model.config.model_type in PADDED:
             missing = self.max_text_tokens - input_ids.shape[1]
-            pad = self.model.config.text_config.pad_token_id
-            found = self.model.get_text_features(functional.pad(input_ids, (0, missing), value=pad))
+            # the tokenizer's padding, which config.json may not name
+            found = self.model.get_text_features(functional.pad(input_ids, (0, missing), value=self.pad_token_id))
         else:
             found = self.model.get_text_features(input_ids, attention_mask=mask)
         return unit(found.pooler_output) * present.unsqueeze(1)
@@ -121,7 +121,8 @@ def _load(name: str, source: str, *, local: bool) -> Published:
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         processor = AutoImageProcessor.from_pretrained(source, **where)
-    if no_words(tokenizer):
+    if no_words(tokenizer) or tokenizer.pad_token_id is None:
         raise LabelerError(f"{name}: no tokenizer beside the model; copy the tokenizer's files there")
     model = load_transformers(name, source, config, local=local, left_over=())
-    return Published(PublishedTowers(model, *input_of(name, processor)), tokenizer)
+    towers = PublishedTowers(model, cast(int, tokenizer.pad_token_id), *input_of(name, processor))
+    return Published(towers, tokenizer)

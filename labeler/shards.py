@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from labeler.artifacts import locked, make_parent, sha256_file, work_folder
+from labeler.artifacts import LabelerError, locked, make_parent, sha256_file, work_folder
 
 SUFFIX = ".lines"
 JOINED = "joined"
@@ -218,6 +218,10 @@ class Shards:
                 rest = int(ends[after - 1] - starts[first])
                 while rest:
                     piece = file.read(min(rest, 1 << 20))
+                    if not piece:
+                        raise LabelerError(
+                            f"{file.name}: became shorter while it was read; the same command labels what is lost"
+                        )
                     rest -= len(piece)
                     yield piece
         finally:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,6 +31,7 @@ from labeler.artifacts import (
 )
 from labeler.distillation import ZeroShotTeacher, teacher_inputs
 from labeler.distributed import check_can_shard, check_ray, fit_on_workers
+from labeler.interrupts import stop_on_interrupt
 from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
 
@@ -248,28 +246,3 @@ def interrupted_run(out: Path, recipe: Recipe) -> bool:
             f"{out}: the interrupted run had other arguments or data; repeat those, or leave out --resume"
         )
     return True
-
-
-@contextmanager
-def stop_on_interrupt(fit: Any) -> Iterator[None]:
-    """Let the first Ctrl-C, or SIGTERM, ask `fit` to stop after the step it is in, and the second end it at once."""
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, frame: Any) -> None:
-        restore()
-        fit.interrupted = True
-        log.warning("stopping after this step and saving a checkpoint; Ctrl-C again stops at once")
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        restore()

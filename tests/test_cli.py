@@ -14,7 +14,7 @@ import click
 import pytest
 
 from labeler.artifacts import BadInputError
-from labeler.cli import COMMANDS, cli, system_error
+from labeler.cli import COMMANDS, cli, main, system_error
 
 HEAVY = {"torch", "transformers", "pandas", "pydantic", "numpy", "PIL", "lance"}
 ROWS = "".join(json.dumps({"id": n, "text": f"text {n}", "label": "ab"[n % 2]}) + "\n" for n in range(20))
@@ -196,6 +196,17 @@ def test_a_reader_that_goes_away_ends_it_quietly(ingested, place, arguments):
     finally:
         os.close(writing)
     assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.parametrize(("left", "code"), [(None, 0), (1, 0), (15, 15)])
+def test_who_leaves_otherwise_leaves_with_his_own_code(monkeypatch, left, code):
+    def leave(**how):
+        raise SystemExit(left)
+
+    monkeypatch.setattr(cli, "main", leave)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == code
 
 
 def test_head_takes_the_first_line(ingested, place):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 
 import numpy as np
@@ -145,6 +147,12 @@ def test_what_cannot_start_a_model_is_said(store, options, pretrained, trained, 
         train("late-fusion", store, tmp_path / "run", options, init=pretrained, device="cpu")
     with pytest.raises(BadInputError, match="made by `labeler train`, expected the output of `labeler pretrain`"):
         train("clip", store, tmp_path / "run", options, init=trained("clip"), device="cpu")
+    other = shutil.copytree(pretrained, tmp_path / "other")
+    told = json.loads((other / "preprocessor.json").read_text(encoding="utf-8"))
+    told["image"] |= {"sha256": "0" * 64, "name": "another"}
+    (other / "preprocessor.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(BadInputError, match="other reads visual tokens of 'another', .* holds those of"):
+        train("clip", store, tmp_path / "run", options, init=other, device="cpu")
 
 
 def test_a_run_opens_as_it_was_saved_or_not_at_all(store, pretrained, tmp_path):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from labeler import workers
 from labeler.artifacts import LabelerError, UsageError, read_manifest, verify, work_folder
+from labeler.checkpoints import newest_checkpoint
 from labeler.cli import cli
 from labeler.runs import load_run, read_json
 from labeler.training import train
@@ -136,6 +137,33 @@ def test_a_killed_worker_is_started_again_and_training_goes_on_from_the_last_che
     assert made
     assert not any(Path(folder).exists() for folder in made), "Ray leaves no files"
     assert train_workers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_fault_25_an_interrupt_of_several_workers_saves_a_checkpoint_and_one_goes_on(store, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "labeler", "train", "resnet-gru", str(store), "--out", str(out), "--epochs", "400",
+               "--patience", "400", "--batch-size", "4", "--device", "cpu"]  # fmt: skip
+    started = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True)
+    for line in started.stderr:
+        if line.startswith("epoch 2/400"):
+            started.send_signal(signal.SIGTERM)
+            break
+    rest = started.stderr.read()
+    assert started.wait() == 130, rest
+    assert "stopping after this step and saving a checkpoint" in rest
+    assert "error: stopped; the same command with --resume goes on from the last checkpoint" in rest
+    last = newest_checkpoint(work_folder(out) / "trainer")
+    step = int(last.name.removeprefix("checkpoint-"))
+    done = subprocess.Popen([*command, "--resume"], stderr=subprocess.PIPE, text=True)
+    for line in done.stderr:
+        if line.startswith("epoch "):
+            assert int(line.split()[1].partition("/")[0]) == step // 7 + 1  # an epoch of 25 pairs has 7 steps
+            done.send_signal(signal.SIGTERM)
+            break
+    assert done.wait() == 130
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("option", [{"ema": 0.5}, {"pretrain": 1}, {"finetune_image": True}])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from labeler import exporting, labelling
-from labeler.artifacts import BadInputError, LabelerError, UsageError
+from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
 from labeler.engines import WAYS, Choice, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, INPUTS, TOKENIZER, TOWER
 from labeler.exporting import choose_engine, export, made_pairs, parts
@@ -241,6 +241,20 @@ def test_a_run_keeps_an_export_for_large_jobs(trained, store, tmp_path, monkeypa
     for ours, theirs in zip(lines(tmp_path / "small.jsonl"), lines(tmp_path / "large.jsonl"), strict=True):
         assert ours["labels"] == theirs["labels"]
         assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-3)
+    for damage in (
+        lambda path: path.write_bytes(b"no graph"),
+        lambda path: path.with_name("manifest.json").write_text("{"),
+    ):
+        damage(run / "export" / FUSION)
+        caplog.clear()
+        assert choose_engine(run, many=False) == Choice(run / "export", ONNX)
+        assert caplog.text.count("making it again") == 1
+        verify(run / "export", "export")
+    assert choose_engine(run, "cuda") == Choice(run)
+    with pytest.raises(UsageError, match="--device cuda: --runtime onnx runs on the processor"):
+        choose_engine(run, "cuda", "onnx")
+    with pytest.raises(UsageError, match="--device nonsense: an export runs on the processor; leave it out"):
+        choose_engine(run / "export", "nonsense")
     monkeypatch.setattr(exporting, "own_export", lambda run: (_ for _ in ()).throw(PermissionError(30, "Read-only")))
     assert choose_engine(run) == Choice(run)
     assert "Read-only; labelling with PyTorch" in caplog.text

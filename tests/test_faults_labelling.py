@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from PIL import Image
 
 from labeler.artifacts import InterruptedRun, LabelerError, LockedError, locked, work_folder
@@ -222,6 +223,7 @@ class Narrow:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+                                   RuntimeException("[ONNXRuntimeError] : Failed to allocate memory for requested buffer"),
                                    RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])  # fmt: skip
 def test_fault_26_a_batch_that_is_too_large_is_halved_and_that_is_said_once(run, error, caplog):
     settings = Settings(run, read_rule(run), {}, batch_size=32)

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 # those of one package may use each other, but for the models.
 ORDER = """
 labeler  encoders  memory
-artifacts
+artifacts  interrupts
 values
 records  encoders.weights  resizing
 taxonomy

@@ -51,6 +51,8 @@ def released(folder, kind, text_tower):
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.sep_token_id,
             "bos_token_id": tokenizer.cls_token_id}  # fmt: skip
     widths = {"projection_size": 32} if kind == "siglip" else {}
+    if kind == "siglip":
+        ends.pop("pad_token_id")  # as in SigLIP 2's files: the tokenizer alone knows it
     config = configure(
         text_config={**small, **ends, **widths, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH},
         vision_config={**small, "image_size": SIDE, "patch_size": 8},

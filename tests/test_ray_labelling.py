@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from labeler import labelling
 from labeler.artifacts import BadInputError, UsageError
 from labeler.labelling import predict
 from labeler.ray_labelling import ROUND, rounds
@@ -63,6 +65,17 @@ def test_fault_30_a_killed_worker_loses_and_doubles_nothing_and_every_line_is_as
     run = trained("visualbert")
     whole = predict([pairs], run, tmp_path / "local.jsonl", device="cpu", allow_outside=True)
     killed: list[int] = []
+    running = labelling.label_on_ray
+
+    def watched(*arguments, **how):
+        for lines in running(*arguments, **how):
+            assert [signal.getsignal(number) for number in handlers] == list(handlers.values()), (
+                "Ctrl-C stays the command's"
+            )
+            yield lines
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(labelling, "label_on_ray", watched)
     threading.Thread(target=kill_one, args=(killed,), daemon=True).start()
     done = predict([pairs], run, tmp_path / "ray.jsonl", device="cpu", allow_outside=True, engine="ray", workers=2)
     assert killed

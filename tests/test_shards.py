@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler.artifacts import BadInputError, LockedError, work_folder
+from labeler.artifacts import BadInputError, LabelerError, LockedError, work_folder
 from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, sharded, state_of
 
 RECIPE = {"model": "m", "aim": ""}
@@ -126,6 +126,17 @@ def test_an_output_that_was_changed_by_hand_is_not_kept(out, caplog):
     label(out, list(range(9)), "b")
     assert {text[-1] for text in lines_of(out)} == {"b"}
     assert "labels.jsonl has been changed since it was written; every item is labelled again" in caplog.text
+
+
+def test_an_output_that_becomes_shorter_meanwhile_ends_in_an_error(out):
+    label(out, list(range(9)))
+    with (
+        pytest.raises(LabelerError, match=r"labels.jsonl: became shorter while it was read"),
+        sharded(out, RECIPE, "") as shards,
+    ):
+        assert all([shards.known(row) for row in range(1, 9)])
+        out.write_text("", encoding="utf-8")
+        shards.join()
 
 
 @pytest.mark.parametrize("name", ["000001.lines", "000001.json"])

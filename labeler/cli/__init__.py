@@ -111,9 +111,9 @@ def main() -> None:
         code = fail("interrupted", 130, debug)
     except LabelerError as error:
         code = fail(str(error), error.exit_code, debug)
-    except SystemExit:
-        # click's answer when the reader has seen enough (`| head`), after it has silenced standard output
-        code = 0
+    except SystemExit as error:
+        # 1 is click's answer when the reader has seen enough (`| head`), after it has silenced standard output
+        code = 0 if error.code in (None, 0, 1) else error.code
     except OSError as error:
         code = fail(system_error(error), 1, debug)
     except Exception as error:
