@@ -151,7 +151,7 @@ def test_what_cannot_start_a_model_is_said(store, options, pretrained, trained, 
     told = json.loads((other / "preprocessor.json").read_text(encoding="utf-8"))
     told["image"] |= {"sha256": "0" * 64, "name": "another"}
     (other / "preprocessor.json").write_text(json.dumps(told), encoding="utf-8")
-    with pytest.raises(BadInputError, match="other reads visual tokens of 'another', .* holds those of"):
+    with pytest.raises(BadInputError, match=r"other reads visual tokens of 'another', .* holds those of"):
         train("clip", store, tmp_path / "run", options, init=other, device="cpu")
 
 
