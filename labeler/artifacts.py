@@ -264,6 +264,7 @@ def making(
     resume: bool = False,
     keep: bool = False,
     content: str | Callable[[dict[str, str]], str] | None = None,
+    stage: str | None = None,
 ) -> Iterator[Path]:
     """Yield a work folder; when the block ends without an error, publish it as `folder`.
 
@@ -275,10 +276,11 @@ def making(
         content: sha256 that stands for the content where the files' bytes are not reproducible
             (a Lance dataset names its files at random), or a function that makes it of the files' hashes; by default
             made of all of them.
+        stage: the recipe's, where that is a function.
 
-    Raises LockedError (see `locked`), and BadInputError when `folder` exists and is no artifact of ours.
+    Raises LockedError (see `locked`), and BadInputError when `folder` exists and is no artifact of this stage.
     """
-    refuse_foreign(folder)
+    refuse_foreign(folder, recipe.stage if isinstance(recipe, Recipe) else stage)
     make_parent(folder)
     work = work_folder(folder)
     started = datetime.now(timezone.utc)
@@ -298,19 +300,29 @@ def making(
             raise
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: Path, stage: str) -> None:
     """Raise what `making` would raise, before any work: see `refuse_foreign`, `make_parent` and `locked`."""
-    refuse_foreign(folder)
+    refuse_foreign(folder, stage)
     make_parent(folder)
     with locked(folder):
         pass
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of ours."""
+def refuse_foreign(folder: Path, stage: str | None) -> None:
+    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged."""
     if not folder.exists() and not folder.is_symlink():
         return
-    if folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir())):
+    if folder.is_dir() and (folder / MANIFEST).is_file():
+        try:
+            made_by = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["stage"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if made_by != stage:
+            raise BadInputError(
+                f"{folder}: made by `labeler {made_by}`, and `labeler {stage}` would replace it; choose another --out"
+            )
+        return
+    if folder.is_dir() and not any(folder.iterdir()):
         return
     raise BadInputError(f"{folder}: exists and was not made by labeler, so it is left alone; choose another --out")
 

@@ -81,21 +81,21 @@ def pretrain(
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
-    check_free(out)
+    check_free(out, "pretrain")
     from labeler.contrastive_fitting import ContrastiveFit  # torch, only when there is something to train
 
     fit = ContrastiveFit(model, data, options, seed, device)
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
 
     def card(folder: Path) -> str:
-        return towers_card(folder, trained, typed(trained), place=out)
+        return towers_card(folder, trained, typed(trained, out), place=out)
 
     return Trained(out, False, fitted(partial(run_here, fit), out, recipe, resume, card))
 
 
-def typed(trained: dict[str, Any]) -> str:
-    """Return what to type to pretrain a run again, with the options that are not the model's own; see `towers_card`."""
+def typed(trained: dict[str, Any], out: Path) -> str:
+    """Return what to type to pretrain a run again as `out`, with the options that are not the model's own; see `towers_card`."""
     arguments = dict(trained["arguments"])
     name = arguments.pop("model")
-    words = ["labeler", "pretrain", name, trained["inputs"][0]["path"]]
+    words = ["labeler", "pretrain", name, trained["inputs"][0]["path"], "--out", str(out)]
     return shlex.join([*words, *given(arguments, pretrain_options(name).arguments()), "--seed", str(trained["seed"])])

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from labeler import workers
-from labeler.artifacts import UsageError, write_json
+from labeler.artifacts import BadInputError, UsageError, write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
@@ -84,6 +84,9 @@ class Fit:
         self.device = choose_device(device)
         refuse_idle(teachers, self.store)
         labelled_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
+        if not self.store.truth(validation_rows).any():
+            raise BadInputError(f"{data}: no row of the validation split carries a label, so that no epoch can be chosen by it; "
+                                "label some, or let ingest draw the splits")  # fmt: skip
         train_rows = self.store.rows_of("train", unlabelled=True) if teachers else labelled_rows
         self.model: Any  # one of `labeler.models`, or EndToEnd around it
         self.model, self.tokenizer = self.built(init)

@@ -162,7 +162,7 @@ def ingest(
         if already_made(out, recipe_of(sources, options, digest, seed)):
             return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
     recipe: Recipe
-    with making(out, lambda: recipe, content=content_of) as folder:
+    with making(out, lambda: recipe, content=content_of, stage="ingest") as folder:
         with open(folder / "rejects.jsonl", "wb") as file, open(folder / SPOOL, "w+b") as spool:
             collected, rejects = Collected(spool), Rejects(options.strict, file)
             pictures = Pictures(out, root, folder)

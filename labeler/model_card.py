@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from labeler.evaluation import ANSWERS, HEADLINE
+from labeler.evaluation import ANSWERS, HEADLINE, kept_promise
 from labeler.evaluation.measuring import FEW_POSITIVES
 from labeler.records import LabelSet, read_label_set
 from labeler.training_options import options_for
@@ -54,7 +54,7 @@ def model_card(
         sureness(metrics),
         label_table(folder, labels, metrics),
         limits(folder, labels, trained, metrics),
-        origin(folder, trained, command(trained)),
+        origin(folder, trained, command(trained, folder if exported else place or folder)),
     ]
     text = "\n\n".join(part for part in parts if part)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
@@ -125,7 +125,7 @@ def figures(labels: LabelSet, metrics: dict[str, Any] | None) -> str:
         "## Figures",
         "",
         f"On the {metrics['n']} pairs of the {data['split']} split of {cell(data['name'])} (sha256 `{data['sha256'][:12]}`), "
-        "which training did not read; in brackets 95 % intervals (BCa bootstrap by group).",
+        f"{unread(data)}; in brackets 95 % intervals (BCa bootstrap by group).",
         "",
         "| model | " + " | ".join(WORDS.get(metric, metric) for metric in names) + " |",
         "|---|" + "---|" * len(names),
@@ -149,6 +149,13 @@ def figures(labels: LabelSet, metrics: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
+def unread(data: dict[str, Any]) -> str:
+    """Return what is known of whether training has read the rows that were measured; notes say more."""
+    return (
+        "which training did not read" if data.get("trained_on_it", True) else "not of the store that it was trained on"
+    )
+
+
 def sureness(metrics: dict[str, Any] | None) -> str:
     """Return how well scores are calibrated and which promises of precision held."""
     if metrics is None or "calibration" not in metrics or metrics["calibration"]["after"]["ece"] is None:
@@ -169,7 +176,7 @@ def sureness(metrics: dict[str, Any] | None) -> str:
         ]
         for one in promises:
             seen = f"{one['precision']:.3f} {bounds(one['precision_ci95'])}" if one["n"] else "–"
-            word = {True: "holds", False: "broken", None: "nothing given"}[one["holds"]]
+            word = kept_promise(one)
             lines.append(
                 f"| {one['promised']:g} | {one['threshold']:.3f} | {one['n']} of {one['total']} | {seen} | {word} |"
             )
@@ -239,17 +246,23 @@ def origin(folder: Path, trained: dict[str, Any], typed: str) -> str:
     return "\n".join(lines)
 
 
-def command(trained: dict[str, Any]) -> str:
-    """Return what to type to train it again, with the options that are not the model's own."""
+def command(trained: dict[str, Any], out: Path) -> str:
+    """Return what to type to train it again as `out`, with the options that are not the model's own."""
     arguments = dict(trained["arguments"])
     store, *teachers = (item["path"] for item in trained["inputs"])
     name, start = arguments.pop("model"), ["--init", teachers.pop(0)] if arguments.pop("init", False) else []
-    told = arguments.pop("zero_shot_teachers", {})  # by their place; what was described is in the manifest
-    named = [f"zero-shot:{path}" if str(number) in told else path for number, path in enumerate(teachers)]
+    named = taught_by(teachers, arguments)
+    arguments.pop("zero_shot_teachers", None)  # what was described is in the manifest
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
     words = ["labeler", "train", name, store, *start, *(word for path in named for word in ("--teacher", path))]
-    return shlex.join([*words, *given(arguments, own), "--seed", str(trained["seed"])])
+    return shlex.join([*words, "--out", str(out), *given(arguments, own), "--seed", str(trained["seed"])])
+
+
+def taught_by(teachers: list[str], arguments: dict[str, Any]) -> list[str]:
+    """Return what `--teacher` was given for the folders or names of a run's teachers, with the run's `arguments`."""
+    told = arguments.get("zero_shot_teachers", {})  # by their place
+    return [f"zero-shot:{path}" if str(number) in told else path for number, path in enumerate(teachers)]
 
 
 def given(arguments: dict[str, Any], own: dict[str, Any]) -> list[str]:

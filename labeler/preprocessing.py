@@ -89,7 +89,7 @@ def preprocess(
     rows = sum(1 for _ in read_records(records))
     if not force and already_made(out, recipe):
         return Preprocessed(out, True, rows)
-    check_free(out)
+    check_free(out, "preprocess")
     from labeler.encoders.image import load_image_encoder
     from labeler.encoders.text import check_vocabulary, load_text_encoder
 

@@ -132,6 +132,11 @@ def evaluate(
         for path in baselines.glob("baseline-*.jsonl"):
             shutil.copyfile(path, folder / path.name)
         metrics = describe(opened, store, split, trained) | figures
+        metrics["aim"] = str(aim) if aim else None
+        if note := elsewhere(trained, store, split):
+            metrics["data"]["trained_on_it"] = False
+            metrics["notes"] = [*metrics["notes"], note]
+            log.warning("%s: %s", run, note)
         if zero_shot:
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
@@ -140,7 +145,9 @@ def evaluate(
         own_card = CARD in trained["files"]  # an older labeler's card is part of its run
         if split == "test" and not own_card:
             told = (
-                towers_card(run, trained, typed(trained), metrics) if zero_shot else model_card(run, trained, metrics)
+                towers_card(run, trained, typed(trained, run), metrics)
+                if zero_shot
+                else model_card(run, trained, metrics)
             )
             write_text(folder / CARD, told)
     return Evaluated(run, False, metrics)
@@ -259,13 +266,39 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
         "data": {"name": store.folder.parent.name if store.folder.name == "store" else store.folder.name,
                  "sha256": store.sha256, "split": split, "store": str(store.folder)},
         "parameters": sum(parameter.numel() for parameter in parameters),
-        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "trainable_parameters": sum(
+            parameter.numel() for name, parameter in run.model.named_parameters()
+            if parameter.requires_grad and (name.startswith("head.") or not arguments["freeze"])
+        ),
         "train_seconds": run.history["train_seconds"],
         "pairs_per_second": run.history["pairs_per_second"],
         "best_epoch": run.history["best_epoch"],
         "settings": {key: value for key, value in arguments.items() if key != "model"}
         | {"precision": run.history["precision"]},
     }  # fmt: skip
+
+
+def elsewhere(trained: dict[str, Any], store: Any, split: Split) -> str | None:
+    """Return what is to be said where a run was trained on another store, whose train rows may stand in this split; else None."""
+    from labeler.embedding import pair_keys
+    from labeler.store import Store
+
+    given = trained["inputs"][0]
+    if given["sha256"] == store.sha256:
+        return None
+    note = f"it was trained on another store, {given['path']}"
+    try:
+        other = Store(Path(given["path"]), check=False)
+    except BadInputError:
+        return f"{note}, which is not there any more: whether it has seen rows of this split cannot be told"
+    if other.sha256 != given["sha256"]:
+        return f"{note}, which has changed since: whether it has seen rows of this split cannot be told"
+    rows = store.rows_of(split)
+    known = np.flatnonzero(np.isin(other.rows["split"], ["train", "validation"]))
+    ours, theirs = pair_keys(store, rows), pair_keys(other, known)
+    alike = [np.isin(a, b[b != 0]) for a, b in zip(ours.T, theirs.T, strict=True)]  # 0: without a text, or a picture
+    seen = int(np.logical_or(*alike).sum())
+    return f"{note}; {seen} of {len(rows)} rows here share their text or picture with its train and validation rows"
 
 
 def measured_retrieval(run: Any, store: Any, split: Split, batch_size: int) -> dict[str, Any]:

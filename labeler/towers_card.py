@@ -9,7 +9,7 @@ from typing import Any
 
 from labeler.evaluation import HEADLINE
 from labeler.evaluation.retrieval import DEPTHS, DIRECTIONS
-from labeler.model_card import METRICS, WORDS, cell, figure, origin
+from labeler.model_card import METRICS, WORDS, cell, figure, origin, unread
 
 USE = """from pathlib import Path
 from labeler.labelling import label
@@ -69,8 +69,8 @@ def figures(metrics: dict[str, Any] | None) -> str:
         return f"## Figures\n\nNot measured on held-out pairs yet: {how}."
     data = metrics["data"]
     head = (
-        f"## Figures\n\nOn the {data['split']} split of {cell(data['name'])} (sha256 `{data['sha256'][:12]}`), which training "
-        "did not read; in brackets 95 % intervals (BCa bootstrap by group)."
+        f"## Figures\n\nOn the {data['split']} split of {cell(data['name'])} (sha256 `{data['sha256'][:12]}`), "
+        f"{unread(data)}; in brackets 95 % intervals (BCa bootstrap by group)."
     )
     parts = [head, retrieval_table(metrics["retrieval"]), label_figures(metrics)]
     return "\n\n".join(part for part in parts if part)

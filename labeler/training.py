@@ -101,7 +101,7 @@ def train(
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
-    check_free(out)
+    check_free(out, "train")
     together = workers > 1 or ray_address is not None
     if together:
         check_ray()

@@ -11,6 +11,7 @@ from typing import Any
 from labeler.artifacts import BadInputError, LabelerError, UsageError
 from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, constant, model_names, training_defaults
 
+LEAST_TEXT_TOKENS = 3
 COATTENTION_OPTIONS = ("n_coattn", "coattention", "coattn_place")  # of models whose own defaults name them
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
 CHOICES = {
@@ -120,6 +121,18 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     for name in ("label_smoothing", "modality_dropout", "ema"):
         if not 0 <= getattr(options, name) < 1:
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
+    if options.freeze and (options.finetune_image or options.pretrain):
+        raise UsageError(
+            "--freeze trains the head alone: leave it out, or --finetune-image and --pretrain, which train the rest"
+        )
+    if options.vocabulary != "word" and "vocabulary" not in constant(model, "TUNING"):
+        raise UsageError(f"{model} reads by its text tower's vocabulary; leave out --vocabulary, or train resnet-gru")
+    if options.max_text_tokens < LEAST_TEXT_TOKENS:
+        raise LabelerError(
+            f"max-text-tokens is {options.max_text_tokens}, expected {LEAST_TEXT_TOKENS} or more: two are special"
+        )
+    if not 0 <= options.weight_decay < float("inf"):
+        raise LabelerError(f"weight-decay is {options.weight_decay}, expected 0 or more")
     if not 0 <= options.teacher_weight <= 1:
         raise LabelerError(f"teacher-weight is {options.teacher_weight}, expected from 0 to 1")
     if not 0 < options.teacher_temperature < float("inf"):
@@ -127,6 +140,8 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     for name in ("logit_adjustment", "focal_gamma"):
         if not 0 <= getattr(options, name) < float("inf"):
             raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
+    if options.focal_gamma != TrainOptions().focal_gamma and options.loss != "focal":
+        raise UsageError("--focal-gamma is for --loss focal")
     return options
 
 

@@ -8,8 +8,8 @@ from scipy.stats import binom
 from test_evaluation import make, rows_of
 
 from labeler.artifacts import UsageError
-from labeler.evaluation import Predictions, aim_of, decide, fit_thresholds, kept, promise, risk_coverage
-from labeler.evaluation.abstention import DOUBT
+from labeler.evaluation import Predictions, aim_of, decide, fit_thresholds, kept, kept_promise, promise, risk_coverage
+from labeler.evaluation.abstention import DOUBT, Promise
 from labeler.evaluation.thresholds import NEVER, best_threshold
 
 
@@ -83,6 +83,15 @@ def test_what_is_kept_on_other_rows(task):
     assert (nothing["n"], nothing["precision"], nothing["holds"], nothing["coverage"]) == (0, None, None, 0.0)
     empty = kept(rows_of(found, np.arange(0)), given)
     assert (empty["coverage"], empty["holds"]) == (None, None)
+
+
+@pytest.mark.parametrize(("right", "n", "word"), [(19, 20, "holds"), (1, 2, "cannot tell"), (1, 20, "broken")])
+def test_a_promise_is_called_kept_only_where_that_was_seen(right, n, word):
+    scores = np.tile([0.9, 0.1], (n, 1))
+    truth = np.zeros((n, 2), dtype=bool)
+    truth[np.arange(n), (np.arange(n) >= right).astype(int)] = True
+    found = make(rows=n)._replace(truth=truth, scores=scores, predicted=decide("single", scores))
+    assert kept_promise(kept(found, Promise(0.95, 0.5, 100, 99, 100))) == word
 
 
 def test_risk_and_coverage_by_hand():

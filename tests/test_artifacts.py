@@ -23,6 +23,7 @@ from labeler.artifacts import (
     UsageError,
     adding,
     already_made,
+    check_free,
     making,
     read_manifest,
     verify,
@@ -160,6 +161,17 @@ def test_what_is_not_ours_is_left_alone(tmp_path, kind):
         make(out)
     assert names(tmp_path) == ["out"]
     assert kind != "folder" or names(out) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("check", [lambda out: check_free(out, "train"), make])
+def test_another_stage_s_artifact_is_left_alone(tmp_path, check):
+    with making(tmp_path / "out", Recipe("preprocess", (), {}, None)) as folder:
+        (folder / "rows").write_text("hours of work")
+    with pytest.raises(
+        BadInputError, match=r"made by `labeler preprocess`, and `labeler \w+` would replace it; choose another"
+    ):
+        check(tmp_path / "out")
+    assert (tmp_path / "out" / "rows").read_text() == "hours of work"
 
 
 def test_an_empty_folder_is_taken(tmp_path):

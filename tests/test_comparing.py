@@ -255,6 +255,18 @@ def test_compare_does_not_call_four_rows_a_difference():
     assert found["verdict"] == "cannot tell"
 
 
+def test_compare_of_rows_of_one_group_cannot_tell():
+    a = make(rows=40)
+    a = a._replace(groups=["one"] * 40)
+    b = a._replace(predicted=a.truth.copy())
+    found = compare("single", a, b)
+    assert found["delta_accuracy"] > 0
+    assert (found["ci95"], found["p"], found["verdict"], found["rows_needed"]) == (None, 1.0, "cannot tell", None)
+    wrong = make(rows=4)
+    wrong = wrong._replace(predicted=np.roll(wrong.truth, 1, axis=1))
+    assert compare("single", wrong, wrong._replace(predicted=wrong.truth.copy()))["verdict"] == "cannot tell"
+
+
 def test_compare_draws_both_models_together():
     a, b = make(rows=150, skill=1.5), make(rows=150, skill=1.6)
     given = compare("single", a, b, resampled=(resample("single", a), resample("single", b)))

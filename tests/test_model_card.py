@@ -96,7 +96,7 @@ def test_the_library_labels_as_the_command_does(run, store, tmp_path):
 def test_the_command_in_the_card_names_what_is_not_the_models_own(store, options, tmp_path):
     run = train("late-fusion", store, tmp_path / "run", options, seed=3, device="cpu").out
     card = (run / "README.md").read_text(encoding="utf-8")
-    assert f"labeler train late-fusion {store} --epochs 2" in card
+    assert f"labeler train late-fusion {store} --out {run} --epochs 2" in card
     assert card.count("--learning-rate") == (options.learning_rate != 1e-4)
     assert "--seed 3" in card
 

@@ -26,6 +26,7 @@ from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.scoring import evaluate
 from labeler.shards import Counts
+from labeler.store import Store
 from labeler.training import train
 
 
@@ -164,6 +165,50 @@ def test_evaluate_refuses_other_labels(run, words_only):
         BadInputError, match=r"was trained for other labels than .*lacks \['disc'\], it alone has \['circle'\]"
     ):
         evaluate(run, words_only(rename="disc"), device="cpu")
+
+
+def test_a_run_measured_on_another_store_says_what_it_may_have_seen(run, store, source, words_only, tmp_path, caplog):
+    other = tmp_path / "other"
+    rows = [row | {"split": {"test": "train", "train": "test"}.get(row["split"], row["split"])}
+            for row in lines_of(source / "pairs.jsonl")]  # fmt: skip
+    shutil.copytree(source, other / "source")
+    ingest([write_pairs(other / "source/pairs.jsonl", rows)], other / "records", IngestOptions())
+    towers = {f"{kind}_encoder": Store(store).towers[kind]["name"] for kind in ("text", "image")}
+    preprocess(other / "records", other / "store", **towers)
+    metrics = evaluate(run, other / "store", device="cpu").metrics
+    n = metrics["n"]
+    note = f"it was trained on another store, {store}; {n} of {n} rows here share their text or picture"
+    assert [one for one in metrics["notes"] if one.startswith("it was")] == [
+        f"{note} with its train and validation rows"
+    ]
+    assert note in caplog.text
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "which training did not read" not in card
+    assert "not of the store that it was trained on" in card
+    evaluate(run, store, device="cpu")
+    assert "which training did not read" in (run / "README.md").read_text(encoding="utf-8")
+
+
+def test_splits_in_which_nothing_carries_a_label_are_told(
+    multi_store, options, run, tmp_path, text_tower, image_tower, labeler
+):
+    def stored(empty):
+        folder = tmp_path / empty
+        shutil.copytree(multi_store.parent / "source", folder / "source")
+        rows = lines_of(folder / "source/pairs.jsonl")
+        rows = [row | {"labels": [] if row["split"] == empty else row["labels"]} for row in rows]
+        ingest([write_pairs(folder / "source/pairs.jsonl", rows)], folder / "records", IngestOptions())
+        return preprocess(
+            folder / "records", folder / "store", text_encoder=str(text_tower), image_encoder=str(image_tower)
+        ).out
+
+    with pytest.raises(BadInputError, match="no row of the validation split carries a label, so that no epoch"):
+        train("late-fusion", stored("validation"), tmp_path / "run", options, device="cpu")
+    test = stored("test")
+    made = train("late-fusion", test, tmp_path / "run", dataclasses.replace(options, epochs=1), device="cpu").out
+    done = labeler("evaluate", made, "--data", test, "--device", "cpu")
+    assert done.code == 0
+    assert "late-fusion mean average precision –" in " ".join(done.said.split())
 
 
 def test_evaluate_refuses_another_image_tower(run, words_only, image_tower, tmp_path):

@@ -187,6 +187,35 @@ def test_runs_of_one_name_get_their_folders_names_and_seeds_are_summed_up(tmp_pa
     assert report(twins, tmp_path / "report")["models"][-1]["name"] == f"visualbert ({tmp_path / 'b/run'})"
 
 
+def test_what_learned_from_others_is_no_seed_of_the_same_model(tmp_path):
+    alone = [write_run(tmp_path / f"alone{seed}", seed=seed) for seed in (0, 1)]
+    taught = [write_run(tmp_path / f"taught{seed}", seed=seed, skill=4.0) for seed in (0, 1)]
+    for run in taught:
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        manifest["inputs"].append({"path": "checkpoints/teacher", "sha256": "cd" * 32})
+        manifest["arguments"]["zero_shot_teachers"] = {"0": {}}
+        (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    comparison = report([*alone, *taught], tmp_path / "report")
+    assert [row["seeds"] for row in comparison["seeds"]] == [[0, 1], [0, 1]]
+    assert len(comparison["seed_comparisons"]) == 1
+    assert "--teacher zero-shot:checkpoints/teacher" in page(tmp_path / "report").text
+
+
+def test_curves_of_other_metrics_have_charts_of_their_own(tmp_path):
+    runs = [write_run(tmp_path / "visualbert"), write_run(tmp_path / "clip", "clip")]
+    history = json.loads((runs[1] / "history.json").read_text(encoding="utf-8")) | {"metric": "recall_at_10"}
+    (runs[1] / "history.json").write_text(json.dumps(history), encoding="utf-8")
+    report(runs, tmp_path / "report")
+    text = page(tmp_path / "report").text
+    for title in (
+        "Training loss (macro F1)",
+        "Validation macro F1",
+        "Training loss (recall@10)",
+        "Validation recall@10",
+    ):
+        assert title in text
+
+
 def test_means_over_seeds_are_compared_on_the_same_rows(tmp_path):
     good = [write_run(tmp_path / f"good{seed}", seed=seed, skill=4.0) for seed in (0, 1, 2)]
     poor = [write_run(tmp_path / f"poor{seed}", "resnet-gru", seed=seed, skill=1.0) for seed in (0, 1, 2)]

@@ -27,6 +27,11 @@ from labeler.training_options import options_for, read_options
      ({"modality_dropout": math.nan}, "modality-dropout is nan"), ({"logit_adjustment": math.inf}, "logit-adjustment is inf"),
      ({"focal_gamma": -1.0}, "focal-gamma is -1.0, expected 0 or more"),
      ({"loss": "focl"}, "unknown --loss 'focl'; did you mean 'focal'"),
+     ({"freeze": True, "pretrain": 1}, "--freeze trains the head alone: leave it out, or"),
+     ({"freeze": True, "finetune_image": True}, "--freeze trains the head alone: leave it out, or"),
+     ({"vocabulary": "character"}, "visualbert reads by its text tower's vocabulary; leave out --vocabulary"),
+     ({"focal_gamma": 3.0}, "--focal-gamma is for --loss focal"), ({"weight_decay": -0.1}, "weight-decay is -0.1, expected 0"),
+     ({"max_text_tokens": 2}, "max-text-tokens is 2, expected 3 or more"),
      ({"warmup": 1.0}, "warmup a share"), ({"batch_size": 0}, "batch-size is 0")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(given, match):

@@ -35,7 +35,7 @@ as_json: Decorator = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
 )
 seed: Decorator = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Decides everything that is random."
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Decides everything that is random."
 )
 device: Decorator = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 split: Decorator = click.option(
@@ -119,10 +119,15 @@ def headline(row: dict[str, Any]) -> str:
     first, others = "accuracy", ["weighted_f1", "macro_f1"]
     if first not in row:
         first, others = "mean_average_precision", ["micro_f1", "macro_f1"]
-    parts = [f"{first.replace('_', ' ')} {row[first]:.3f} {interval(row[first + '_ci95'])}"]
+    parts = [f"{first.replace('_', ' ')} {figure(row[first])} {interval(row[first + '_ci95'])}".rstrip()]
     if "vqa_accuracy" in row:
         others.insert(0, "vqa_accuracy")
-    return "  ".join(parts + [f"{name.replace('_', ' ')} {row[name]:.3f}" for name in others])
+    return "  ".join(parts + [f"{name.replace('_', ' ')} {figure(row[name])}" for name in others])
+
+
+def figure(value: float | None) -> str:
+    """Return a figure with three digits, a dash where it is not defined."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def interval(bounds: list[float] | None) -> str:

@@ -1,6 +1,6 @@
 """Evaluation: predictions, thresholds, metrics with intervals, and paired comparisons. Imports no torch."""
 
-from labeler.evaluation.abstention import Promise, kept, promise, risk_coverage
+from labeler.evaluation.abstention import Promise, kept, kept_promise, promise, risk_coverage
 from labeler.evaluation.bootstrap import Resampled, mean_of, resample
 from labeler.evaluation.calibration import fit_temperature, reliability, scores_of, scores_of_logits
 from labeler.evaluation.comparing import compare, differences, judge
@@ -43,6 +43,7 @@ __all__ = [
     "fit_thresholds",
     "judge",
     "kept",
+    "kept_promise",
     "mean_average_precision",
     "mean_of",
     "mean_recall",

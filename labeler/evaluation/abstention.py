@@ -73,6 +73,15 @@ def kept(predictions: Predictions, given: Promise) -> dict[str, Any]:
     return result
 
 
+def kept_promise(found: dict[str, Any]) -> str:
+    """Return in words what became of a promise that `kept` looked at: what holds is as precise here as was promised."""
+    if found["holds"] is None:
+        return "nothing given"
+    if not found["holds"]:
+        return "broken"
+    return "holds" if found["precision"] >= found["promised"] else "cannot tell"
+
+
 def risk_coverage(predictions: Predictions) -> dict[str, Any]:
     """Return what share of labels is wrong when only the surest are given: `aurc` and at most 200 `points`.
 

@@ -14,6 +14,7 @@ from labeler.evaluation.metrics import HEADLINE, SECOND
 from labeler.evaluation.predictions import Predictions
 
 ALPHA = 0.05
+SAME = 1e-12  # numbers that differ by less are the same
 POWER = 0.8  # of the number of rows that would be needed
 
 
@@ -56,7 +57,9 @@ def differences(delta: Resampled, headline: str, second: str) -> dict[str, Any]:
     for metric, key in ((headline, "ci95"), (second, f"delta_{second}_ci95")):
         value = delta.estimate[metric]
         result[f"delta_{metric}"] = None if np.isnan(value) else value
-        result[key] = delta.interval(metric)
+        # draws that are all alike, of a single group for example, say nothing of how sure a difference is
+        stuck = abs(value) > SAME and delta.error(metric) <= SAME
+        result[key] = None if stuck else delta.interval(metric)
     known = result["ci95"] is not None
     return result | {
         "p": delta.p_value(headline) if known else 1.0,

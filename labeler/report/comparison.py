@@ -144,9 +144,10 @@ def _seeds(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, Any]
     for model in models:
         if not model.baseline:
             settings = {key: value for key, value in model.metrics["settings"].items() if key != "seed"}
-            groups.setdefault(
-                json.dumps([model.metrics["name"], model.metrics.get("preset"), settings], sort_keys=True), []
-            ).append(model)
+            # the store, the run that it started from, the teachers
+            learned = [item["sha256"] for item in model.run.manifest["inputs"]]
+            same = [model.metrics["name"], model.metrics.get("preset"), settings, learned]
+            groups.setdefault(json.dumps(same, sort_keys=True), []).append(model)
     rows = []
     for group in groups.values():
         seeds = [model.metrics["seed"] for model in group]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.model_card import taught_by
 from labeler.models import constant
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
@@ -39,6 +40,7 @@ def commands(runs: list[Run], split: str, explain: int) -> list[str]:
         *(
             ["labeler", "evaluate", str(run.folder), "--data", str(run.store), "--split", split]
             + ["--zero-shot"] * (run.manifest["stage"] == "pretrain")
+            + (["--aim", run.metrics["aim"]] if run.metrics.get("aim") else [])
             for run in runs
         ),
         ("labeler", "report", *folders, "--split", split, "--explain", str(explain)),
@@ -69,8 +71,7 @@ def train_command(run: Run) -> list[str]:
     store, *teachers = [item["path"] for item in run.manifest["inputs"]] or ["STORE"]
     words = ["labeler", stage, model, store, "--out", str(run.folder), "--seed", str(run.manifest["seed"])]
     words += ["--init", teachers.pop(0)] if given.get("init") else []
-    for teacher in teachers:
-        words += ["--teacher", teacher]
+    words += [word for teacher in taught_by(teachers, given) for word in ("--teacher", teacher)]
     for key, value in given.items():
         if key in usual and value != usual[key]:
             words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from labeler.artifacts import neutral
-from labeler.evaluation import ANSWERS, HEADLINE
+from labeler.evaluation import ANSWERS, HEADLINE, kept_promise
 from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
 from labeler.report.comparison import METRICS, Model, evidence, p_value, pair, percent, points, ranked, trained
@@ -63,6 +63,7 @@ def environment() -> Environment:
         "point_bounds": point_bounds,
         "cell": cell,
         "decimals": decimals,
+        "kept_promise": kept_promise,
     }
     return found
 
@@ -200,25 +201,35 @@ def _answered(comparison: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _curves(models: list[Model]) -> dict[str, Any] | None:
-    """Return the learning curves of the runs that recorded some: two charts and the numbers; None without any."""
-    recorded = [(model.name, model.run.history) for model in models if not model.baseline and model.run.history]
-    recorded = [(name, history) for name, history in recorded if history and history.get("epochs")]
+    """Return the learning curves of runs that recorded some: charts, those of one metric together, and the numbers; or None."""
+    found = [(model.name, model.run.history) for model in models if not model.baseline and model.run.history]
+    recorded = [(name, history) for name, history in found if history and history.get("epochs")]
     if not recorded:
         return None
-    metric = TITLES.get(recorded[0][1]["metric"], recorded[0][1]["metric"])
+    metrics = list(dict.fromkeys(history["metric"] for _, history in recorded))
     charts = []
-    for title, key, marked in (
-        ("Training loss", "train_loss", False),
-        (f"Validation {metric.lower().replace(' f1', ' F1')}", "validation_metric", True),
-    ):
-        series = [
-            Series(
-                name,
-                [(float(e["epoch"]), float(e[key])) for e in history["epochs"] if e.get(key) is not None],
-                history.get("best_epoch") if marked else None,
-            )
-            for name, history in recorded
-        ]
-        if any(line.points for line in series):
-            charts.append(line_chart(title, series))
-    return {"charts": charts, "runs": recorded, "metric": metric}
+    for metric in metrics:
+        some = [(name, history) for name, history in recorded if history["metric"] == metric]
+        kind = f" ({_titled(metric)})" if len(metrics) > 1 else ""  # losses of labels and of pairs are not alike
+        charts += [_curve(f"Training loss{kind}", some, "train_loss", marked=False),
+                   _curve(f"Validation {_titled(metric)}", some, "validation_metric", marked=True)]  # fmt: skip
+    named = [(name, history, _titled(history["metric"])) for name, history in recorded]
+    return {"charts": [chart for chart in charts if chart], "runs": named}
+
+
+def _curve(title: str, recorded: list[tuple[str, Any]], key: str, *, marked: bool) -> Any:
+    """Return a chart of what each epoch of some runs recorded as `key`, the epoch that was kept `marked`; None without values."""
+    series = [
+        Series(
+            name,
+            [(float(e["epoch"]), float(e[key])) for e in history["epochs"] if e.get(key) is not None],
+            history.get("best_epoch") if marked else None,
+        )
+        for name, history in recorded
+    ]
+    return line_chart(title, series) if any(line.points for line in series) else None
+
+
+def _titled(metric: str) -> str:
+    """Return a metric's name inside a title."""
+    return TITLES.get(metric, metric.replace("_at_", "@").replace("_", " ")).lower().replace(" f1", " F1")
