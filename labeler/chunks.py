@@ -81,8 +81,9 @@ class Chunk(NamedTuple):
 
     images: relative to the root, none at all where no record has one. looks: their difference hashes. labels: names, which
     `label_codes` number, one row's after another's. several: whether any row's labels are a list, or more than one.
-    counts: of rows, of what their readers had to guess, and, each under `("field", name)`, of fields that none of ours
-    is taken from. broken: what is wrong with a record's picture.
+    counts: of rows, of what their readers had to guess, under `("field", name)` of fields that none of ours is taken from,
+    and under `("mapped", name)` of rows with a field that was named for one of ours. broken: what is wrong with a record's
+    picture.
     """
 
     lines: bytes
@@ -122,7 +123,8 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
     if column is None:
         return None
     names = named_fields(tuple(column), tuple(how.mapping.items()))
-    if names.image or names.group or "answers" in column or not {names.id, names.text, names.labels} <= set(column):
+    wanted = {names.id, names.text, names.labels, *([names.split] if names.split else [])}
+    if names.image or names.group or "answers" in column or not wanted <= set(column):
         return None
     strings = {name: values for name, values in column.items() if type(values[0]) is str}
     if not {names.id, names.text, names.labels} <= strings.keys():
@@ -151,6 +153,7 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
         meta=[dict(zip(names.others, values, strict=True)) for values in others] or [{} for _ in range(rows)],
     )
     counts: Counter[Any] = Counter({"rows": rows} | {("field", name): rows for name in names.others})
+    counts.update({("mapped", theirs): rows for theirs in how.mapping.values() if theirs in column})
     return chunk_from(records, any(len(value or ()) > 1 for value in labels.values()), [], counts)
 
 
@@ -169,6 +172,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
     rejects: list[Reject] = []
     counts: Counter[Any] = Counter()
     mapping = tuple(how.mapping.items())
+    shapes: Counter[tuple[tuple[str, ...], bool]] = Counter()  # the fields of rows, and whether they bring a picture
     several = False
     for row in rows:
         if isinstance(row, Reject):
@@ -176,6 +180,8 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
             continue
         if row.notes:
             counts.update(row.notes)
+        if mapping:
+            shapes[tuple(row.fields), row.picture is not None] += 1
         if how.fix_text and (fixed := fixed_text(row, how.mapping)) is not row:
             counts[FIXED] += 1
             row = fixed
@@ -200,6 +206,9 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
         for values, value in zip(cast(tuple[list[Any], ...], records), places + tuple(fields.values()), strict=True):
             values.append(value)
     counts["rows"] = len(records.id) + len(rejects)
+    for (shape, pictured), rows_alike in shapes.items():
+        found = [theirs for ours, theirs in mapping if theirs in shape or (ours == "image" and pictured)]
+        counts.update({("mapped", theirs): rows_alike for theirs in found})
     counts.update(("field", name) for meta in records.meta for name in meta)
     return chunk_from(records, several, rejects, counts)
 

@@ -167,7 +167,7 @@ def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str
                "value": {"choices": list(chosen)}}  # fmt: skip
     result = [choices] if item.labels else []
     if isinstance(item, Record):
-        return {"data": data} | ({"annotations": [{"result": result}]} if item.labels else {})
+        return {"data": data} | ({} if item.labels is None else {"annotations": [{"result": result}]})
     prediction = {"model_version": item.model, "score": confidence(item), "result": result}
     return {"data": data, "predictions": [prediction]}
 

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,13 +111,25 @@ def resolve_image(root: Path, name: str, *, allow_outside: bool = False) -> Path
     Raises ImageError when it lies outside `root`, by `..`, as an absolute path or through a link, unless
     `allow_outside`.
     """
-    path = root / name
+    path = spelt(root, name)
     if allow_outside:
         return path
     real, real_root = Path(os.path.realpath(frame_of(path)[0])), Path(os.path.realpath(root))
     if not real.is_relative_to(real_root):
         raise ImageError("image-outside", f"{name} lies outside {root}; --allow-outside reads it all the same")
     return path
+
+
+def spelt(root: Path, name: str) -> Path:
+    """Return the path of `name` below `root`; where that is there, without outer blanks, or with accents composed or apart.
+
+    A list and the disk it was written for may have another form of Unicode than this disk: macOS takes accents apart.
+    """
+    tidy = name.strip()
+    if name.isascii() and name == tidy:
+        return root / name
+    forms = (name, tidy, unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy))
+    return next((root / form for form in forms if os.path.lexists(frame_of(root / form)[0])), root / tidy)
 
 
 def frame_of(path: Path | str) -> tuple[Path, float]:

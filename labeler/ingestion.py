@@ -172,11 +172,22 @@ def ingest(
                 raise BadInputError(
                     f"{sources[0]}: no usable row among {collected.counts['rows']} ({dict(rejects.codes)})"
                 )
+            refuse_strange_names(options.fields(), collected.counts)
             profile = write_all(folder, collected, pictures, rejects, options, seed)
         (folder / SPOOL).unlink()
         profile["root"] = os.path.relpath(root, out.absolute())
         write_json(folder / "profile.json", profile)
     return Ingested(out, False, profile)
+
+
+def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
+    """Raise UsageError for a field that was named for one of ours and that no row has: splits or groups would be none."""
+    for ours, theirs in named.items():
+        if not counts["mapped", theirs]:
+            option = {"labels": "--label", "group": "--group-by"}.get(ours, "--map")
+            fields = [name[1] for name in counts if name[0] == "field"]
+            there = f"; there are also: {', '.join(fields)}" if fields else ""
+            raise UsageError(f"{option}: no row has the field {theirs!r} (for {ours}){there}")
 
 
 def content_of(files: dict[str, str]) -> str:
@@ -323,7 +334,9 @@ def examined(chunk: Chunk, pictures: Pictures, found: list[Examined | ImageError
             sha256: str | None = picture.sha256
             columns.width[number], columns.height[number] = picture.width, picture.height
         else:
-            sha256 = sha256_image(pictures.file_of(chunk.images[number] or ""))
+            image = chunk.images[number] or ""
+            # those that came as bytes are named by it, and are gone where no row that was kept has them
+            sha256 = Path(image).stem if pictures.holds(image) else sha256_image(pictures.file_of(image))
         if sha256:
             lines[number] = with_meta(lines[number], "image_sha256", sha256)
             columns.image[number] = int(sha256[:16], 16) or 1

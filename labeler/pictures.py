@@ -36,6 +36,10 @@ class Pictures:
             path.write_bytes(row.picture)
         return row._replace(picture=self.prefix + name)
 
+    def holds(self, image: str) -> bool:
+        """Return whether a record's image came as bytes, and is named by its sha256."""
+        return image.startswith(self.prefix)
+
     def file_of(self, image: str) -> Path:
         """Return the file of a record's image: as long as the artifact is being made, ours lie elsewhere than in the end."""
         if self.folder and image.startswith(self.prefix):

@@ -37,7 +37,7 @@ def counted(counts: Counter[Any], rejects: Counter[str]) -> dict[str, Any]:
         "captions_left_out": counts[LEFT_OUT],
         "rejected": sum(rejects.values()),
         "rejects": dict(rejects.most_common()),
-        "unused_fields": {name[1]: count for name, count in counts.most_common() if isinstance(name, tuple)},
+        "unused_fields": {name[1]: count for name, count in counts.most_common() if name[0] == "field"},
     }
 
 

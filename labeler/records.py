@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from labeler.artifacts import BadInputError
-from labeler.values import RowError, Split, clean_text, jsonable, parse_labels, parse_split
+from labeler.values import RowError, Split, clean_path, clean_text, jsonable, parse_labels, parse_split
 
 Task = Literal["single", "multi"]
 
@@ -188,11 +188,11 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     """Return the fields of the record that a row stands for, in a record's order; see `record_from`."""
     fields = row.fields
     get = fields.get  # a name that is None is no field's
-    image = None if (value := get(names.image)) is None else clean_text(value, "image")  # type: ignore[arg-type]
+    image = None if (value := get(names.image)) is None else clean_path(value)  # type: ignore[arg-type]
     text = None if (value := get(names.text)) is None else clean_text(value, "text")  # type: ignore[arg-type]
     if image is None and text is None and row.picture is None:
         raise RowError("empty", "neither an image nor a text")
-    identity = clean_text(get(names.id), "id") or image or row.place  # type: ignore[arg-type]
+    identity = clean_text(get(names.id), "id") or clean_text(image, "id") or row.place  # type: ignore[arg-type]
     labels = parse_labels(get(names.labels), separator)  # type: ignore[arg-type]
     if labelled and labels is None:
         expected = names.labels or f"one of {', '.join(ALIASES['labels'])}"

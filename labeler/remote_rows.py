@@ -13,7 +13,7 @@ from labeler.records import Reject, Remote, Row, find_field
 from labeler.remote import LOST, PREFIX, copied, file_of, in_threads, lost, opened, read_bytes, status, told
 from labeler.sources import Reading, named_format, read_source, rows_of
 from labeler.sources.folder import MAX_SIDECAR_BYTES, METADATA, Entry, entries, metadata_rows, text_row
-from labeler.values import RowError, clean_text
+from labeler.values import RowError, clean_path
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo
@@ -33,7 +33,7 @@ def read(url: str, mapping: dict[str, str], allow_outside: bool) -> Iterator[Row
     if found.is_file and named_format(url) != "picture":
         return in_threads(perform, table_tasks(url, how, allow_outside))
     if found.is_file:
-        tasks = picture_tasks(url)
+        tasks = picture_tasks(url, mapping)
     elif found.type.name == "Directory":
         tasks = folder_tasks(url, mapping, allow_outside)
     else:
@@ -61,19 +61,19 @@ def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Task
         folders += sorted((info.path for info in shown if info.type is FileType.Directory), reverse=True)
         if METADATA in files:
             with copied(f"{PREFIX}{current}/{METADATA}") as copy:
-                for item in metadata_rows(copy, root, Path(current), named):
+                for item in metadata_rows(copy, root, Path(current), named, mapping):
                     source = url if isinstance(item, Row) else f"{PREFIX}{current}/{METADATA}"
                     yield partial(with_picture, item._replace(source=source), url, mapping, allow_outside)
         for entry in entries(root, Path(current), sorted(files), named):
-            yield partial(row_of, root, entry, files)
+            yield partial(row_of, root, entry, files, mapping)
 
 
-def picture_tasks(url: str) -> Tasks:
+def picture_tasks(url: str, mapping: dict[str, str]) -> Tasks:
     """Yield what makes the row of one picture."""
     image = Path(opened(url)[1])
     places = [image, image.with_suffix(".txt")]
     files = {place.name: info for place in places if (info := status(f"{PREFIX}{place}")).is_file}
-    yield partial(row_of, image.parent, Entry(1, *places), files)
+    yield partial(row_of, image.parent, Entry(1, *places), files, mapping)
 
 
 def table_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
@@ -87,13 +87,13 @@ def table_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
             raise BadInputError(str(error).replace(str(copy), url)) from None
 
 
-def row_of(root: Path, entry: Entry, files: dict[str, FileInfo]) -> Row | Reject:
+def row_of(root: Path, entry: Entry, files: dict[str, FileInfo], mapping: dict[str, str]) -> Row | Reject:
     """Return the row of a pair in a folder below `root` whose `files` are known by their names."""
 
     def read_text(root: Path, place: Path) -> bytes | None:
         return read_bytes(f"{PREFIX}{place}", MAX_SIDECAR_BYTES) if place.name in files else None
 
-    row = text_row(root, entry, None, read_text)._replace(source=f"{PREFIX}{root}")
+    row = text_row(root, entry, None, read_text, mapping)._replace(source=f"{PREFIX}{root}")
     if isinstance(row, Reject) or entry.image is None:
         return row
     info = files[entry.image.name]
@@ -106,7 +106,7 @@ def with_picture(item: Row | Reject, folder: str, mapping: dict[str, str], allow
     if isinstance(item, Reject) or key is None:
         return item
     try:
-        name = clean_text(item.fields.get(key), "image")
+        name = clean_path(item.fields.get(key))
     except RowError:
         return item  # whoever makes a record of it says why
     if name is None:

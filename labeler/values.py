@@ -48,6 +48,15 @@ def clean_text(value: Any, field: str) -> str | None:
     return text or None
 
 
+def clean_path(value: Any) -> str | None:
+    """Return the path of a picture as it stands, since a file's name may be in any form; None where it is missing or blank.
+
+    Raises RowError as `clean_text` does.
+    """
+    cleaned = clean_text(value, "image")
+    return cleaned and string_of(value, "image")
+
+
 def string_of(value: Any, field: str) -> str:
     """Return a string, or a plain value as one; raises RowError for a number that is infinite or too long to be written."""
     try:
@@ -73,7 +82,9 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
         except (ValueError, RecursionError):
             raise RowError("label-invalid", f"labels {value[:80]!r} look like a JSON list and are none") from None
     if isinstance(value, str):
-        value = value.split(separator)
+        if not value.strip():
+            return None
+        value = value.split(separator) if separator else [value]
     parts = value if isinstance(value, (list, tuple)) else [value]
     names = [clean_text(int(part) if isinstance(part, bool) else part, "label") for part in parts]
     return tuple(dict.fromkeys(name for name in names if name))

@@ -147,7 +147,8 @@ def test_records_come_back_with_their_labels_as_annotations(tmp_path):
 
 
 def test_unlabelled_records_are_tasks_without_annotation(tmp_path):
-    tasks, _, _ = export(tmp_path, {"id": "1", "text": "a", "labels": ["joy"]}, {"id": "2", "text": "b"})
+    tasks, _, _ = export(tmp_path, {"id": "1", "text": "a", "labels": ["joy"]},
+                         {"id": "2", "text": "b", "labels": None})  # fmt: skip
     assert tasks[1] == {"data": {"id": "2", "text": "b"}}
 
 

@@ -51,7 +51,12 @@ FORMATS = (
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
 @options.mapping
-@click.option("--label-separator", default="|", show_default=True, help="Stands between labels in one string.")
+@click.option(
+    "--label-separator",
+    default="|",
+    show_default=True,
+    help="Stands between labels in one string; empty: nothing does.",
+)
 @click.option("--split", default="auto", show_default=True,
               help="keep: as given in the data. 0.7,0.15,0.15: draw train, validation, test. 2/5: test is the second of "
                    "five folds, validation an eighth of the rest. auto: keep if given.")  # fmt: skip

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from labeler.artifacts import MANIFEST, BadInputError, read_manifest
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
 from labeler.sources.text import EncodingError, decode_text, encoding_note
 
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
+
+log = logging.getLogger("labeler")
 
 
 class Entry(NamedTuple):
@@ -23,7 +27,7 @@ class Entry(NamedTuple):
     sidecar: Path
 
 
-def read(root: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
+def read(root: Path, encoding: str | None = None, mapping: Mapping[str, str] | None = None) -> Iterator[Row | Reject]:
     """Yield a row {"id", "image", "text"} for every file below `root`, in the order of their paths.
 
     A `.txt` beside a picture of the same name is its text; one without a picture is a pair without a
@@ -32,32 +36,57 @@ def read(root: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     or else what each one looks like.
     """
     named: set[str] = set()  # by a metadata.jsonl of this folder or one above
-    for current, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    failed: list[OSError] = []
+    for current, folders, names in os.walk(root, onerror=failed.append):
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_ours(Path(current, name))))
+        for name in folders:
+            if os.path.islink(os.path.join(current, name)):
+                place = Path(current, name).relative_to(root).as_posix()
+                message = f"{place}: a link to a folder, which is not followed; name its target as a source of its own"
+                yield Reject(str(root), 0, place, "folder-linked", message)
         shown = sorted(name for name in names if not name.startswith("."))
-        yield from read_one(root, Path(current), shown, named, encoding)
+        yield from read_one(root, Path(current), shown, named, encoding, mapping or {})
+    for error in failed:
+        place = os.path.relpath(str(error.filename), root)
+        yield Reject(str(root), 0, place, "folder-unreadable", f"{place}: {error.strerror}")
 
 
-def read_picture(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
+def read_picture(
+    path: Path, encoding: str | None = None, mapping: Mapping[str, str] | None = None
+) -> Iterator[Row | Reject]:
     """Yield the row of one picture, its sidecar's text with it."""
-    yield text_row(path.parent, Entry(1, path, path.with_suffix(".txt")), encoding)
+    yield text_row(path.parent, Entry(1, path, path.with_suffix(".txt")), encoding, mapping=mapping)
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a folder is the output of a stage, in the source of which it happens to lie; say so."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        read_manifest(folder)
+    except BadInputError:
+        return False
+    log.info("%s: made by labeler, so it is passed over", folder)
+    return True
 
 
 def read_one(
-    root: Path, current: Path, names: list[str], named: set[str], encoding: str | None
+    root: Path, current: Path, names: list[str], named: set[str], encoding: str | None, mapping: Mapping[str, str]
 ) -> Iterator[Row | Reject]:
     """Yield the rows of one folder, its sub-folders left out; the files that its metadata names are added to `named`."""
     if METADATA in names and (current / METADATA).is_file():  # a FIFO of that name would never end
-        yield from metadata_rows(current / METADATA, root, current, named)
+        yield from metadata_rows(current / METADATA, root, current, named, mapping)
     for entry in entries(root, current, names, named):
-        yield text_row(root, entry, encoding)
+        yield text_row(root, entry, encoding, mapping=mapping)
 
 
-def metadata_rows(path: Path, root: Path, current: Path, named: set[str]) -> Iterator[Row | Reject]:
+def metadata_rows(
+    path: Path, root: Path, current: Path, named: set[str], mapping: Mapping[str, str]
+) -> Iterator[Row | Reject]:
     """Yield the rows of the folder `current` that its metadata in `path` gives; the files that it names are added to `named`."""
     for item in jsonl.read(path):
         if isinstance(item, Row):
-            item, name = with_image_below(item, root, current)
+            item, name = with_image_below(item, root, current, mapping)
             named.add(name)
         yield item
 
@@ -75,10 +104,10 @@ def entries(root: Path, current: Path, names: list[str], named: set[str]) -> Ite
         yield Entry(line, current / name, (current / name).with_suffix(".txt"))
 
 
-def with_image_below(row: Row, root: Path, current: Path) -> tuple[Row, str]:
+def with_image_below(row: Row, root: Path, current: Path, mapping: Mapping[str, str]) -> tuple[Row, str]:
     """Return the row as one of `root`, its image's path relative to it, and that path."""
-    key = find_field(row.fields, "image", {})
-    if key is None or not isinstance(row.fields[key], str):
+    key = find_field(row.fields, "image", mapping)
+    if key is None or not isinstance(row.fields.get(key), str):
         return row._replace(source=str(root)), ""
     name = Path(os.path.relpath(current / row.fields[key], root)).as_posix()
     return row._replace(source=str(root), fields=row.fields | {key: name}), name
@@ -98,9 +127,13 @@ def read_sidecar(root: Path, path: Path) -> bytes | None:
 
 
 def text_row(
-    root: Path, entry: Entry, encoding: str | None, read: Callable[[Path, Path], bytes | None] = read_sidecar
+    root: Path,
+    entry: Entry,
+    encoding: str | None,
+    read: Callable[[Path, Path], bytes | None] = read_sidecar,
+    mapping: Mapping[str, str] | None = None,
 ) -> Row | Reject:
-    """Return the row of a pair; `read` gives the bytes of its text, as `read_sidecar` does."""
+    """Return the row of a pair; `read` gives the bytes of its text, as `read_sidecar` does; `mapping`: what fields are called."""
     line, image, sidecar = entry
     name = (image or sidecar).relative_to(root).as_posix()
     try:
@@ -110,5 +143,6 @@ def text_row(
         text, found = (None, "utf-8") if data is None else decode_text(data, encoding)
     except (OSError, EncodingError) as error:
         return Reject(str(root), line, name, "text-unreadable", f"{sidecar.name}: {error}")
-    fields = {"id": name, "image": name if image else None, "text": text and text.strip()}
+    values = {"id": name, "image": name if image else None, "text": text and text.strip()}
+    fields = {(mapping or {}).get(key, key): value for key, value in values.items()}
     return Row(str(root), line, fields, encoding_note(found, encoding))

@@ -94,8 +94,8 @@ def label_set_beside(path: Path, schema: pyarrow.Schema) -> LabelSet | None:
 
 def named_labels(fields: dict[str, Any], labels: LabelSet | None) -> dict[str, Any]:
     """Return the fields with names in place of label numbers: a list of them, or a tuple of one where the task is single."""
-    if labels is None:
+    if labels is None or fields["labels"] is None:
         return fields
-    numbers: Sequence[int] = fields["labels"] or []
+    numbers: Sequence[int] = fields["labels"]
     names = [labels.names[number] for number in numbers]
     return fields | {"labels": tuple(names) if labels.task == "single" else names}

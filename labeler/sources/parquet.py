@@ -9,6 +9,7 @@ from typing import Any
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
 
+UNNAMED = "__index_level_0__"  # an index without a name, which numbers the rows
 ROWS = 4096  # held in memory at a time
 
 
@@ -24,9 +25,13 @@ def read(path: Path) -> Iterator[Row | Reject]:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(ROWS):
                 # integers stay integers where some are missing, in whichever batch they stand
-                for fields in batch.to_pandas(integer_object_nulls=True).to_dict("records"):
+                # what pandas made the index is a column too
+                table = batch.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+                for fields in table.to_dict("records"):
                     number += 1
-                    yield Row(str(path), number, {str(key): plain(value) for key, value in fields.items()})
+                    yield Row(
+                        str(path), number, {str(key): plain(value) for key, value in fields.items() if key != UNNAMED}
+                    )
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: not a parquet table ({str(error).splitlines()[0]})") from error
 

@@ -1,0 +1,170 @@
+"""What a source holds is read, or it is said to be left out: names that no row has, links, indexes, spellings, our own output."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from labeler.artifacts import UsageError, read_manifest
+from labeler.export import export_tasks
+from labeler.ingestion import IngestOptions, ingest
+from labeler.looks import enough, look_groups
+from labeler.preprocessing import preprocess
+from labeler.records import Reject, read_records
+from labeler.sources import Reading, read_source
+from labeler.splits import joined
+from labeler.values import parse_labels
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def dialogues(count=40, **more):
+    return [{"id": f"r{n}", "text": f"line {n} of {n // 4}", "label": "ab"[n % 2], "dialogue": f"d{n // 4}", **more}
+            for n in range(count)]  # fmt: skip
+
+
+def draw(path, number=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [({"group_by": "dialog"}, r"--group-by: no row has the field 'dialog' \(for group\); there are also: dialogue"),
+     ({"mapping": {"split": "fold"}}, r"--map: no row has the field 'fold' \(for split\)"),
+     ({"mapping": {"image": "photo"}}, r"--map: no row has the field 'photo' \(for image\)")],
+)  # fmt: skip
+@pytest.mark.parametrize("text", ["plain", "größer"])  # one that is read column by column, and one that is not
+def test_a_field_that_no_row_has_is_an_error(tmp_path, given, match, text):
+    rows = [row | {"text": f"{row['text']} {text}"} for row in dialogues()]
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(UsageError, match=match):
+        ingest([source], tmp_path / "records", IngestOptions(**given))
+    assert not (tmp_path / "records").exists()
+    ingest([source], tmp_path / "records", IngestOptions(group_by="dialogue", mapping={"text": "text"}))
+    splits = {}
+    for record in read_records(tmp_path / "records"):
+        splits.setdefault(record.group, set()).add(record.split)
+    assert len(splits) == 10
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_a_linked_folder_is_said_and_not_followed(tmp_path):
+    for name in ("in/cat/0.png", "in/cow/0.png", "out/0.png"):
+        draw(tmp_path / name)
+    (tmp_path / "in/dog").symlink_to(tmp_path / "out")
+    rows = list(read_source(tmp_path / "in", Reading(format="class-folders")))
+    (reject,) = [row for row in rows if isinstance(row, Reject)]
+    assert (reject.id, reject.code) == ("dog", "folder-linked")
+    assert "name its target as a source of its own" in reject.message
+    assert [row.fields["label"] for row in rows if row is not reject] == [("cat",), ("cow",)]
+
+
+def test_an_output_inside_its_source_is_no_data(tmp_path):
+    for number, name in enumerate("abcdef"):
+        draw(tmp_path / f"pictures/{'xy'[number % 2]}/{name}.png", number)
+    options = IngestOptions(format="class-folders")
+    for _ in range(2):
+        done = ingest([tmp_path / "pictures"], tmp_path / "pictures/records", options)
+        assert (done.profile["rows"], done.profile["rejected"]) == (6, 0)
+    assert done.already
+    (tmp_path / "pictures/x/manifest.json").write_text("{}", encoding="utf-8")  # somebody's own
+    assert sum(isinstance(row.fields["image"], str) for row in read_source(tmp_path / "pictures/x")) == 4
+
+
+def test_the_index_of_a_parquet_table_is_a_column(tmp_path):
+    frame = pd.DataFrame({"id": ["p", "q"], "text": ["one", "two"], "label": ["a", "b"]})
+    frame.set_index("id").to_parquet(tmp_path / "named.parquet")
+    frame[frame.id != "none"].iloc[::-1].to_parquet(tmp_path / "numbered.parquet")
+    named = [row.fields for row in read_source(tmp_path / "named.parquet")]
+    assert [row["id"] for row in named] == ["p", "q"]
+    assert [set(row.fields) for row in read_source(tmp_path / "numbered.parquet")] == [{"id", "text", "label"}] * 2
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_pictures_are_found_in_either_form_of_unicode(tmp_path, form, listed):
+    names = [f"été {number}.png" for number in range(4)]
+    for number, name in enumerate(names):
+        draw(tmp_path / "in" / unicodedata.normalize(form, name), number)
+    rows = [{"image": f" {unicodedata.normalize(listed, name)} ", "text": name, "label": "ab"[number % 2]}
+            for number, name in enumerate(names)]  # fmt: skip
+    write_rows(tmp_path / "in/pairs.jsonl", rows)
+    assert ingest([tmp_path / "in/pairs.jsonl"], tmp_path / "records").profile["rejected"] == 0
+    (tmp_path / "in/pairs.jsonl").unlink()
+    records = list(read_source(tmp_path / "in"))
+    assert sorted(row.fields["image"] for row in records) == sorted(unicodedata.normalize(form, name) for name in names)
+
+
+def test_many_copies_of_one_picture_take_no_memory_by_their_pairs():
+    hashes = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 32), np.uint8), 3000, axis=0)
+    hashes[np.arange(3000), np.arange(3000) % 32] ^= (1 << (np.arange(3000) // 32 % 8)).astype(np.uint8)
+    hashes[:, 0] = (np.arange(3000) // 256).astype(np.uint8)
+    tracemalloc.start()
+    groups = look_groups(hashes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250e6
+    assert len(np.unique(groups)) < 20
+    a, b = (np.random.default_rng(seed).integers(0, 60, 90) for seed in (1, 2))
+    np.testing.assert_array_equal(joined(*enough(a, b), 60), joined(a, b, 60))
+    assert len(enough(a, b)[0]) < 60
+
+
+def test_blank_is_unlabelled_and_no_separator_is_one_label():
+    assert parse_labels("  ", "|") is None
+    assert parse_labels("rock|roll", "") == ("rock|roll",)
+    assert parse_labels("[]", "|") == ()
+
+
+def test_unlabelled_rows_of_a_store_stay_unlabelled_and_those_without_labels_stay_without(
+    tmp_path, text_tower, image_tower
+):
+    rows = [{"id": f"r{n}", "text": f"text {n}", "labels": [["a"], ["b"], [], None][n % 4]} for n in range(16)]
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    options = IngestOptions(allow_unlabelled=True, task="multi")
+    ingest([source], tmp_path / "records", options)
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower)}
+    store = preprocess(tmp_path / "records", tmp_path / "store", **towers).out
+    again = {row.fields["id"]: row.fields["labels"] for row in read_source(store / "pairs.lance")}
+    assert {tuple(again[f"r{n}"]) for n in (2, 6, 10)} == {()}
+    assert {again[f"r{n}"] for n in (3, 7, 11)} == {None}
+    export_tasks(tmp_path / "records", tmp_path / "tasks.json")
+    tasks = {task["data"]["id"]: task for task in json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))}
+    assert tasks["r2"]["annotations"] == [{"result": []}]
+    assert "annotations" not in tasks["r3"]
+
+
+def test_a_dataset_with_a_rejected_picture_is_already_made_the_second_time(tmp_path):
+    import lance
+    import pyarrow
+
+    good = [draw(tmp_path / f"{number}.png", number).read_bytes() for number in range(8)]
+    good[3] = good[3][:200]
+    table = pyarrow.table({"image": good, "text": [f"text {n}" for n in range(8)], "label": list("abababab")})
+    lance.write_dataset(table, str(tmp_path / "pairs.lance"))
+    first = ingest([tmp_path / "pairs.lance"], tmp_path / "records")
+    assert (first.profile["rejected"], first.already) == (1, False)
+    assert ingest([tmp_path / "pairs.lance"], tmp_path / "records").already
+    assert read_manifest(tmp_path / "records", "ingest")
+
+
+def test_a_mapping_reaches_the_metadata_of_a_folder(tmp_path):
+    for number in range(4):
+        draw(tmp_path / f"in/sub/{number}.png", number)
+    write_rows(tmp_path / "in/sub/metadata.jsonl",
+               [{"photo": f"{n}.png", "text": f"text {n}", "label": "ab"[n % 2]} for n in range(4)])  # fmt: skip
+    done = ingest([tmp_path / "in"], tmp_path / "records", IngestOptions(mapping={"image": "photo"}))
+    assert (done.profile["rows"], done.profile["rejected"]) == (4, 0)
+    assert {record.image for record in read_records(tmp_path / "records")} == {f"sub/{n}.png" for n in range(4)}
