@@ -6,30 +6,42 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 UV     := 0.13.8
 
-# What is trained on: a jsonl, csv or folder of labelled pairs, and the field with the label.
+# What is trained on: a jsonl, csv or folder of labelled pairs, and the field with the label; other options of `labeler ingest`.
 DATA   ?= data/clipart/pairs.jsonl
-ifeq ($(DATA),data/clipart/pairs.jsonl)
-LABEL  ?= category
-NAME   ?= clipart-$(LABEL)
-else
-NAME   ?= $(basename $(notdir $(patsubst %/,%,$(DATA))))
-endif
+INGEST_OPTIONS ?=
 SEED   ?= 0
 PRESET ?= embedded
+# the whole path, `?` in the place of blanks, which make takes for the end of a name
+blank  := $(subst ,, )
+PLACE  := $(abspath $(subst $(blank),?,$(DATA)))
+SUFFIXES_OF_TABLES := .jsonl .ndjson .json .csv .tsv .parquet
 # What is labelled by `make predict`, with which run, into which file.
+ifeq ($(PLACE),$(abspath data/clipart/pairs.jsonl))
+LABEL  ?= category
+NAME   ?= clipart-$(LABEL)
 INPUT  ?= data/clipart/unseen
+REPORT ?= report
+OUT    ?= $(REPORT)/unseen-labels.jsonl
+else
+NAME   ?= $(subst ?,-,$(if $(filter $(SUFFIXES_OF_TABLES),$(suffix $(PLACE))),$(basename $(notdir $(PLACE))),$(notdir $(PLACE))))
+ifneq ($(filter predict demo,$(MAKECMDGOALS)),)
+$(if $(INPUT),,$(error name what is to be labelled, too: INPUT=FOLDER))
+endif
+REPORT ?= report/$(NAME)
+OUT    ?= $(REPORT)/labels.jsonl
+endif
 MODEL  ?= $(RUNS)/visualbert-coattn
-OUT    ?= report/unseen-labels.jsonl
 
 RECORDS := data/$(NAME)/records
 STORE   := data/$(NAME)/store
 RUNS    := checkpoints/$(NAME)
 LABELER := $(BIN)/labeler
 # Exit code 4 means done, with rejects that were counted and listed.
-INGEST   = $(LABELER) ingest $(DATA) --out $(RECORDS) $(if $(LABEL),--label $(LABEL)) --seed $(SEED) || test $$? -eq 4
+INGEST   = $(LABELER) ingest '$(DATA)' --out $(RECORDS) $(if $(LABEL),--label '$(LABEL)') $(INGEST_OPTIONS) --seed $(SEED) \
+               || test $$? -eq 4
 TRAIN    = $(LABELER) train $(1) $(STORE) --out $(RUNS)/$(1) --seed $(SEED)
 EVALUATE = $(LABELER) evaluate $(RUNS)/$(1) --data $(STORE)
-PREDICT  = $(LABELER) predict $(INPUT) --model $(MODEL) --out $(OUT)
+PREDICT  = $(LABELER) predict '$(INPUT)' --model $(MODEL) --out $(OUT)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo ingest preprocess inspect train-baseline train-visualbert train-coattn evaluate report predict test lint \
@@ -38,7 +50,9 @@ PREDICT  = $(LABELER) predict $(INPUT) --model $(MODEL) --out $(OUT)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  with your own pairs:  make train-coattn DATA=my.jsonl [LABEL=field] [NAME=name] [SEED=0]"
+	@echo "  with your own pairs:  make train-coattn DATA=my.jsonl [LABEL=field] [NAME=name] [SEED=0] [PRESET=embedded]"
+	@echo "                        [INGEST_OPTIONS='--map text=title --group-by user']"
+	@echo "  and then:             make predict DATA=my.jsonl INPUT=FOLDER [MODEL=run] [OUT=file]"
 
 setup: $(READY) ## make .venv from the lock file
 
@@ -55,8 +69,8 @@ demo: report ## the whole job on data/clipart: train three models, compare them,
 	@test $(OUT) -nt $(MODEL)/manifest.json && head -n 1 $(OUT) | grep -q '"model": "$(MODEL)"' \
 	    || $(PREDICT) || test $$? -eq 4
 	@echo
-	@echo "The report:  report/index.html   (its figures: report/comparison.json)"
-	@echo "The data, and what looks wrong in it:  report/data.html"
+	@echo "The report:  $(REPORT)/index.html   (its figures: $(REPORT)/comparison.json)"
+	@echo "The data, and what looks wrong in it:  $(REPORT)/data.html"
 	@echo "The labels of $(INPUT), which no stage has seen:  $(OUT)"
 	@echo
 	@echo "Next, with your own pairs:"
@@ -64,7 +78,11 @@ demo: report ## the whole job on data/clipart: train three models, compare them,
 	@echo "  $(LABELER) predict my-photos/ --model $(MODEL) --out labels.jsonl"
 
 ingest: $(READY) ## read DATA into records, with leakage-free splits
+	@case '$(NAME)' in *' '*|'') echo "NAME='$(NAME)': name the data in one word, NAME=name"; exit 2;; esac
+	@test ! -f data/$(NAME)/source || grep -qxF '$(PLACE)' data/$(NAME)/source || \
+	    { echo "data/$(NAME) was made of $$(cat data/$(NAME)/source); give these data another name: NAME=name"; exit 2; }
 	@$(INGEST)
+	@echo '$(PLACE)' > data/$(NAME)/source
 
 preprocess: ingest ## decode every picture once and store what the frozen towers see
 	@$(LABELER) preprocess $(RECORDS) --out $(STORE) --preset $(PRESET)
@@ -88,7 +106,7 @@ evaluate: train-baseline train-visualbert train-coattn ## train what is not trai
 
 report: evaluate ## compare the runs, look through the data: report/index.html, data.html, comparison.json, comparison.md
 	@$(LABELER) inspect $(STORE) >/dev/null
-	@$(LABELER) report $(RUNS)/resnet-gru $(RUNS)/visualbert $(RUNS)/visualbert-coattn --out report
+	@$(LABELER) report $(RUNS)/resnet-gru $(RUNS)/visualbert $(RUNS)/visualbert-coattn --out $(REPORT)
 
 predict: train-coattn ## label INPUT with MODEL into OUT
 	@$(PREDICT)
@@ -103,7 +121,7 @@ lint: $(READY) ## check format, style and types
 
 check: lint test ## lint and test
 
-bench: report ## run the benchmarks (hours; figures as JSON in benchmarks/, tables in docs/RESULTS.md)
+bench: report ## run the benchmarks (hours; figures as JSON in benchmarks/)
 	@mkdir -p benchmarks/figures
 	@$(BIN)/python -m benchmarks.training_speed $(STORE) > benchmarks/figures/training.json
 	@$(BIN)/python -m benchmarks.prediction predict $(RUNS)/visualbert $(DATA) 1859 > benchmarks/figures/predict.json
@@ -118,5 +136,5 @@ lock: ## make requirements.lock again from setup.cfg
 	    --no-header --upgrade --output-file requirements.lock
 
 clean: ## remove what was made: data, runs and report (not .venv)
-	rm -rf report data/*/records data/*/store data/*/store-baselines-* data/*/store-quality
+	rm -rf report data/*/records data/*/store data/*/store-baselines-* data/*/store-quality data/*/store-pixels-* data/*/source
 	find checkpoints -mindepth 1 ! -name README.md -delete

@@ -82,7 +82,8 @@ class Chunk(NamedTuple):
     images: relative to the root, none at all where no record has one. looks: their difference hashes. labels: names, which
     `label_codes` number, one row's after another's. several: whether any row's labels are a list, or more than one.
     counts: of rows, of what their readers had to guess, under `("field", name)` of fields that none of ours is taken from,
-    and under `("mapped", name)` of rows with a field that was named for one of ours. broken: what is wrong with a record's
+    under `("refused", name)` of those of rows that are rejected, and under `("mapped", name)` of rows with a field that was
+    named for one of ours. broken: what is wrong with a record's
     picture.
     """
 
@@ -198,6 +199,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
             if how.answers is not None and labels is not None:
                 fields["labels"] = with_unknown(labels, how.answers)
         except (RowError, ImageError) as error:
+            counts.update(("refused", name) for name in row.fields)
             rejects.append(Reject(row.source, row.line, row.shown_id, error.code, str(error)))
             continue
         if labels is not None:

@@ -46,7 +46,7 @@ log = logging.getLogger("labeler")
 def check_ray(asked: str = "--workers and --ray-address need") -> None:
     """Raise UsageError where Ray is not installed; `asked` says what needs it."""
     if importlib.util.find_spec("ray") is None:
-        raise UsageError(f"{asked} Ray; install it: pip install 'labeler[ray]'")
+        raise UsageError(f"{asked} Ray; install it: pip install 'ray[data,train]'")
 
 
 def check_can_shard(options: TrainOptions, workers: int) -> None:

@@ -108,6 +108,10 @@ def export(
             from labeler.quantizing import quantize_tower
 
             pictures = [item.pixels for item in checked.items if item.pixels is not None]
+            if not pictures:
+                raise UsageError(
+                    "--int8: its ranges are taken from validation pictures, and there are none; leave it out"
+                )
             quantize_tower(folder / TOWER, pictures[:CALIBRATED])
         checks = {"int8": int8, "visual_tokens": visual_tokens} | check(native, folder, checked, exact)
         write_json(folder / CHECK, checks)

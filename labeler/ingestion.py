@@ -92,7 +92,7 @@ class IngestOptions:
         """Return how rows become records whose images are relative to `root`."""
         return RowReading(
             root, self.fields(), self.separator, self.allow_outside, self.fix_text,
-            read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers), not self.allow_unlabelled,
+            read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers, "--answers"), not self.allow_unlabelled,
             self.reading(),
         )  # fmt: skip
 
@@ -116,6 +116,7 @@ class Rejects:
         self.strict = strict
         self.file = file
         self.codes: Counter[str] = Counter()
+        self.first: Reject | None = None
 
     def add(self, reject: Reject) -> None:
         """Keep `reject`; raises BadInputError in strict mode."""
@@ -124,6 +125,7 @@ class Rejects:
                 f"{reject.source}:{reject.line}: {reject.message} [{reject.code}] (--strict stops here)"
             )
         self.codes[reject.code] += 1
+        self.first = self.first or reject
         if self.file:  # half surrogates, which a damaged row may hold, are escaped
             line = json.dumps(reject._asdict(), ensure_ascii=False) + "\n"
             self.file.write(line.encode("utf-8", "backslashreplace"))
@@ -168,11 +170,10 @@ def ingest(
             pictures = Pictures(out, root, folder)
             digest = read_all(sources, options, pictures, collected, rejects, examine_images)
             recipe = recipe_of(sources, options, digest, seed)
+            if collected.counts["rows"]:
+                refuse_strange_names(options.fields(), collected.counts)
             if not collected.total:
-                raise BadInputError(
-                    f"{sources[0]}: no usable row among {collected.counts['rows']} ({dict(rejects.codes)})"
-                )
-            refuse_strange_names(options.fields(), collected.counts)
+                raise BadInputError(nothing_usable(sources[0], collected.counts, rejects))
             profile = write_all(folder, collected, pictures, rejects, options, seed)
         (folder / SPOOL).unlink()
         profile["root"] = os.path.relpath(root, out.absolute())
@@ -185,9 +186,27 @@ def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
     for ours, theirs in named.items():
         if not counts["mapped", theirs]:
             option = {"labels": "--label", "group": "--group-by"}.get(ours, "--map")
-            fields = [name[1] for name in counts if name[0] == "field"]
-            there = f"; there are also: {', '.join(fields)}" if fields else ""
-            raise UsageError(f"{option}: no row has the field {theirs!r} (for {ours}){there}")
+            raise UsageError(f"{option}: no row has the field {theirs!r} (for {ours}){other_fields(counts)}")
+
+
+def other_fields(counts: Counter[Any]) -> str:
+    """Return what the fields are called that none of ours was taken from; nothing where there are none."""
+    fields = dict.fromkeys(name[1] for name in counts if name[0] in ("field", "refused"))
+    return f"; there are also: {', '.join(fields)}" if fields else ""
+
+
+def nothing_usable(source: Path, counts: Counter[Any], rejects: Rejects) -> str:
+    """Return why there is nothing to go on with, and which options may help."""
+    text = f"{source}: no usable row among {counts['rows']} ({dict(rejects.codes)})"
+    if rejects.first is None:
+        return text
+    fields = other_fields(counts).removeprefix("; there are also: ")
+    named = (
+        f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
+        if fields
+        else ""
+    )
+    return f"{text}; the first, line {rejects.first.line}: {rejects.first.message}{named}"
 
 
 def content_of(files: dict[str, str]) -> str:
@@ -225,8 +244,8 @@ def write_all(
     return found | taxonomy_counts(labels, selected) if options.taxonomy else found
 
 
-def read_vocabulary(path: Path | None) -> frozenset[str] | None:
-    """Return the labels or answers of a vocabulary file, one a line, cleaned like labels; None where there is no file.
+def read_vocabulary(path: Path | None, option: str = "--labels") -> frozenset[str] | None:
+    """Return the labels or answers of the vocabulary file that `option` names, one a line, cleaned like labels, or None.
 
     Raises BadInputError where it cannot be read or has none.
     """
@@ -236,7 +255,7 @@ def read_vocabulary(path: Path | None) -> frozenset[str] | None:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
         names = frozenset(name for line in lines if (name := clean_text(line, "label")))
     except (OSError, UnicodeDecodeError, RowError) as error:
-        raise BadInputError(f"{path}: expected a label a line in UTF-8 ({error})") from error
+        raise BadInputError(f"{option} {path}: expected a file with a label a line in UTF-8 ({error})") from error
     if not names:
         raise BadInputError(f"{path}: no label in it; expected one a line")
     return names

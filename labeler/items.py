@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from labeler.decoding import AHEAD, prepare_images
-from labeler.images import ImageError, check_size, frame_of, resolve_image
+from labeler.images import ImageError, check_size, frame_of, resolve_image, spelt
 from labeler.records import Record, Reject, Remote, Row, record_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root
@@ -121,7 +121,7 @@ def key_of(row: Row | Reject, mapping: dict[str, str]) -> int:
     elif isinstance(row.picture, Remote):
         held = row.picture
     elif image is not None:
-        path = os.path.abspath(os.path.join(root_of(row.source), image))
+        path = os.path.abspath(spelt(root_of(row.source), image))
         held = path, file_key(path)
     return xxh3_64_intdigest(
         repr((item.record.id, image, item.record.text, item.error, held)).encode("utf-8", "backslashreplace")

@@ -205,9 +205,10 @@ def read_inputs(
     if out is None:
         return rows
     where = {place.rstrip("/") if isinstance(place, str) else str(place): f"{absolute(place)}/" for place in inputs}
+    identity = mapping.get("id", "id")
     own = {source: absolute(out)[len(root) :] for source, root in where.items() if absolute(out).startswith(root)}
     return (
-        (row for row in rows if isinstance(row, Reject) or own.get(row.source, row) != row.fields.get("id"))
+        (row for row in rows if isinstance(row, Reject) or own.get(row.source, row) != row.fields.get(identity))
         if own
         else rows
     )

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from labeler.end_to_end import reader
 from labeler.layers import LogitScale, Projection, Streams, masked_mean
-from labeler.losses import contrastive_loss, distillation_loss
+from labeler.losses import contrastive_loss, distillation_loss, shared_targets
 
 MASKED_SHARE, INITIAL_STD = 0.15, 0.02  # BERT's
 IGNORED = -100  # the target of a word that is not to be guessed, as in transformers
@@ -42,8 +42,21 @@ def mask_words(input_ids: Tensor, hideable: Tensor, mask_token_id: int, vocabula
     return Masked(torch.where(chosen, hidden, input_ids), torch.where(chosen, input_ids, IGNORED))
 
 
-def swap_pictures(has_both: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whose picture each pair gets, [B], and [B] float: 1 where it is the pair's own.
+def keys_in(batch: Tensor) -> Tensor:
+    """Return [B] numbers that are equal where the values of a batch [B, ...] are."""
+    return torch.unique(batch.detach().flatten(1), dim=0, return_inverse=True)[1]
+
+
+def right_for(input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
+    """Return targets [B, B] as `labeler.losses.shared_targets`: frames of a clip and captions of a picture are no negatives.
+
+    Batches are sorted by length, so that pairs of one text meet in a batch more often than others.
+    """
+    return shared_targets(keys_in(input_ids * text_mask), keys_in(visual_tokens * visual_mask.unsqueeze(-1)))
+
+
+def swap_pictures(has_both: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whose picture each pair gets, [B], and [B] float: 1 where it is its own, or as good by `same` [B, B] bool.
 
     Half of those that have both a text and a picture, has_both [B], get the picture of the next of that half; where the
     half is a single pair, it keeps its own.
@@ -53,7 +66,7 @@ def swap_pictures(has_both: Tensor) -> tuple[Tensor, Tensor]:
     half = able[torch.randperm(len(able), device=able.device)[: len(able) // 2]]
     if len(half) > 1:
         source[half] = half.roll(1)
-    return source, (source == torch.arange(len(source), device=source.device)).float()
+    return source, same[torch.arange(len(source), device=source.device), source].float()
 
 
 class WordHead(nn.Module):
@@ -125,7 +138,8 @@ class Objectives(nn.Module):
         if visual_tokens is None:
             visual_tokens, visual_mask = self.model.see(pixels, visual_mask)
         has_both = text_mask.any(dim=1) & visual_mask.any(dim=1)
-        source, own = swap_pictures(has_both)
+        same = right_for(input_ids, text_mask, visual_tokens, visual_mask) > 0
+        source, own = swap_pictures(has_both, same)
         visual_tokens, visual_mask = visual_tokens[source], visual_mask[source]
         masked = self.words.hide(input_ids, text_mask)
         model = reader(self.model)
@@ -220,8 +234,9 @@ class AlignedObjectives(nn.Module):
             soft = average.guess(masked, text_mask, visual_tokens, visual_mask).softmax(dim=1)
             keys = [side[both] for side in average.embeddings(theirs, text_mask, visual_mask)]
         queries = [side[both] for side in self.parts.embeddings(streams, text_mask, visual_mask)]
-        contrast = self.contrast(queries, keys)
-        matching = self.match(streams, text_mask, visual_mask, both, queries)
+        right = right_for(*(part[both] for part in (input_ids, text_mask, visual_tokens, visual_mask)))
+        contrast = self.contrast(queries, keys, right)
+        matching = self.match(streams, text_mask, visual_mask, both, queries, right > 0)
         logits, share = self.parts.guess(masked, text_mask, visual_tokens, visual_mask), self.distilled
         words = (1 - share) * mean_loss(logits, masked.targets[masked.targets != IGNORED])
         if len(logits):
@@ -234,43 +249,54 @@ class AlignedObjectives(nn.Module):
         """Return the share of the targets that the momentum model gives: it grows until 1 / (1 - MOMENTUM) steps are taken."""
         return DISTILLED * min(1.0, float(self.momentum.n_averaged) * (1 - MOMENTUM))
 
-    def contrast(self, queries: list[Tensor], keys: list[Tensor]) -> Tensor:
+    def contrast(self, queries: list[Tensor], keys: list[Tensor], right: Tensor) -> Tensor:
         """Return the contrastive loss of texts and pictures for those of the momentum model, [N, S] each; 0 where N is 0.
 
-        Equations 1, 2 and 6: the targets are the pairs, and in part what the momentum model finds alike.
+        Equations 1, 2 and 6: the targets are what is `right` [N, N], and in part what the momentum model finds alike.
         """
         (text, image), (their_text, their_image) = queries, keys
         if not len(text):
             return (text.sum() + image.sum()) * 0
         scale = self.scale()
         with torch.no_grad():
-            own = (1 - self.distilled) * torch.eye(len(text), device=text.device)
+            own = (1 - self.distilled) * right
             alike = scale * their_text @ their_image.T
             targets = [own + self.distilled * found.softmax(dim=1) for found in (alike, alike.T)]
         return contrastive_loss(scale * text @ their_image.T, scale * image @ their_text.T, *targets)
 
     def match(
-        self, streams: Streams, text_mask: Tensor, visual_mask: Tensor, both: Tensor, queries: list[Tensor]
+        self,
+        streams: Streams,
+        text_mask: Tensor,
+        visual_mask: Tensor,
+        both: Tensor,
+        queries: list[Tensor],
+        same: Tensor,
     ) -> Tensor:
-        """Return the loss of telling pairs from each text with a hard negative picture and each picture with such a text."""
+        """Return the loss of telling pairs from each text with a hard negative picture and each picture with such a text.
+
+        `same` [N, N] bool: which pictures are right for which texts, and so no negatives; a pair without one is left out.
+        """
+        told = (~same).any(dim=1)  # `same` is the same in both directions
         rows = both.nonzero().squeeze(1)  # [N]
-        if len(rows) < 2:
+        if not told.any():
             return streams.text.sum() * 0
         with torch.no_grad():
             alike = self.scale() * queries[0] @ queries[1].T
-        texts = torch.cat([rows, rows, rows[hard_negatives(alike.T)]])
-        images = torch.cat([rows, rows[hard_negatives(alike)], rows])
+        others, pairs = rows[told], torch.stack([hard_negatives(found[told], same[told]) for found in (alike.T, alike)])
+        texts = torch.cat([rows, others, rows[pairs[0]]])
+        images = torch.cat([rows, rows[pairs[1]], others])
         fused = reader(self.parts.model).fuse(
             Streams(streams.text[texts], streams.visual[images]), text_mask[texts], visual_mask[images]
         )
-        logits = self.matching(masked_mean(fused, text_mask[texts])).float().squeeze(1)  # [3 N]
+        logits = self.matching(masked_mean(fused, text_mask[texts])).float().squeeze(1)  # [N + 2 told]
         return mean_matching(logits, (torch.arange(len(texts), device=rows.device) < len(rows)).float())
 
 
-def hard_negatives(alike: Tensor) -> Tensor:
-    """Return for each row of alike [N, N] another column than its own, [N], drawn with the softmax of the row. N is at least 2.
+def hard_negatives(alike: Tensor, same: Tensor) -> Tensor:
+    """Return for each row of alike [M, N] a column where `same` [M, N] is False, [M], drawn with the softmax of the row.
 
     Li et al. 2021, section 3.2, "image-text matching".
     """
-    others = alike.float().masked_fill(torch.eye(len(alike), dtype=torch.bool, device=alike.device), -torch.inf)
+    others = alike.float().masked_fill(same, -torch.inf)
     return torch.multinomial(others.softmax(dim=1), 1).squeeze(1)

@@ -23,10 +23,10 @@ from labeler.values import RowError, Split, clean_path, clean_text, jsonable, pa
 
 Task = Literal["single", "multi"]
 
-# What a field may be called on the way in; the first that a row has is taken.
+# What a field may be called on the way in, in capitals or not; the first that a row has is taken.
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "ID", "uid", "guid"),
-    "image": ("image", "img", "file_name", "path", "image_path"),
+    "image": ("image", "img", "file_name", "filename", "path", "image_path"),
     "text": ("text", "caption", "captions", "title", "Utterance", "question"),
     "labels": ("label", "labels", "tags", "category", "Emotion", "Sentiment"),
     "split": ("split",),
@@ -196,7 +196,7 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     labels = parse_labels(get(names.labels), separator)  # type: ignore[arg-type]
     if labelled and labels is None:
         expected = names.labels or f"one of {', '.join(ALIASES['labels'])}"
-        raise RowError("label-missing", f"no label: expected in the field {expected}")
+        raise RowError("label-missing", f"no label: expected in the field {expected}; [] says that none applies")
     split = None if (value := get(names.split)) is None else parse_split(value)  # type: ignore[arg-type]
     group = None if (value := get(names.group)) is None else clean_text(value, "group")  # type: ignore[arg-type]
     meta = jsonable({name: fields[name] for name in names.others}) if names.others else {}
@@ -208,7 +208,10 @@ def find_field(names: Collection[str], ours: str, mapping: Mapping[str, str]) ->
     """Return the name that stands for our field among `names`, or None."""
     if ours in mapping:
         return mapping[ours]
-    return next((name for name in ALIASES[ours] if name in names), None)
+    if (found := next((name for name in ALIASES[ours] if name in names), None)) is not None:
+        return found
+    folded = {name.casefold(): name for name in names}
+    return next((folded[name.casefold()] for name in ALIASES[ours] if name.casefold() in folded), None)
 
 
 def refuse_deep(parents: Mapping[str, str]) -> None:

@@ -262,6 +262,10 @@ def test_compare_of_rows_of_one_group_cannot_tell():
     found = compare("single", a, b)
     assert found["delta_accuracy"] > 0
     assert (found["ci95"], found["p"], found["verdict"], found["rows_needed"]) == (None, 1.0, "cannot tell", None)
+    wrong = make(rows=60)
+    wrong = wrong._replace(predicted=np.roll(wrong.truth, 1, axis=1))
+    told = compare("single", wrong, wrong._replace(predicted=wrong.truth.copy()))
+    assert (told["verdict"], told["ci95"]) == ("better", [1.0, 1.0])
     wrong = make(rows=4)
     wrong = wrong._replace(predicted=np.roll(wrong.truth, 1, axis=1))
     assert compare("single", wrong, wrong._replace(predicted=wrong.truth.copy()))["verdict"] == "cannot tell"

@@ -41,6 +41,23 @@ def test_make_help_lists_every_target_with_a_line():
     assert set(TARGETS.split()) <= set(listed)
 
 
+@pytest.mark.parametrize(("data", "name"), [("/tmp/my photos/v1.2 pairs.csv", "v1.2-pairs"), ("/tmp/v1.2/", "v1.2"),
+                                            ("./data/clipart/pairs.jsonl", "clipart-category")])  # fmt: skip
+def test_make_names_data_of_any_path(data, name):
+    shown = subprocess.run(
+        ["make", "-n", "ingest", f"DATA={data}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"labeler ingest '{data}' --out data/{name}/records" in shown.stdout
+
+
+def test_make_predict_with_data_of_ones_own_asks_what_to_label():
+    shown = subprocess.run(
+        ["make", "-n", "predict", "DATA=my.jsonl"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 2
+    assert "name what is to be labelled, too: INPUT=FOLDER" in shown.stderr
+
+
 def test_options_that_documents_name_exist():
     named = set()
     for page in PAGES:

@@ -142,11 +142,13 @@ def test_several_labels_keep_their_thresholds_and_promises(multi_store, options,
     for how in ({}, {"aim": aim_of("recall=0.9")}, {"min_precision": 0.2}):
         predict([source], run, tmp_path / "a.jsonl", runtime="native", **how)
         predict([source], folder, tmp_path / "b.jsonl", precision="fp32", **how)
+        different = 0
         for ours, theirs in zip(lines(tmp_path / "a.jsonl"), lines(tmp_path / "b.jsonl"), strict=True):
             assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-3)
             assert ours.keys() == theirs.keys()
-            # what is promised, and some thresholds, are a validation row's own score: its last digit decides of that row
-            assert ours["labels"] == theirs["labels"] or how
+            different += (ours["labels"], ours.get("review")) != (theirs["labels"], theirs.get("review"))
+        # what is promised, and some thresholds, are a validation row's own score: its last digit decides of that row
+        assert different <= (2 if how else 0)
 
 
 def test_int8_and_fewer_tokens_say_what_they_cost(exported, trained, store, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from labeler.artifacts import UsageError, read_manifest
 from labeler.export import export_tasks
 from labeler.ingestion import IngestOptions, ingest
+from labeler.items import key_of
 from labeler.looks import enough, look_groups
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records
@@ -41,7 +42,8 @@ def draw(path, number=0):
 
 @pytest.mark.parametrize(
     ("given", "match"),
-    [({"group_by": "dialog"}, r"--group-by: no row has the field 'dialog' \(for group\); there are also: dialogue"),
+    [({"label": "mood"}, r"--label: no row has the field 'mood' \(for labels\); there are also: .*dialogue"),
+     ({"group_by": "dialog"}, r"--group-by: no row has the field 'dialog' \(for group\); there are also: dialogue"),
      ({"mapping": {"split": "fold"}}, r"--map: no row has the field 'fold' \(for split\)"),
      ({"mapping": {"image": "photo"}}, r"--map: no row has the field 'photo' \(for image\)")],
 )  # fmt: skip
@@ -58,6 +60,32 @@ def test_a_field_that_no_row_has_is_an_error(tmp_path, given, match, text):
         splits.setdefault(record.group, set()).add(record.split)
     assert len(splits) == 10
     assert all(len(found) == 1 for found in splits.values())
+
+
+def test_names_count_in_capitals_or_not_and_semicolons_are_separators(tmp_path):
+    rows = [f"r{n};line {n}, and more;{'ab'[n % 2]}" for n in range(30)]
+    (tmp_path / "table.csv").write_text("\n".join(["ID;Text;SENTIMENT", *rows]) + "\n", encoding="utf-8")
+    assert ingest([tmp_path / "table.csv"], tmp_path / "records").profile["kept"] == 30
+    found = {record.id: (record.text, record.labels) for record in read_records(tmp_path / "records")}
+    assert found["r3"] == ("line 3, and more", ("b",))
+
+
+def test_nothing_usable_says_what_the_fields_are(tmp_path, labeler):
+    source = write_rows(tmp_path / "pairs.jsonl", [{"t": f"text {n}", "mood": "ab"[n % 2]} for n in range(9)])
+    done = labeler("ingest", source, "--out", tmp_path / "records")
+    assert done.code == 3
+    assert (
+        "no usable row among 9 ({'empty': 9}); the first, line 1: neither an image nor a text. Fields: t, mood; --label"
+        in done.said
+    )
+
+
+def test_a_column_that_is_not_taken_for_a_picture_is_asked_about(tmp_path, labeler):
+    rows = [{"photo": f"{n}.png", "text": f"text {n}", "label": "ab"[n % 2]} for n in range(30)]
+    done = labeler("ingest", write_rows(tmp_path / "pairs.jsonl", rows), "--out", tmp_path / "records")
+    assert done.code == 0
+    assert "warning: no row has a picture; is it in one of these fields? photo: --map image=FIELD" in done.said
+    assert "warning: 4 rows in test: too few to tell how good a model is" in done.said
 
 
 def test_a_linked_folder_is_said_and_not_followed(tmp_path):
@@ -103,6 +131,13 @@ def test_pictures_are_found_in_either_form_of_unicode(tmp_path, form, listed):
     write_rows(tmp_path / "in/pairs.jsonl", rows)
     assert ingest([tmp_path / "in/pairs.jsonl"], tmp_path / "records").profile["rejected"] == 0
     (tmp_path / "in/pairs.jsonl").unlink()
+    write_rows(tmp_path / "in/metadata.jsonl", rows)
+    assert len(list(read_source(tmp_path / "in"))) == 4, "no picture comes a second time"
+    [row, *_] = read_source(tmp_path / "in")
+    key = key_of(row, {})
+    draw(tmp_path / "in" / unicodedata.normalize(form, names[0]), 9)
+    assert key_of(row, {}) != key
+    (tmp_path / "in/metadata.jsonl").unlink()
     records = list(read_source(tmp_path / "in"))
     assert sorted(row.fields["image"] for row in records) == sorted(unicodedata.normalize(form, name) for name in names)
 

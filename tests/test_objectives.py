@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from labeler.batches import collate
-from labeler.objectives import DISTILLED, IGNORED, MOMENTUM, AlignedObjectives, hard_negatives
+from labeler.objectives import DISTILLED, IGNORED, MOMENTUM, AlignedObjectives, hard_negatives, right_for
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def unlabelled(pairs, count: int) -> dict[str, torch.Tensor]:
 def test_a_hard_negative_is_another_column_drawn_by_likeness():
     torch.manual_seed(0)
     alike = torch.tensor([[9.0, 1.0, 0.0], [0.0, 9.0, 0.0], [-1.0, 2.0, 9.0]])
-    drawn = torch.stack([hard_negatives(alike) for _ in range(4000)])
+    drawn = torch.stack([hard_negatives(alike, torch.eye(3, dtype=torch.bool)) for _ in range(4000)])
     assert not (drawn == torch.arange(3)).any()
     for row, (near, far) in enumerate([(1, 2), (0, 2), (1, 0)]):
         expected = 1 / (1 + math.exp(alike[row, far] - alike[row, near]))
@@ -51,14 +51,37 @@ def test_contrast_is_that_of_a_plain_loop(aligned):
             log_p = (scale * keys @ own[row]).log_softmax(0)
             soft = (scale * keys @ theirs[row]).softmax(0)
             terms.append(-(1 - share) * log_p[row] - share * (soft * log_p).sum())
-    found = aligned.contrast([text, image], [their_text, their_image])
+    found = aligned.contrast([text, image], [their_text, their_image], torch.eye(5))
     assert found.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+
+def test_frames_of_a_clip_are_no_negatives_of_one_another(pairs):
+    batch = unlabelled(pairs, 6)
+    batch["input_ids"][1], batch["text_mask"][1] = batch["input_ids"][0], batch["text_mask"][0]
+    batch["visual_tokens"][2], batch["visual_mask"][2] = batch["visual_tokens"][0], batch["visual_mask"][0]
+    right = right_for(**batch)
+    expected = torch.eye(6)
+    expected[0, :3] = expected[:3, 0] = 1
+    torch.testing.assert_close(right, expected / expected.sum(1, keepdim=True))
+    drawn = torch.stack([hard_negatives(torch.zeros(6, 6), right > 0) for _ in range(200)])
+    assert not (drawn[:, 0] < 3).any()
+    assert set(drawn[:, 1].tolist()) == {2, 3, 4, 5}
+
+
+def test_a_batch_of_one_text_has_no_negatives(aligned, pairs):
+    batch = unlabelled(pairs, 4)
+    batch = {name: value[:1].repeat(4, *[1] * (value.dim() - 1)) for name, value in batch.items()}
+    found = aligned(**batch)
+    assert found["matching"].item() == 0
+    assert torch.isfinite(found["loss"])
 
 
 def test_matching_is_that_of_a_plain_loop(aligned, pairs, monkeypatch):
     batch = unlabelled(pairs, 9)
     aligned.eval()
-    monkeypatch.setattr("labeler.objectives.hard_negatives", lambda alike: (torch.arange(len(alike)) + 1) % len(alike))
+    monkeypatch.setattr(
+        "labeler.objectives.hard_negatives", lambda alike, same: (torch.arange(len(alike)) + 1) % len(alike)
+    )
     model, both = aligned.parts.model, batch["text_mask"].any(1) & batch["visual_mask"].any(1)
     rows = both.nonzero().flatten().tolist()
     terms = []

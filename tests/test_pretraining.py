@@ -18,7 +18,7 @@ from labeler.artifacts import BadInputError, InterruptedRun, UsageError, work_fo
 from labeler.batches import collate
 from labeler.end_to_end import TOWER
 from labeler.fitting import Fit
-from labeler.objectives import IGNORED, Objectives, mask_words, swap_pictures
+from labeler.objectives import IGNORED, Objectives, mask_words, right_for, swap_pictures
 from labeler.pretraining import pretrain, told
 from labeler.training import train
 from labeler.watching import Watch
@@ -50,14 +50,14 @@ def test_words_are_hidden_as_in_bert():
 def test_half_of_the_pairs_get_another_pairs_picture():
     torch.manual_seed(0)
     has_both = torch.arange(40) % 5 > 0
-    source, own = swap_pictures(has_both)
+    source, own = swap_pictures(has_both, torch.eye(40, dtype=torch.bool))
     assert torch.equal(own, (source == torch.arange(40)).float())
     assert (own == 0).sum() == 16
     assert not (own[~has_both] == 0).any()
     assert has_both[source[own == 0]].all()
     assert source[own == 0].unique().numel() == 16
     for lonely in (torch.tensor([True, False]), torch.tensor([True, True, True])):
-        assert swap_pictures(lonely)[1].all()
+        assert swap_pictures(lonely, torch.eye(len(lonely), dtype=torch.bool))[1].all()
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -72,7 +72,7 @@ def test_the_losses_are_those_of_a_plain_loop(build, pairs, monkeypatch, name):
 
     torch.manual_seed(3)
     both = batch["text_mask"].any(1) & batch["visual_mask"].any(1)
-    source, own = swap_pictures(both)
+    source, own = swap_pictures(both, right_for(**batch) > 0)
     special = torch.isin(batch["input_ids"], torch.tensor(built.tokenizer.all_special_ids))
     masked = mask_words(
         batch["input_ids"], batch["text_mask"] & ~special, built.tokenizer.mask_token_id, len(objectives.words.special)

@@ -101,6 +101,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # PyTorch's threads wait for each other by spinning, for some ms; where other work runs too that takes its time from all of
+    # them: with one such process on two cores a training step takes 1.5 s in place of .95 (docs/LOG.md)
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     debug = "--debug" in sys.argv
     try:
         code = cli.main(standalone_mode=False, prog_name="labeler")

@@ -24,6 +24,10 @@ FORMATS = (
 )  # labeler.sources.FORMATS, which --help need not load
 
 
+FEW = 20  # rows of a split that say next to nothing
+USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell how good a model is"}
+
+
 @click.command("ingest")
 @click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
@@ -116,6 +120,7 @@ def command(
         lines.append(f"  {profile['unlabelled']} rows without a label")
     if "taxonomy" in profile:
         lines.append(f"  taxonomy: {taxonomy_line(profile)}")
+    lines += warnings_of(profile)
     if profile["leaked_rows"]:
         lines.append(
             f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
@@ -125,3 +130,20 @@ def command(
         lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")
     options.say("\n".join(lines), {"out": out, "already": result.already, **profile}, as_json)
     context.exit(4 if profile["rejected"] else 0)
+
+
+def warnings_of(profile: dict[str, Any]) -> list[str]:
+    """Return what a glance at the counts says is not as it was meant."""
+    lines, unused = [], list(profile["unused_fields"])
+    for ours, what in (("image", "picture"), ("text", "text")):
+        if unused and profile[f"without_{ours}"] == profile["kept"]:
+            lines.append(
+                f"  warning: no row has a {what}; is it in one of these fields? {', '.join(unused)}: --map {ours}=FIELD"
+            )
+    for split in ("train", "validation", "test"):
+        count = profile["splits"].get(split, 0)
+        if count < FEW:
+            lines.append(
+                f"  warning: {count} rows in {split}: too few to {USES[split]}; more rows, or other shares by --split"
+            )
+    return lines

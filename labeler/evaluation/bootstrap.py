@@ -57,6 +57,8 @@ class Resampled(NamedTuple):
         """
         if self.interval(metric) is None:
             return float("nan")
+        if self.is_constant(metric):  # a sign test of the groups
+            return float(2 * 0.5 ** len(self.left_out[metric]))
         edge = _score(self.drawn[metric], 0.0)
         bias, skew = self._bias(metric, self.estimate[metric]), self._skew(metric)
         place = (edge - bias) / (1 + skew * (edge - bias)) - bias
@@ -69,6 +71,11 @@ class Resampled(NamedTuple):
             if (beyond <= 0).any()
             else min(p, float(2 * scipy.stats.norm.sf(abs(self.estimate[metric]) / self.error(metric))))
         )
+
+    def is_constant(self, metric: str) -> bool:
+        """Return whether all draws of a metric are the same, and not 0."""
+        known = defined(self.drawn[metric])
+        return len(known) > 0 and float(np.ptp(known)) <= 1e-12 and abs(self.estimate[metric]) > 1e-12
 
     def error(self, metric: str) -> float:
         """Return the metric's standard error."""

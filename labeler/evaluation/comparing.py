@@ -14,7 +14,7 @@ from labeler.evaluation.metrics import HEADLINE, SECOND
 from labeler.evaluation.predictions import Predictions
 
 ALPHA = 0.05
-SAME = 1e-12  # numbers that differ by less are the same
+LEAST_GROUPS = 6  # of which a sign test can say p < 0.05
 POWER = 0.8  # of the number of rows that would be needed
 
 
@@ -57,8 +57,8 @@ def differences(delta: Resampled, headline: str, second: str) -> dict[str, Any]:
     for metric, key in ((headline, "ci95"), (second, f"delta_{second}_ci95")):
         value = delta.estimate[metric]
         result[f"delta_{metric}"] = None if np.isnan(value) else value
-        # draws that are all alike, of a single group for example, say nothing of how sure a difference is
-        stuck = abs(value) > SAME and delta.error(metric) <= SAME
+        # draws that are all alike say nothing of how sure a difference is where there are few groups
+        stuck = delta.is_constant(metric) and len(delta.left_out[metric]) < LEAST_GROUPS
         result[key] = None if stuck else delta.interval(metric)
     known = result["ci95"] is not None
     return result | {

@@ -19,12 +19,13 @@ def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     Raises BadInputError where the file as a whole is no table of text: no encoding fits, no header, a column named
     twice, a quote that is never closed (it would swallow all rows after it).
     """
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         found = file_encoding(path, encoding)
         notes = encoding_note(found, encoding)
         with open(path, encoding="utf-8-sig" if found == "utf-8" else found, newline="") as file:
-            table = csv.reader(file, delimiter=separator, strict=True)
+            start = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            table = csv.reader(file, delimiter=separator_in(start, path), strict=True)
             yield from read_rows(
                 path, header(path, next((cells for cells in table if not is_blank(cells)), [])), table, notes
             )
@@ -33,6 +34,15 @@ def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
         raise BadInputError(f"{path}: {message}") from error
     except csv.Error as error:
         raise BadInputError(f"{path}: no header that can be read ({error})") from error
+
+
+def separator_in(line: str, path: Path) -> str:
+    """Return what stands between the columns' names: the usual, or what else does where that is not there.
+
+    Spreadsheets write semicolons where the comma is a decimal point.
+    """
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    return next((sign for sign in (usual, ";", "\t", ",") if sign in line), usual)
 
 
 def header(path: Path, names: list[str]) -> list[str]:

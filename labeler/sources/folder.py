@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from labeler.artifacts import MANIFEST, BadInputError, read_manifest
+from labeler.images import frame_of, spelt
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
 from labeler.sources.text import EncodingError, decode_text, encoding_note
@@ -105,12 +106,13 @@ def entries(root: Path, current: Path, names: list[str], named: set[str]) -> Ite
 
 
 def with_image_below(row: Row, root: Path, current: Path, mapping: Mapping[str, str]) -> tuple[Row, str]:
-    """Return the row as one of `root`, its image's path relative to it, and that path."""
+    """Return the row as one of `root`, its image's path relative to it, and that of the image's file."""
     key = find_field(row.fields, "image", mapping)
     if key is None or not isinstance(row.fields.get(key), str):
         return row._replace(source=str(root)), ""
-    name = Path(os.path.relpath(current / row.fields[key], root)).as_posix()
-    return row._replace(source=str(root), fields=row.fields | {key: name}), name
+    place = spelt(current, row.fields[key])
+    name, file = (Path(os.path.relpath(path, root)).as_posix() for path in (place, frame_of(place)[0]))
+    return row._replace(source=str(root), fields=row.fields | {key: name}), file
 
 
 def read_sidecar(root: Path, path: Path) -> bytes | None:
