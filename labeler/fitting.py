@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -74,6 +75,9 @@ class Fit:
         """
         # oneDNN keeps what it has prepared for 1,024 shapes; every length of text is another: 200 MB an epoch
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+        # a training before this one (--seeds, tune) is a ring of objects, which holds its weights until Python looks for such
+        gc.collect()
+        give_back_freed_memory()
         self.store = Store(data, check=False)  # `train` has just verified it
         self.task = self.store.label_set.task
         self.metric = METRICS[self.task]
