@@ -239,14 +239,14 @@ def work(config: dict[str, Any]) -> None:
     folder = Path(config["folder"])
     with contextlib.suppress(OSError):  # on another machine there may be no such place; relative towers need it
         os.chdir(config["cwd"])
-    if (folder / LOST).is_file():
-        return
     if workers.is_first():
         log.setLevel(logging.INFO)
         log.addHandler(logging.FileHandler(folder / SAID, encoding="utf-8"))
     fit = None
+    # one that finds another's error ends too, but not before they have met: that one waits for it
     with contextlib.suppress(LabelerError), left_in(folder):
-        fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
+        if not (folder / LOST).is_file():
+            fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
     if workers.any_of(fit is None) or fit is None:
         return
     # the first worker tells the others

@@ -181,7 +181,7 @@ def test_one_worker_divides_no_model(store, tmp_path):
 
 def test_without_ray_the_command_says_how_to_install_it(store, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"need Ray; install it: pip install 'labeler\[ray\]'"):
+    with pytest.raises(UsageError, match=r"need Ray; install it: pip install 'ray\[data,train\]'"):
         cli.main(
             ["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--workers", "2"], standalone_mode=False
         )

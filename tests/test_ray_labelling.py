@@ -101,5 +101,5 @@ def test_what_is_missing_is_said(trained, pairs, monkeypatch):
         predict(**asked, engine="ray", ray_address="127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"--engine ray needs Ray; install it: pip install 'labeler\[ray\]'"):
+    with pytest.raises(UsageError, match=r"--engine ray needs Ray; install it: pip install 'ray\[data,train\]'"):
         predict(**asked, engine="ray")
