@@ -14,6 +14,8 @@ PRESET ?= embedded
 # the whole path, `?` in the place of blanks, which make takes for the end of a name
 blank  := $(subst ,, )
 PLACE  := $(abspath $(subst $(blank),?,$(DATA)))
+# the same below this folder, which may be moved
+FROM   := $(subst $(CURDIR)/,,$(PLACE))
 SUFFIXES_OF_TABLES := .jsonl .ndjson .json .csv .tsv .parquet
 # What is labelled by `make predict`, with which run, into which file.
 ifeq ($(PLACE),$(abspath data/clipart/pairs.jsonl))
@@ -79,10 +81,10 @@ demo: report ## the whole job on data/clipart: train three models, compare them,
 
 ingest: $(READY) ## read DATA into records, with leakage-free splits
 	@case '$(NAME)' in *' '*|'') echo "NAME='$(NAME)': name the data in one word, NAME=name"; exit 2;; esac
-	@test ! -f data/$(NAME)/source || grep -qxF '$(PLACE)' data/$(NAME)/source || \
+	@test ! -f data/$(NAME)/source || grep -qxF '$(FROM)' data/$(NAME)/source || \
 	    { echo "data/$(NAME) was made of $$(cat data/$(NAME)/source); give these data another name: NAME=name"; exit 2; }
 	@$(INGEST)
-	@echo '$(PLACE)' > data/$(NAME)/source
+	@echo '$(FROM)' > data/$(NAME)/source
 
 preprocess: ingest ## decode every picture once and store what the frozen towers see
 	@$(LABELER) preprocess $(RECORDS) --out $(STORE) --preset $(PRESET)
