@@ -69,11 +69,11 @@ def unseal(checkpoint: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in `folder`, None where there is none at all.
+    """Return the newest whole checkpoint in `folder`, None where none was ever whole: to start anew is to go on from there.
 
     Says what is wrong with newer ones, and removes them.
 
-    Raises BadInputError when there are some and none is whole.
+    Raises BadInputError when all that were whole once are damaged.
     """
     found = by_age(folder)
     for number, path in reversed(list(enumerate(found))):
@@ -82,9 +82,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
             for damaged in found[number + 1 :]:
                 remove(damaged)
             return path
-        log.warning("%s cannot be gone on from (%s); trying the one before it", path.name, problem)
-    if found:
+        log.warning(
+            "%s cannot be gone on from (%s)%s", path.name, problem, "; trying the one before it" if number else ""
+        )
+    if any((path / MANIFEST).exists() for path in found):
         raise BadInputError(f"{folder}: no whole checkpoint to resume from; leave out --resume to start again")
+    for path in found:
+        remove(path)
     return None
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from labeler.artifacts import (
+    MANIFEST,
     BadInputError,
     InterruptedRun,
     LabelerError,
@@ -290,6 +291,18 @@ def test_fault_22_without_its_best_epoch_no_checkpoint_is_gone_on_from(stopped, 
     assert (
         "checkpoint-7 cannot be gone on from (its best epoch's checkpoint-4: model.safetensors: damaged" in caplog.text
     )
+
+
+def test_fault_18_a_kill_within_the_first_checkpoint_loses_no_more_than_that(
+    stopped, unstopped, store, tmp_path, caplog
+):
+    out = tmp_path / "run"
+    shutil.copytree(work_folder(stopped), work_folder(out))
+    for checkpoint in (work_folder(out) / "trainer").glob("checkpoint-*"):
+        (checkpoint / MANIFEST).unlink()
+    train("late-fusion", store, out, LONGER, device="cpu", resume=True)
+    assert "checkpoint-4 cannot be gone on from (cut off while it was written)\n" in caplog.text
+    assert_equal(out, unstopped)
 
 
 def test_a_run_that_went_on_from_another_working_folder_keeps_its_best_epoch(
