@@ -20,6 +20,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
             ),
         )  # fmt: skip
         try:
-            with repeated(folder / SAID), stop_on_interrupt(asked):
+            with meanwhile(partial(repeat, folder / SAID)), stop_on_interrupt(asked):
                 in_a_thread(trainer.fit)
         except ray.train.TrainingFailedError as error:
             if not lost.is_file():
@@ -203,26 +204,27 @@ def in_a_thread(function: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def repeated(file: Path) -> Iterator[None]:
-    """Say every second what has been added to a file, until the block ends."""
+def meanwhile(function: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `function` in a thread while the block runs; it is called with what is set when the block ends, and waited for."""
     over = threading.Event()
-
-    def say() -> None:
-        with open(file, encoding="utf-8") as lines:
-            while True:
-                last = over.wait(1)
-                for line in lines:
-                    log.info("%s", line.rstrip())
-                if last:
-                    return
-
-    thread = threading.Thread(target=say)
+    thread = threading.Thread(target=function, args=(over,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+
+
+def repeat(file: Path, over: threading.Event) -> None:
+    """Say every second what has been added to a file, until it is `over`."""
+    with open(file, encoding="utf-8") as lines:
+        while True:
+            last = over.wait(1)
+            for line in lines:
+                log.info("%s", line.rstrip())
+            if last:
+                return
 
 
 def work(config: dict[str, Any]) -> None:
@@ -249,30 +251,18 @@ def work(config: dict[str, Any]) -> None:
             fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
     if workers.any_of(fit is None) or fit is None:
         return
-    # the first worker tells the others
-    with left_in(folder), stopped_by(folder / STOP, fit) if workers.is_first() else contextlib.nullcontext():
+    looking = meanwhile(partial(look_for, folder / STOP, fit))
+    with left_in(folder), looking if workers.is_first() else contextlib.nullcontext():  # it tells the others
         history = fit.run(folder, resume=True)
         if workers.is_first() and not fit.interrupted:
             fit.save(folder, history)
         workers.wait()
 
 
-@contextlib.contextmanager
-def stopped_by(file: Path, fit: Any) -> Iterator[None]:
-    """Ask `fit` to stop as soon as there is such a file, until the block ends."""
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.5):
-            fit.interrupted = fit.interrupted or file.exists()
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def look_for(file: Path, fit: Any, over: threading.Event) -> None:
+    """Ask `fit` to stop as soon as there is such a file, until it is `over`."""
+    while not over.wait(0.5):
+        fit.interrupted = fit.interrupted or file.exists()
 
 
 @contextlib.contextmanager

@@ -87,10 +87,7 @@ class Fit:
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
         refuse_idle(teachers, self.store)
-        labelled_rows, validation_rows = self.store.rows_of("train"), self.store.rows_of("validation")
-        if not self.store.truth(validation_rows).any():
-            raise BadInputError(f"{data}: no row of the validation split carries a label, so that no epoch can be chosen by it; "
-                                "label some, or let ingest draw the splits")  # fmt: skip
+        labelled_rows, validation_rows = self.store.rows_of("train"), chosen_by(self.store)
         train_rows = self.store.rows_of("train", unlabelled=True) if teachers else labelled_rows
         self.model: Any  # one of `labeler.models`, or EndToEnd around it
         self.model, self.tokenizer = self.built(init)
@@ -113,8 +110,7 @@ class Fit:
             self.train_pairs.soft_targets = teachers_say(
                 teachers, self.store, train_rows, options.teacher_temperature, self.device
             )
-        full = sum(length == self.max_tokens for length in self.train_pairs.lengths)
-        if full:
+        if full := sum(length == self.max_tokens for length in self.train_pairs.lengths):
             log.info("%d of %d texts reach %d tokens; what lies beyond is cut (--max-text-tokens)",
                      full, len(self.train_pairs), self.max_tokens)  # fmt: skip
 
@@ -242,6 +238,15 @@ class Fit:
             thresholds = fit_thresholds(taxonomy.scores(scores), truth)
             write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
         write_named(folder / VALIDATION, taxonomy, predictions_of(self.store, rows, scores, thresholds))
+
+
+def chosen_by(store: Store) -> np.ndarray:
+    """Return the validation rows; raises BadInputError where none of them carries a label."""
+    rows = store.rows_of("validation")
+    if store.truth(rows).any():
+        return rows
+    raise BadInputError(f"{store.folder}: no row of the validation split carries a label, so that no epoch can be chosen by it; "
+                        "label some, or let ingest draw the splits")  # fmt: skip
 
 
 def freeze_below_head(model: Any, name: str) -> None:

@@ -41,7 +41,7 @@ from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.lines import json_id, with_meta, without_image
 from labeler.pictures import Pictures
-from labeler.profile import counted, label_counts, profile_of, taxonomy_counts
+from labeler.profile import counted, label_counts, nothing_usable, profile_of, refuse_strange_names, taxonomy_counts
 from labeler.records import Reject, Row, label_set
 from labeler.selection import Collected, Records, chosen_task, parse_split_option, rejected, select, write_selected
 from labeler.sources import Reading, common_root, find_format, read_source
@@ -173,40 +173,12 @@ def ingest(
             if collected.counts["rows"]:
                 refuse_strange_names(options.fields(), collected.counts)
             if not collected.total:
-                raise BadInputError(nothing_usable(sources[0], collected.counts, rejects))
+                raise BadInputError(nothing_usable(sources[0], collected.counts, rejects.codes, rejects.first))
             profile = write_all(folder, collected, pictures, rejects, options, seed)
         (folder / SPOOL).unlink()
         profile["root"] = os.path.relpath(root, out.absolute())
         write_json(folder / "profile.json", profile)
     return Ingested(out, False, profile)
-
-
-def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
-    """Raise UsageError for a field that was named for one of ours and that no row has: splits or groups would be none."""
-    for ours, theirs in named.items():
-        if not counts["mapped", theirs]:
-            option = {"labels": "--label", "group": "--group-by"}.get(ours, "--map")
-            raise UsageError(f"{option}: no row has the field {theirs!r} (for {ours}){other_fields(counts)}")
-
-
-def other_fields(counts: Counter[Any]) -> str:
-    """Return what the fields are called that none of ours was taken from; nothing where there are none."""
-    fields = dict.fromkeys(name[1] for name in counts if name[0] in ("field", "refused"))
-    return f"; there are also: {', '.join(fields)}" if fields else ""
-
-
-def nothing_usable(source: Path, counts: Counter[Any], rejects: Rejects) -> str:
-    """Return why there is nothing to go on with, and which options may help."""
-    text = f"{source}: no usable row among {counts['rows']} ({dict(rejects.codes)})"
-    if rejects.first is None:
-        return text
-    fields = other_fields(counts).removeprefix("; there are also: ")
-    named = (
-        f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
-        if fields
-        else ""
-    )
-    return f"{text}; the first, line {rejects.first.line}: {rejects.first.message}{named}"
 
 
 def content_of(files: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from contextlib import closing
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -82,45 +82,73 @@ def predict(
     when another process writes to `out`; InterruptedRun after Ctrl-C.
     """
     form = output_format(format, out)
-    if batch_size < 1:
-        raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
+    refuse_options(batch_size, engine == "ray", workers, ray_address)
     if prompts:
         refuse_with_prompts(aim, min_precision, runtime, precision)
-    if engine != "ray" and (workers or ray_address):
-        raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
     refuse_as_input(inputs, out)
-    reading = partial(read_inputs, inputs, mapping or {}, allow_outside, out)
-    rows = reading()  # before any model is loaded
-    streams = any(isinstance(place, Path) and brings_pictures(place) for place in inputs)
-    first = [] if streams else list(islice(rows, MANY))
-    many, rows = streams or len(first) == MANY, chain(first, rows)
-    if prompts:
-        choice = Choice(model, prompts=prompts)
-    else:
-        choice = choose_engine(model, device, runtime, precision, many=many)
+    job = opened(inputs, mapping or {}, allow_outside, out)  # before any model is loaded
+    choice = Choice(model, prompts=prompts)
+    if not prompts:
+        choice = choose_engine(model, device, runtime, precision, many=job.many)
     recipe = {"model": str(model), "sha256": read_manifest(model)["content_sha256"], "way": str(choice.way), "format": form,
               "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside,
               "prompts": prompts and prompts.arguments()}  # fmt: skip
     rule = Rule(model, label_set_of(prompts), None, 1.0) if prompts else aimed(read_rule(choice.folder), aim)
     least = None if min_precision is None else least_score(rule, min_precision)
-    far = any(isinstance(place, str) for place in inputs)
-    ahead = AHEAD if streams or far else WINDOW  # whole files are larger than what is decoded of them
-    settings = Settings(model, rule, mapping or {}, device, batch_size, least, allow_outside, ahead, choice)
+    settings = Settings(model, rule, mapping or {}, device, batch_size, least, allow_outside, job.ahead, choice)
     written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None)
     label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
     if engine == "ray":
         label_windows = partial(label_on_ray, workers=workers, address=ray_address)
     with writing(out, recipe, written.header, force) as output:
-        shown = sys.stderr.isatty() and not (streams or far)  # to count those would fetch them all
-        total = sum(1 for _ in reading()) if shown else None
         try:
-            with tqdm(total=total, desc="labelling", unit="item", disable=None) as bar:
-                label_rows(label_windows, rows, settings, written, output, bar)
+            with tqdm(total=job.total(), desc="labelling", unit="item", disable=None) as bar:
+                label_rows(label_windows, job.rows, settings, written, output, bar)
                 return output.join()
         except KeyboardInterrupt:
             if isinstance(output, Stream):
                 raise
             raise InterruptedRun(f"{out}: interrupted; the same command goes on from there") from None
+
+
+class Job(NamedTuple):
+    """What is to be labelled: its rows, and how to read them again.
+
+    many: whether there are MANY rows, or sources that cannot be asked; fetched: whether pictures come as bytes or from afar, so
+    that to count the rows would fetch them all.
+    """
+
+    rows: Iterator[Row | Reject]
+    again: Callable[[], Iterator[Row | Reject]]
+    many: bool
+    fetched: bool
+
+    @property
+    def ahead(self) -> int:
+        """Return how many pictures are held ahead of the model: whole files are larger than what is decoded of them."""
+        return AHEAD if self.fetched else WINDOW
+
+    def total(self) -> int | None:
+        """Return how many rows there are, for a progress bar; None where none is shown, or counting takes long."""
+        return sum(1 for _ in self.again()) if sys.stderr.isatty() and not self.fetched else None
+
+
+def opened(inputs: Sequence[Path | str], mapping: dict[str, str], allow_outside: bool, out: Path | str | None) -> Job:
+    """Return what is to be labelled; raises BadInputError when an input is missing."""
+    again = partial(read_inputs, inputs, mapping, allow_outside, out)
+    streams = any(isinstance(place, Path) and brings_pictures(place) for place in inputs)
+    rows = again()
+    first = [] if streams else list(islice(rows, MANY))
+    fetched = streams or any(isinstance(place, str) for place in inputs)
+    return Job(chain(first, rows), again, streams or len(first) == MANY, fetched)
+
+
+def refuse_options(batch_size: int, by_ray: bool, workers: int | None, ray_address: str | None) -> None:
+    """Raise UsageError for a batch of nothing, and for what only Ray takes."""
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: expected 1 or more")
+    if not by_ray and (workers or ray_address):
+        raise UsageError("--workers and --ray-address are Ray's; add --engine ray")
 
 
 def refuse_with_prompts(aim: Aim | None, min_precision: float | None, runtime: str, precision: Precision) -> None:

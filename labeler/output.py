@@ -14,9 +14,10 @@ from pathlib import Path
 from shutil import rmtree
 from typing import IO, Any
 
-from labeler.artifacts import BadInputError, locked, neutral, sha256_bytes
+from labeler.artifacts import BadInputError, locked, sha256_bytes
 from labeler.remote import download, endpoint, status, upload
 from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
+from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
 

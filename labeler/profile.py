@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from labeler.artifacts import UsageError
 from labeler.chunks import FIXED, Columns
-from labeler.records import LabelSet
+from labeler.records import LabelSet, Reject
 from labeler.selection import Records, Selected
 from labeler.sources.captions import LEFT_OUT
 from labeler.sources.jsonl import LITERAL
@@ -39,6 +41,30 @@ def counted(counts: Counter[Any], rejects: Counter[str]) -> dict[str, Any]:
         "rejects": dict(rejects.most_common()),
         "unused_fields": {name[1]: count for name, count in counts.most_common() if name[0] == "field"},
     }
+
+
+def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
+    """Raise UsageError for a field that was named for one of ours and that no row has: splits or groups would be none."""
+    for ours, theirs in named.items():
+        if not counts["mapped", theirs]:
+            option, fields = {"labels": "--label", "group": "--group-by"}.get(ours, "--map"), other_fields(counts)
+            there = f"; there are also: {fields}" if fields else ""
+            raise UsageError(f"{option}: no row has the field {theirs!r} (for {ours}){there}")
+
+
+def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], first: Reject | None) -> str:
+    """Return why there is nothing to go on with, by the `first` of the rejects, and which options may help."""
+    text, fields = f"{source}: no usable row among {counts['rows']} ({dict(rejects)})", other_fields(counts)
+    if first:
+        text += f"; the first, line {first.line}: {first.message}"
+    if fields:
+        text += f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
+    return text
+
+
+def other_fields(counts: Counter[Any]) -> str:
+    """Return what the fields are called that none of ours was taken from."""
+    return ", ".join(dict.fromkeys(name[1] for name in counts if name[0] in ("field", "refused")))
 
 
 def profile_of(records: Records, selected: Selected) -> dict[str, Any]:

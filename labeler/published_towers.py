@@ -11,8 +11,7 @@ not cropped; and of SigLIP, whose sigmoid looks at each label alone, the labels'
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,7 +23,7 @@ from labeler.artifacts import LabelerError
 from labeler.encoders.image import input_of, normalised
 from labeler.encoders.pretrained import load_transformers, quiet
 from labeler.encoders.text import no_words
-from labeler.encoders.weights import first_line, from_hub
+from labeler.encoders.weights import from_folder_or_hub
 from labeler.layers import unit
 from labeler.models.clip import Embeddings
 
@@ -96,24 +95,11 @@ def load_published(name: str) -> Published:
     Raises LabelerError: of another kind than KINDS, weights missing or left over, no tokenizer, or not here and the hub out of
     reach (within 10 s).
     """
-    if Path(name).is_dir():
-        try:
-            return _load(name, name, local=True)
-        except LabelerError:
-            raise
-        except Exception as error:  # of a broken file, each library has its own
-            raise LabelerError(
-                f"{name}: not a transformers folder with model, tokenizer and image processor ({first_line(error)})"
-            ) from error
-    endpoint, source = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), name.removeprefix("hf:")
-    found = from_hub(
-        name, "zero-shot", lambda: _load(name, source, local=True), lambda: _load(name, source, local=False),
-        endpoint, ADVICE,
-    )  # fmt: skip
-    return cast(Published, found)
+    expected = "a transformers folder with model, tokenizer and image processor"
+    return from_folder_or_hub(name, "zero-shot", partial(_load, name), expected, ADVICE)
 
 
-def _load(name: str, source: str, *, local: bool) -> Published:
+def _load(name: str, source: str, local: bool) -> Published:
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **where)
     if config.model_type not in KINDS:

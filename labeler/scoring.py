@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,16 +115,10 @@ def evaluate(
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), arguments)
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
-    from labeler.prediction import choose_device
-    from labeler.runs import load_run
     from labeler.store import Store
 
     store = Store(data, check=False)
-    if zero_shot:
-        prompts = prompts_of(store.label_set, zero_shot.described, zero_shot.templates)
-        opened = zero_shot_run(run, prompts, store.label_set, choose_device(device))
-    else:
-        opened = aimed(load_run(run, choose_device(device)), aim)
+    opened = opened_for(store, run, device, aim, zero_shot)
     refuse_mismatch(opened, store)
     baselines = make_baselines(store, split, aim)
     with adding(run, recipe, name) as folder:
@@ -144,13 +139,20 @@ def evaluate(
         write_json(folder / f"metrics-{split}.json", metrics)
         own_card = CARD in trained["files"]  # an older labeler's card is part of its run
         if split == "test" and not own_card:
-            told = (
-                towers_card(run, trained, typed(trained, run), metrics)
-                if zero_shot
-                else model_card(run, trained, metrics)
-            )
-            write_text(folder / CARD, told)
+            card = partial(towers_card, typed=typed(trained, run)) if zero_shot else model_card
+            write_text(folder / CARD, card(run, trained, metrics=metrics))
     return Evaluated(run, False, metrics)
+
+
+def opened_for(store: Any, run: Path, device: str, aim: Aim | None, zero_shot: ZeroShotOptions | None) -> Any:
+    """Return the run in `run`, with thresholds for the `aim`, or as a model of zero-shot labels for those of the store."""
+    from labeler.prediction import choose_device
+    from labeler.runs import load_run
+
+    if zero_shot is None:
+        return aimed(load_run(run, choose_device(device)), aim)
+    prompts = prompts_of(store.label_set, zero_shot.described, zero_shot.templates)
+    return zero_shot_run(run, prompts, store.label_set, choose_device(device))
 
 
 def measure_run(

@@ -131,6 +131,11 @@ def plain(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
+def neutral(cell: str | None) -> str:
+    """Return a cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe."""
+    return f"'{cell}" if cell and cell[0] in "=+-@＝＋－＠\t\r\n" else cell or ""
+
+
 def is_deep(value: Any) -> bool:
     """Return whether containers lie in more than MAX_DEPTH others."""
     level = [value]

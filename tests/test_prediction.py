@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError, neutral, verify
+from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
 from labeler.batches import Pair
 from labeler.engines.native import image_tower
 from labeler.evaluation import read_predictions, scores_of
@@ -28,6 +27,7 @@ from labeler.scoring import evaluate
 from labeler.shards import Counts
 from labeler.store import Store
 from labeler.training import train
+from labeler.values import neutral
 
 
 @pytest.fixture(scope="module")
@@ -348,31 +348,6 @@ def test_standard_output_and_formats(run, tmp_path, capsys):
 def test_what_predict_refuses(run, source, asked, error, match):
     with pytest.raises(error, match=match):
         predict(**{"inputs": [source / "pictures"], "model": run, "device": "cpu"} | asked)
-
-
-def test_an_output_is_no_input(run, source, tmp_path):
-    pairs = write_pairs(tmp_path / "pairs.jsonl", [{"id": "a", "text": "one red circle"}])
-    before = pairs.read_bytes()
-    (tmp_path / "link.jsonl").symlink_to(pairs)
-    for out in (pairs, tmp_path / "link.jsonl"):
-        with pytest.raises(UsageError, match="an input itself, which the labels would replace"):
-            predict([pairs], run, out, device="cpu")
-    assert pairs.read_bytes() == before
-    folder = shutil.copytree(source / "pictures", tmp_path / "pictures")
-    first = predict([folder], run, folder / "labels.jsonl", device="cpu")
-    again = predict([folder], run, folder / "labels.jsonl", device="cpu")
-    assert again == first._replace(kept=first.items - first.errors)
-
-
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_a_path_that_is_not_utf_8_gets_its_line(run, source, tmp_path, form):
-    folder = tmp_path / os.fsdecode(b"caf\xe9")
-    shutil.copytree(source / "pictures", folder)
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    before = predict([source / "pictures"], run, tmp_path / f"before.{form}", device="cpu")
-    done = predict([folder], run, tmp_path / f"out.{form}", device="cpu")
-    assert (done.items, done.errors) == (before.items + 1, before.errors + 1)
-    assert "caf?" in (tmp_path / f"out.{form}").read_text(encoding="utf-8")
 
 
 def test_a_failure_leaves_the_old_file(run, source, tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +22,16 @@ from labeler.encoders.flava import FLAVA, FLAVA_IMAGES, load_flava
 from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
 from labeler.encoders.regions import LIBRARY, Seen, load_detector, see_regions
 from labeler.encoders.regions import REGIONS as REGION_COUNT
-from labeler.encoders.weights import EMBEDDED, LITE0, REGIONS, embedded_path, first_line, from_hub, tower_sha256
+from labeler.encoders.weights import (
+    EMBEDDED,
+    LITE0,
+    REGIONS,
+    embedded_path,
+    first_line,
+    from_folder_or_hub,
+    from_hub,
+    tower_sha256,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # a network and its pixels [B, 3, size, size] -> what it has before its pooling: [B, C, H, W], or [B, N, C] from a transformer
@@ -132,7 +141,7 @@ def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
             f"image encoder {name!r}: a detector; {REGIONS}{architecture} takes what it sees in its regions"
         )
     if library == "hf" or (not library and re.fullmatch(r"\w[\w.-]*/[\w.-]+", architecture)):
-        return _transformers_pretrained(name, architecture)
+        return from_folder_or_hub(name, "image", partial(_transformers, name), "an image encoder")
     library = library or ("torchvision" if architecture in torchvision.models.list_models() else "timm")
     if library == "torchvision" and architecture in torchvision.models.list_models():
         return _torchvision_pretrained(name, architecture)
@@ -176,7 +185,7 @@ def _from_folder(folder: Path) -> ImageEncoder:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if "model_type" in config:
-            return _transformers(str(folder), str(folder), local=True)
+            return _transformers(str(folder), str(folder), True)
         if config.get("library") == LIBRARY:
             raise LabelerError(f"{folder}: a detector; {REGIONS}{folder} takes what it sees in its regions")
         if "architecture" not in config:
@@ -214,18 +223,7 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     model.load_state_dict(weights)
 
 
-def _transformers_pretrained(name: str, repository: str) -> ImageEncoder:
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    found = from_hub(
-        name, "image",
-        lambda: _transformers(name, repository, local=True),
-        lambda: _transformers(name, repository, local=False),
-        endpoint,
-    )  # fmt: skip
-    return cast(ImageEncoder, found)
-
-
-def _transformers(name: str, source: str, *, local: bool) -> ImageEncoder:
+def _transformers(name: str, source: str, local: bool) -> ImageEncoder:
     """Return a transformers model that takes pictures; of one that takes texts too, its half for pictures."""
     config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     if config.model_type == FLAVA:

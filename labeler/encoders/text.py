@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, FlavaModel, PreTr
 from labeler.artifacts import BadInputError, LabelerError
 from labeler.encoders.flava import FLAVA, load_flava
 from labeler.encoders.pretrained import load_transformers
-from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedded_path, first_line, from_hub
+from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedded_path, from_folder_or_hub
 
 # Architectures that are BERT's but for names, so that VisualBERT has a place for every weight. Others have what it has
 # not: MPNet and DeBERTa attend by distance, ALBERT's layers share their weights.
@@ -118,24 +117,12 @@ def load_text_encoder(name: str = EMBEDDED) -> TextEncoder:
     if name == EMBEDDED:
         folder = embedded_path(MINILM).parent
         embedded_path(MINILM_TOKENIZER)
-        return _load(name, str(folder), local=True)
-    if Path(name).is_dir():
-        try:
-            return _load(name, name, local=True)
-        except LabelerError:
-            raise
-        except Exception as error:  # of a broken file, each library has its own
-            raise LabelerError(
-                f"{name}: not a transformers folder with model and tokenizer ({first_line(error)})"
-            ) from error
-    endpoint, source = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), name.removeprefix("hf:")
-    loaded = from_hub(
-        name, "text", lambda: _load(name, source, local=True), lambda: _load(name, source, local=False), endpoint
-    )
-    return cast(TextEncoder, loaded)
+        return _load(name, str(folder), True)
+    load = partial(_load, name)
+    return from_folder_or_hub(name, "text", load, "a transformers folder with model and tokenizer")
 
 
-def _load(name: str, source: str, *, local: bool) -> TextEncoder:
+def _load(name: str, source: str, local: bool) -> TextEncoder:
     whole = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     if whole.model_type not in (*BERT_LIKE, FLAVA):
         raise LabelerError(f"{name}: a {whole.model_type!r} model; expected one of {', '.join((*BERT_LIKE, FLAVA))}")

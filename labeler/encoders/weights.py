@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.request import urlopen
 
 from labeler.artifacts import MANIFEST, LabelerError, sha256_file, sha256_json
@@ -15,6 +16,8 @@ from labeler.artifacts import MANIFEST, LabelerError, sha256_file, sha256_json
 EMBEDDED = "embedded"
 REGIONS = "regions:"  # what the name of an image tower begins with that is a detector
 HUB_SECONDS = 8.0
+
+T = TypeVar("T")
 
 
 class EmbeddedFile(NamedTuple):
@@ -121,6 +124,26 @@ def from_hub(
         raise LabelerError(
             f"the {kind} encoder {name!r} could not be loaded ({first_line(error)}); {advice}"
         ) from error
+
+
+def from_folder_or_hub(
+    name: str, kind: str, load: Callable[[str, bool], T], expected: str, advice: str | None = None
+) -> T:
+    """Return what `load`, called with a place and whether that is local, gives for a folder or a Hugging Face hub's name.
+
+    A hub's name may have `hf:` before it. `kind` and `advice`: see `from_hub`, which raises what this does; `expected` is what a
+    folder has to hold, for the error.
+    """
+    if not Path(name).is_dir():
+        endpoint, source = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), name.removeprefix("hf:")
+        found: T = from_hub(name, kind, lambda: load(source, True), lambda: load(source, False), endpoint, advice)
+        return found
+    try:
+        return load(name, True)
+    except LabelerError:
+        raise
+    except Exception as error:  # of a broken file, each library has its own
+        raise LabelerError(f"{name}: not {expected} ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from labeler.artifacts import neutral
 from labeler.evaluation import ANSWERS, HEADLINE, kept_promise
 from labeler.model_card import cell
 from labeler.report.charts import Series, axis_of, line_chart
@@ -20,6 +19,7 @@ from labeler.report.making import commands, how
 from labeler.report.pictures import cards, sections
 from labeler.report.runs import Run
 from labeler.report.sureness import sureness
+from labeler.values import neutral
 
 TITLES = {
     "accuracy": "Accuracy",

@@ -1,0 +1,50 @@
+"""Where labels are written: never over an input, never as an item of its own folder, and for paths of any bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from labeler.artifacts import UsageError
+from labeler.labelling import predict
+
+
+@pytest.fixture(scope="module")
+def run(trained) -> Path:
+    return trained("visualbert-coattn")
+
+
+@pytest.fixture
+def pictures(store) -> Path:
+    """Return the folder of the shapes' pictures."""
+    return store.parent / "source" / "pictures"
+
+
+def test_an_output_is_no_input(run, pictures, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"id": "a", "text": "one red circle"}) + "\n", encoding="utf-8")
+    before = pairs.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(pairs)
+    for out in (pairs, tmp_path / "link.jsonl"):
+        with pytest.raises(UsageError, match="an input itself, which the labels would replace"):
+            predict([pairs], run, out, device="cpu")
+    assert pairs.read_bytes() == before
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    first = predict([folder], run, folder / "labels.jsonl", device="cpu")
+    again = predict([folder], run, folder / "labels.jsonl", device="cpu")
+    assert again == first._replace(kept=first.items - first.errors)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_path_that_is_not_utf_8_gets_its_line(run, pictures, tmp_path, form):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(pictures, folder)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    before = predict([pictures], run, tmp_path / f"before.{form}", device="cpu")
+    done = predict([folder], run, tmp_path / f"out.{form}", device="cpu")
+    assert (done.items, done.errors) == (before.items + 1, before.errors + 1)
+    assert "caf?" in (tmp_path / f"out.{form}").read_text(encoding="utf-8")
