@@ -27,7 +27,7 @@ import numpy as np
 
 from labeler.engines import Choice
 
-TOKENS, WIDE = 49, 384  # visual tokens; the width of MiniLM
+WIDE = 384  # MiniLM
 LOOPED = 512  # items of the loops, and of PyTorch: they take twenty times as long
 COUNTS = (1_000, 10_000, 100_000)
 CHEAP = "an engine that adds up pixels in place of a model: what is measured is everything else"
@@ -64,7 +64,7 @@ def plain_loop(run_folder: Path, given: list[Given], batch_size: int) -> tuple[f
             pixels = torch.stack(
                 [(torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 - mean) / std for p in pictures]
             )
-            tokens = tower.grid(module, pixels).flatten(2).transpose(1, 2)
+            tokens = tower._replace(module=module).backbone(pixels)
             texts = run.tokenizer([pair.text for pair in batch], return_tensors="pt", padding=True, truncation=True,
                                   max_length=run.preprocessor["max_text_tokens"])  # fmt: skip
             mask = texts["attention_mask"].bool()
@@ -97,8 +97,11 @@ def labelled(choice: Choice, given: list[Given]) -> tuple[float, list[str]]:
     return len(given) / (time.perf_counter() - started), [line["labels"][0] for line in lines]
 
 
-def floor(given: list[Given], tokens: float) -> dict[str, float]:
-    """Return seconds a pair that decoding and matrix products take at least, by this machine's speed just now."""
+def floor(given: list[Given], words: float, visual: int) -> dict[str, float]:
+    """Return seconds a pair that decoding and matrix products take at least, by this machine's speed just now.
+
+    words, visual: how many tokens of each kind a pair has on average.
+    """
     import torch
 
     from benchmarks.training_speed import matrix_speed
@@ -109,9 +112,9 @@ def floor(given: list[Given], tokens: float) -> dict[str, float]:
     for _ in prepare_images([(pair.path, None) for pair in some], 224):
         pass
     decoding = (time.perf_counter() - started) / len(some)
-    length = tokens + TOKENS
+    length = words + visual
     layer = 2 * length * (4 * WIDE * WIDE + 2 * WIDE * 4 * WIDE) + 4 * length * length * WIDE
-    flop = 0.77e9 + 6 * layer + 2 * TOKENS * 1280 * WIDE  # the tower's; six layers; the projection
+    flop = 0.77e9 + 6 * layer + 2 * visual * 1280 * WIDE  # the tower's; six layers; the projection
     return {"decoding": decoding, "gflop": round(flop / 1e9, 3), "matrix_fp32": flop / matrix_speed(torch.float32) / 1e9,
             "matrix_bf16": flop / matrix_speed(torch.bfloat16) / 1e9}  # fmt: skip
 
@@ -135,7 +138,8 @@ def predict(run: Path, source: Path, items: int, exports: list[Path]) -> dict[st
         for name, folder in {"export": own_export(run), **{path.name: path for path in exports}}.items()
         for way in usable_ways()
     }
-    least = floor(given, tokens)
+    visual = json.loads((run / "preprocessor.json").read_text(encoding="utf-8"))["image"]["tokens"]
+    least = floor(given, tokens, visual)
     speeds, labels = {}, {}
     for size in (1, 32):
         name = f"plain loop, batch {size}"
@@ -145,7 +149,7 @@ def predict(run: Path, source: Path, items: int, exports: list[Path]) -> dict[st
     base, same = speeds["plain loop, batch 1"], labels["plain loop, batch 1"]
     floors = {kind: max(least["decoding"], least[f"matrix_{kind}"]) for kind in ("fp32", "bf16")}
     return {
-        "items": len(given), "mean_text_tokens": round(tokens, 1), "floor_seconds_a_pair": least,
+        "items": len(given), "mean_text_tokens": round(tokens, 1), "visual_tokens": visual, "floor_seconds_a_pair": least,
         "ways": {name: {"pairs_per_second": round(speed, 2), "ratio_to_loop": round(speed / base, 2),
                         "share_of_fp32_floor": round(speed * floors["fp32"], 3),
                         "share_of_bf16_floor": round(speed * floors["bf16"], 3),

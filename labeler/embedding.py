@@ -63,12 +63,15 @@ def pair_keys(store: Store, rows: np.ndarray) -> np.ndarray:
 
 
 def refuse_other_tower(run: Run, store: Store) -> None:
-    """Raise BadInputError unless the store's visual tokens are those that the run was trained on."""
+    """Raise BadInputError unless the store's visual tokens are of the image tower that the run was trained on."""
     refuse_other_pictures(run.folder, run.preprocessor["image"], store)
 
 
 def refuse_other_pictures(run: Path, ours: dict[str, Any], store: Store) -> None:
-    """Raise BadInputError unless the store's visual tokens are of `ours`, the image tower that the run recorded."""
+    """Raise BadInputError unless the store's visual tokens are of `ours`, the image tower that the run recorded.
+
+    How many they are is not looked at: what reads their mean alone may have more or fewer.
+    """
     theirs = store.towers["image"]
     if ours["sha256"] != theirs["sha256"] and not ours.get("fine_tuned"):
         raise BadInputError(

@@ -126,7 +126,11 @@ def write_files(native: Native, folder: Path, visual_tokens: int | None = None) 
     from labeler.graphs import write_fusion, write_tower
 
     run, tower = native.run, native.tower
-    write_tower(tower, folder / TOWER, visual_tokens)
+    if visual_tokens == tower.tokens:
+        raise UsageError(f"--visual-tokens {visual_tokens}: the run's image tower gives no more; leave it out")
+    if visual_tokens is not None:
+        tower = tower.with_tokens(visual_tokens)
+    write_tower(tower, folder / TOWER)
     write_fusion(reader(run.model), tower.width, tower.tokens, folder / FUSION)
     backend = getattr(run.tokenizer, "backend_tokenizer", None)
     if backend is None:

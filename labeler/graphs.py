@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn import functional
 
-from labeler.artifacts import LabelerError, UsageError
+from labeler.artifacts import LabelerError
 from labeler.encoders.image import ImageEncoder
 from labeler.encoders.weights import first_line
 
@@ -26,40 +25,19 @@ class Tower(nn.Module):
 
     scale: Tensor
     shift: Tensor
-    pooling: Tensor | None
 
-    def __init__(self, tower: ImageEncoder, tokens: int | None = None):
-        """Take the network with explicit pads; (x / 255 - mean) / std becomes x * scale + shift.
-
-        With `tokens`, its grid is averaged to a smaller one of so many.
-        """
+    def __init__(self, tower: ImageEncoder):
+        """Take the network with explicit pads; (x / 255 - mean) / std becomes x * scale + shift."""
         super().__init__()
         self.network = explicit_pads(tower)
         self.tower = tower._replace(module=self.network)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tower.mean, tower.std))
         self.register_buffer("scale", 1 / (255 * std))
         self.register_buffer("shift", -mean / std)
-        self.register_buffer("pooling", None if tokens is None else pooling(tower.tokens, tokens))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return visual tokens [B, V, D] for RGB pixels [B, S, S, 3] uint8."""
-        tokens = self.tower.backbone(pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift)
-        return tokens if self.pooling is None else self.pooling @ tokens
-
-
-def pooling(tokens: int, fewer: int) -> Tensor:
-    """Return the matrix [fewer, tokens] that averages a square grid of visual tokens to a smaller one.
-
-    Raises UsageError unless both are squares, and the second the smaller one.
-    """
-    side, small = math.isqrt(tokens), math.isqrt(fewer)
-    if side * side != tokens:
-        raise UsageError(f"--visual-tokens {fewer}: the image tower's {tokens} tokens are no square grid; leave it out")
-    if small * small != fewer or not 0 < small < side:
-        squares = ", ".join(str(number**2) for number in range(1, side))
-        raise UsageError(f"--visual-tokens {fewer}: the image tower gives {tokens}; choose from {squares}")
-    each = torch.eye(tokens).view(tokens, 1, side, side)
-    return functional.adaptive_avg_pool2d(each, small).flatten(1).T.contiguous()
+        return self.tower.backbone(pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift)
 
 
 class Fusion(nn.Module):
@@ -130,10 +108,10 @@ def explicit_pads(tower: ImageEncoder) -> nn.Module:
     return network
 
 
-def write_tower(tower: ImageEncoder, path: Path, tokens: int | None = None) -> None:
-    """Write the image tower as an ONNX file; with `tokens`, it gives so many and no more (see `pooling`).
+def write_tower(tower: ImageEncoder, path: Path) -> None:
+    """Write the image tower as an ONNX file.
 
-    Raises UsageError as `pooling` does; LabelerError for a detector, and for a network that torch's exporter cannot write.
+    Raises LabelerError for a detector, and for a network that torch's exporter cannot write.
     """
     if tower.regions:
         raise LabelerError(
@@ -141,7 +119,7 @@ def write_tower(tower: ImageEncoder, path: Path, tokens: int | None = None) -> N
             "picture to picture; label with `--runtime native`, or train on another --image-encoder"
         )
     pixels = torch.randint(0, 256, (2, tower.size, tower.size, 3), dtype=torch.uint8)
-    write_graph(Tower(tower, tokens), (pixels,), path, {"pixels": {0: "B"}, "visual_tokens": {0: "B"}}, tower.name)
+    write_graph(Tower(tower), (pixels,), path, {"pixels": {0: "B"}, "visual_tokens": {0: "B"}}, tower.name)
 
 
 def write_fusion(model: Any, width: int, tokens: int, path: Path) -> None:

@@ -28,7 +28,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.decoding import prepare_images
-from labeler.encoders.weights import tower_sha256
+from labeler.encoders.weights import EMBEDDED, EMBEDDED_TOKENS, tower_sha256
 from labeler.images import STRETCHED_BY, ImageError, Prepared
 from labeler.memory import halving
 from labeler.records import LabelSet, Record, read_label_set, read_records
@@ -60,7 +60,13 @@ class Loaded(NamedTuple):
 
 
 def preprocess(
-    records: Path, out: Path, *, text_encoder: str = "embedded", image_encoder: str = "embedded", force: bool = False
+    records: Path,
+    out: Path,
+    *,
+    text_encoder: str = EMBEDDED,
+    image_encoder: str = EMBEDDED,
+    visual_tokens: int | None = None,
+    force: bool = False,
 ) -> Preprocessed:
     """Read the artifact `records` and publish the store `out`: a Lance dataset, one row a record, in its order.
 
@@ -68,17 +74,22 @@ def preprocess(
     at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
     picture), of a detector visual_boxes ([V * 4] float32, x1 y1 x2 y2 as shares of width and height; zeros for a region that
     is none), text_features ([D] float32 of the frozen text tower), of questions answers (all that people gave). Memory stays
-    flat. Where `out` is such a store and only the image tower is another, its tokens are added as a column, and no other is
-    written again; the tokens that were there stay, and are found again when their tower is asked for.
+    flat. The tower's grid is averaged to `visual_tokens`, by default EMBEDDED_TOKENS of the embedded tower and all of another.
+    Where `out` is such a store and only the image tower or the number of its tokens is another, these are added as a column, and
+    no other is written again; the tokens that were there stay, and are found again when they are asked for.
 
     Raises BadInputError when `records` is no such artifact, a picture has changed since ingest, or over a third of all the
-    texts' tokens are unknown to the text tower's vocabulary; LabelerError when a tower cannot be loaded.
+    texts' tokens are unknown to the text tower's vocabulary; LabelerError when a tower cannot be loaded; UsageError when it has
+    no grid that `visual_tokens` are a smaller square of.
     """
+    if visual_tokens is None and image_encoder == EMBEDDED:
+        visual_tokens = EMBEDDED_TOKENS
     manifest = verify(records, "ingest")
     hashes = {"text": tower_sha256(text_encoder), "image": tower_sha256(image_encoder)}
     asked: dict[str, Any] = {
         "text_encoder": text_encoder,
         "image_encoder": image_encoder,
+        "visual_tokens": visual_tokens,
         "weights": hashes,
         "thumbnails": THUMBNAIL_MIME,
         "stretched_by": STRETCHED_BY,
@@ -94,12 +105,17 @@ def preprocess(
     from labeler.encoders.text import check_vocabulary, load_text_encoder
 
     image, text = load_image_encoder(image_encoder), load_text_encoder(text_encoder)
+    grid = image.tokens
+    if visual_tokens is not None:
+        image = image.with_tokens(visual_tokens)
     check_vocabulary(text, (record.text for record in read_records(records)))  # before hours are spent on pictures
     towers = {
         "image": {"name": image_encoder, "sha256": hashes["image"], "tokens": image.tokens, "width": image.width},
         "text": {"name": text_encoder, "sha256": hashes["text"], "width": text.model.config.hidden_size},
     }
-    kept = None if force else other_towers_tokens(out, recipe)
+    if image.tokens != grid:
+        towers["image"]["grid"] = grid
+    kept = None if force else other_tokens(out, recipe)
     # Lance names its files at random: what stands for the content is what it was made from
     content = sha256_json([manifest["content_sha256"], towers, STRETCHED_BY, *([ANSWERS] if ANSWERS in asked else [])])
     with making(out, recipe, content=content) as folder:
@@ -109,9 +125,8 @@ def preprocess(
                 write_dataset(folder / DATASET, loaded, records, image, text, answers=ANSWERS in asked)
             else:
                 shutil.copytree(out / DATASET, folder / DATASET, copy_function=link)
-                set_tokens(
-                    folder / DATASET, counted(load_batches(records, image.size), bar), image, kept, hashes["image"]
-                )
+                loaded = counted(load_batches(records, image.size), bar)
+                set_tokens(folder / DATASET, loaded, image, kept, tokens_of(towers))
         write_json(folder / "towers.json", towers)
         for name in ("labels.json", "profile.json"):
             shutil.copyfile(records / name, folder / name)
@@ -124,8 +139,8 @@ def has_answers(records: Path) -> bool:
     return single and any(given_answers(record.meta) for record in read_records(records))
 
 
-def other_towers_tokens(out: Path, recipe: Recipe) -> str | None:
-    """Return the sha256 of the image tower of the store `out` where that alone is not what `recipe` asks for; else None.
+def other_tokens(out: Path, recipe: Recipe) -> str | None:
+    """Return which visual tokens the store `out` has (`tokens_of`) where these alone are not what `recipe` asks for; else None.
 
     None too where there is no such store, or it is damaged.
     """
@@ -135,12 +150,18 @@ def other_towers_tokens(out: Path, recipe: Recipe) -> str | None:
         manifest = verify(out, "preprocess")
     except BadInputError:
         return None
-    weights = manifest["arguments"].pop("weights"), recipe.arguments["weights"]
-    asked = recipe._replace(arguments={name: value for name, value in recipe.arguments.items() if name != "weights"})
-    asked.arguments["image_encoder"] = manifest["arguments"]["image_encoder"]
-    if differences(manifest, asked) or weights[0]["text"] != weights[1]["text"]:
+    theirs, asked = manifest["arguments"], dict(recipe.arguments)
+    same_text = theirs.pop("weights")["text"] == asked.pop("weights")["text"]
+    for name in ("image_encoder", "visual_tokens"):
+        asked[name] = theirs.setdefault(name, None)
+    if differences(manifest, recipe._replace(arguments=asked)) or not same_text:
         return None
-    return weights[0]["image"]
+    return tokens_of(json.loads((out / "towers.json").read_text(encoding="utf-8")))
+
+
+def tokens_of(towers: dict[str, Any]) -> str:
+    """Return what tells a store's visual tokens from others: the image tower's weights, and how many there are."""
+    return f"{towers['image']['sha256'][:16]}_{towers['image']['tokens']}"
 
 
 def link(source: str, target: str) -> None:
@@ -152,7 +173,7 @@ def link(source: str, target: str) -> None:
 
 
 def set_tokens(path: Path, loaded: Iterable[list[Loaded]], image: ImageEncoder, old: str, new: str) -> None:
-    """Let visual_tokens of the Lance dataset be those of the tower with sha256 `new`, and keep those of `old` beside them.
+    """Let visual_tokens of the Lance dataset be those that `new` stands for (`tokens_of`), and keep those of `old` beside them.
 
     They are a column more, or one that was kept; nothing else is written again.
     """
@@ -171,9 +192,9 @@ def set_tokens(path: Path, loaded: Iterable[list[Loaded]], image: ImageEncoder, 
     stream(dataset.add_columns, pyarrow.schema(seen_fields(image)), (seen(batch, image) for batch in loaded))
 
 
-def kept_as(column: str, sha256: str) -> str:
-    """Return the name of the column with the visual tokens, or boxes, of a tower that is not the store's."""
-    return f"{column}_{sha256[:16]}"
+def kept_as(column: str, tokens: str) -> str:
+    """Return the name of the column with visual tokens, or boxes, that are not the store's."""
+    return f"{column}_{tokens}"
 
 
 def counted(batches: Iterable[list[Loaded]], bar: tqdm[Any]) -> Iterator[list[Loaded]]:

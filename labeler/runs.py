@@ -52,10 +52,11 @@ def load_run(folder: Path, device: Any = "cpu") -> Run:
     model: Any = load_model(model_module(name).Model, folder, name, "train")
     preprocessor = read_json(folder / "preprocessor.json")
     if preprocessor["image"].get("fine_tuned"):
-        from labeler.encoders.image import load_image_encoder
+        from labeler.encoders.image import averaged_as_recorded, load_image_encoder
         from labeler.end_to_end import TOWER, EndToEnd
 
-        model = EndToEnd(model, load_image_encoder(str(folder / TOWER)))
+        tower = averaged_as_recorded(load_image_encoder(str(folder / TOWER)), preprocessor["image"])
+        model = EndToEnd(model, tower)
     thresholds, temperature = read_fitted(folder)
     return Run(
         folder=folder,

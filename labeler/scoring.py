@@ -151,6 +151,9 @@ def opened_for(store: Any, run: Path, device: str, aim: Aim | None, zero_shot: Z
 
     if zero_shot is None:
         return aimed(load_run(run, choose_device(device)), aim)
+    if len(store.label_set.names) < 2:
+        raise BadInputError(f"{store.folder}: {len(store.label_set.names)} labels; only rows that carry one of two or more are "
+                            "measured; ingest them with labels")  # fmt: skip
     prompts = prompts_of(store.label_set, zero_shot.described, zero_shot.templates)
     return zero_shot_run(run, prompts, store.label_set, choose_device(device))
 
@@ -189,6 +192,12 @@ def refuse_mismatch(run: Any, store: Any) -> None:
             "it was trained on, or train again"
         )
     refuse_other_tower(run, store)
+    ours, theirs = run.preprocessor["image"], store.towers["image"]
+    if ours["tokens"] != theirs["tokens"] and not ours.get("fine_tuned"):
+        raise BadInputError(
+            f"{run.folder} reads {ours['tokens']} visual tokens a picture, {store.folder} holds {theirs['tokens']}; run "
+            f"`labeler preprocess` with --visual-tokens {ours['tokens']}, or train again"
+        )
 
 
 def score_split(

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from transformers import VisualBertConfig, VisualBertModel
 
-from labeler.artifacts import LabelerError
+from labeler.artifacts import LabelerError, UsageError
 from labeler.encoders import image, text, visualbert, weights
+from labeler.encoders.grids import averages
 from labeler.encoders.image import IMAGENET_MEAN, ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
@@ -54,6 +55,40 @@ def test_the_embedded_image_tower_sees(embedded, picture, names, among):
     best = embedded.classifier(tokens.float().mean(dim=1))[0].topk(among).indices.tolist()
     described = [timm.data.ImageNetInfo().index_to_description(number).lower() for number in best]
     assert any(name in description for name in names for description in described), described
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 6])
+def test_a_grid_is_averaged_by_area(embedded, side):
+    fewer = embedded.with_tokens(side * side)
+    picture = sample("china.jpg", 224)
+    cells = embedded.visual_tokens([picture]).float().numpy().reshape(7, 7, -1)
+    fine = cells.repeat(side, axis=0).repeat(side, axis=1)  # 7 of its squares a token, each way
+    expected = fine.reshape(side, 7, side, 7, -1).mean(axis=(1, 3)).reshape(1, side * side, -1)
+    found = fewer.visual_tokens([picture]).float().numpy()
+    assert found.shape == (1, fewer.tokens, 1280)
+    np.testing.assert_allclose(found, expected, atol=5e-3, rtol=2e-3)  # both rounded to float16
+    np.testing.assert_allclose(found.mean(axis=1)[0], cells.mean(axis=(0, 1)), atol=2e-3)
+
+
+def test_a_grid_that_was_averaged_can_be_averaged_again(embedded):
+    assert embedded.with_tokens(49) is embedded
+    picture = sample("flower.jpg", 224)
+    twice, once = embedded.with_tokens(16).with_tokens(4), embedded.with_tokens(4)
+    torch.testing.assert_close(twice.visual_tokens([picture]), once.visual_tokens([picture]), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("cells", "tokens", "message"),
+    [
+        (49, 15, "--visual-tokens 15: the image tower gives 49; choose from 1, 4, 9, 16, 25, 36"),
+        (49, 64, "gives 49; choose from"),
+        (49, 0, "gives 49; choose from"),
+        (50, 16, "--visual-tokens 16: the image tower's 50 tokens are no square grid; leave it out"),
+    ],
+)
+def test_other_numbers_of_tokens_are_refused(cells, tokens, message):
+    with pytest.raises(UsageError, match=message):
+        averages(cells, tokens)
 
 
 def test_pixels_are_stretched_and_normalised_as_the_weights_were_trained(embedded):

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_prediction import lines_of, write_pairs
+from test_prediction import assert_as_measured, lines_of, write_pairs
 from test_resume import interrupt_at
 from transformers import AutoTokenizer
 
-from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, read_manifest, verify
+from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError, read_manifest, verify
 from labeler.batches import StorePairs, collate, without
 from labeler.encoders.image import load_image_encoder
 from labeler.end_to_end import TOWER, AugmentedPictures, EndToEnd, augmentation
 from labeler.evaluation import read_predictions
+from labeler.exporting import export
 from labeler.fitting import Fit
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
@@ -244,6 +245,25 @@ def test_an_interrupt_changes_no_weight_of_the_tower(store, tuning, tmp_path, mo
         one, other, third = (load_file(folder / file) for folder in (whole, run, plain.out))
         assert all(torch.equal(one[key], other[key]) for key in one)
         assert not all(torch.equal(one[key], third[key]) for key in one)
+
+
+def test_a_run_that_was_killed_while_its_tower_was_saved_can_be_resumed(store, tuning, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("labeler.encoders.image.save_file", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(LabelerError, match=r"killed.*--resume goes on from the last checkpoint"):
+            train("late-fusion", store, tmp_path / "run", tuning, device="cpu")
+    run = train("late-fusion", store, tmp_path / "run", tuning, device="cpu", resume=True).out
+    assert load_run(run).model.encoder.tokens == 4
+
+
+def test_a_tower_whose_grid_was_averaged_is_averaged_in_the_run_too(store, tuning, text_tower, image_tower, tmp_path):
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "visual_tokens": 1}
+    averaged = preprocess(store.parent / "records", tmp_path / "store", **towers).out
+    run = train("visualbert", averaged, tmp_path / "run", tuning, device="cpu").out
+    assert load_run(run).model.encoder.tokens == 1
+    assert_as_measured(run, averaged, store.parent / "source", tmp_path)
+    with pytest.raises(UsageError, match="--visual-tokens 1: the run's image tower gives no more; leave it out"):
+        export(run, tmp_path / "export", visual_tokens=1, data=averaged)
 
 
 def test_a_frozen_run_reads_no_picture_and_holds_no_tower(store, options, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ selection
 profile  image_quality  label_errors
 ingestion  store  export
 inspection
-preprocessing  batches  encoders.pretrained
+preprocessing  batches  encoders.pretrained  encoders.grids
 encoders.flava
 layers  losses  averaging  checkpoints  workers  encoders.regions  encoders.text  pixels
 coattention  encoders.image  classifier

@@ -14,7 +14,7 @@ import torch
 
 from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
 from labeler.batches import Pair
-from labeler.engines.native import image_tower
+from labeler.engines.native import image_tower as image_tower_of
 from labeler.evaluation import read_predictions, scores_of
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labeller import WINDOW
@@ -220,7 +220,23 @@ def test_evaluate_refuses_another_image_tower(run, words_only, image_tower, tmp_
 
 @pytest.mark.parametrize("name", model_names())
 def test_predict_gives_what_evaluate_measured(trained, store, source, tmp_path, name):
-    run = Path(shutil.copytree(trained(name), tmp_path / "run"))
+    assert_as_measured(Path(shutil.copytree(trained(name), tmp_path / "run")), store, source, tmp_path)
+
+
+def test_predict_averages_the_grid_as_preprocess_did(store, options, source, text_tower, image_tower, tmp_path):
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "visual_tokens": 1}
+    averaged = preprocess(store.parent / "records", tmp_path / "store", **towers).out
+    run = train("visualbert-coattn", averaged, tmp_path / "run", options, device="cpu").out
+    assert image_tower_of(load_run(run)).tokens == 1
+    assert_as_measured(run, averaged, source, tmp_path)
+    with pytest.raises(
+        BadInputError, match=r"reads 1 visual tokens a picture, .* holds 4; .* with --visual-tokens 1, or"
+    ):
+        evaluate(run, store, device="cpu")
+
+
+def assert_as_measured(run: Path, store: Path, source: Path, tmp_path: Path) -> None:
+    """Assert that the test rows' files get the scores that `evaluate` measured."""
     evaluate(run, store, device="cpu")
     rows = [row for row in lines_of(source / "pairs.jsonl") if row["split"] == "test"]
     rows = [row | {"image": row["image"] and str(source / row["image"])} for row in rows]
@@ -364,7 +380,7 @@ def test_an_image_tower_that_is_read_otherwise_than_in_training_is_refused(run):
     with pytest.raises(
         LabelerError, match=r"gives \[4, 96\] a picture, and gave \[9, 96\] when .* make the store and the run"
     ):
-        image_tower(opened._replace(preprocessor=opened.preprocessor | {"image": image}))
+        image_tower_of(opened._replace(preprocessor=opened.preprocessor | {"image": image}))
 
 
 def test_an_image_tower_that_has_changed_is_refused(store, options, tmp_path, source, text_tower, image_tower):

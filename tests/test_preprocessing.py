@@ -12,9 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from labeler.artifacts import MANIFEST, BadInputError, LabelerError, read_manifest, verify, work_folder, write_json
+from labeler.artifacts import (
+    MANIFEST,
+    BadInputError,
+    LabelerError,
+    UsageError,
+    read_manifest,
+    verify,
+    work_folder,
+    write_json,
+)
 from labeler.encoders.image import ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
+from labeler.encoders.weights import EMBEDDED_TOKENS
 from labeler.images import STRETCHED_BY, stretch
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
@@ -134,10 +144,13 @@ def inodes(store: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in (store / DATASET / "data").iterdir()}
 
 
-def test_another_image_tower_is_a_column_more_and_nothing_is_written_again(copied, towers, other_tower, tmp_path):
+@pytest.mark.parametrize("what", ["image_encoder", "visual_tokens"])
+def test_other_visual_tokens_are_a_column_more_and_nothing_is_written_again(
+    copied, towers, other_tower, tmp_path, what
+):
     first = Store(copied / "store")
     data, tokens = inodes(copied / "store"), first.visual_tokens(range(38))
-    others = towers | {"image_encoder": str(other_tower)}
+    others = towers | {what: {"image_encoder": str(other_tower), "visual_tokens": 1}[what]}
     assert not preprocess(copied / "records", copied / "store", **others).already
     assert inodes(copied / "store").items() > data.items()
     preprocess(copied / "records", tmp_path / "fresh", **others)
@@ -159,6 +172,17 @@ def test_another_image_tower_is_a_column_more_and_nothing_is_written_again(copie
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_the_embedded_towers_grid_is_averaged_by_default(copied, text_tower):
+    preprocess(copied / "records", copied / "store", text_encoder=str(text_tower))
+    averaged = Store(copied / "store")
+    assert averaged.visual_tokens([0])[0].shape == (1, EMBEDDED_TOKENS, 1280)
+    image, _ = averaged.features(np.arange(38))
+    preprocess(copied / "records", copied / "store", text_encoder=str(text_tower), visual_tokens=49)
+    whole = Store(copied / "store")
+    assert whole.visual_tokens([0])[0].shape == (1, 49, 1280)
+    np.testing.assert_allclose(whole.features(np.arange(38))[0], image, atol=1e-3, rtol=1e-3)
+
+
 def test_a_column_that_cannot_be_added_leaves_the_store_as_it_was(copied, towers, other_tower):
     manifest, data = read_manifest(copied / "store"), inodes(copied / "store")
     (copied / "source/pictures/cross-green-two.png").unlink()
@@ -166,6 +190,8 @@ def test_a_column_that_cannot_be_added_leaves_the_store_as_it_was(copied, towers
         preprocess(copied / "records", copied / "store", **towers | {"image_encoder": str(other_tower)})
     assert (verify(copied / "store", "preprocess"), inodes(copied / "store")) == (manifest, data)
     assert Store(copied / "store").visual_tokens([0])[0].shape == (1, 4, 96)
+    with pytest.raises(UsageError, match="--visual-tokens 2: the image tower gives 4; choose from 1"):
+        preprocess(copied / "records", copied / "store", **towers, visual_tokens=2)
     assert not work_folder(copied / "store").exists()
 
 

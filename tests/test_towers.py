@@ -52,7 +52,8 @@ from transformers import (
 )
 
 from labeler.artifacts import LabelerError
-from labeler.encoders.image import _encoder, _grid, load_image_encoder
+from labeler.encoders.grids import grid_of
+from labeler.encoders.image import _encoder, load_image_encoder
 from labeler.encoders.text import BERT_WORDS, load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
 from labeler.layers import FusedEncoder, masked_mean, unit
@@ -209,7 +210,7 @@ def test_a_torchvision_swins_grid_is_what_its_head_reads():
     model = torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2], num_classes=3).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        grid = _grid(model)(model, pixels)
+        grid = grid_of(model)(model, pixels)
         assert grid.shape == (2, 16, 4, 4)
         torch.testing.assert_close(model.head(grid.mean(dim=(2, 3))), model(pixels), atol=1e-5, rtol=0)
 

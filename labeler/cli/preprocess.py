@@ -17,6 +17,8 @@ from labeler.cli import options
 @click.option("--text-encoder", help="A transformers folder or a hub's name of BERT or its kin, in the preset's place.")
 @click.option("--image-encoder", help="A folder (transformers, timm, torchvision), torchvision:NAME, timm:NAME, a hub's "
                                       "OWNER/NAME, or regions:DETECTOR, in the preset's place.")  # fmt: skip
+@click.option("--visual-tokens", type=click.IntRange(min=1), metavar="N",
+              help="Average the tower's grid to N tokens. Default: 16 of the embedded tower's 49, all of another's.")  # fmt: skip
 @options.force
 @options.as_json
 def command(
@@ -25,6 +27,7 @@ def command(
     preset: str,
     text_encoder: str | None,
     image_encoder: str | None,
+    visual_tokens: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -37,8 +40,7 @@ def command(
     from labeler.preprocessing import preprocess
 
     towers = PRESETS[preset]
-    result = preprocess(
-        records, out, text_encoder=text_encoder or towers.text, image_encoder=image_encoder or towers.image, force=force
-    )
+    text, image = text_encoder or towers.text, image_encoder or towers.image
+    result = preprocess(records, out, text_encoder=text, image_encoder=image, visual_tokens=visual_tokens, force=force)
     done = options.already(out) if result.already else f"{out}: {result.rows} pairs"
     options.say(done, {"out": out, "already": result.already, "rows": result.rows}, as_json)

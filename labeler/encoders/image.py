@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
-from labeler.artifacts import LabelerError, write_json
+from labeler.artifacts import LabelerError, UsageError, write_json
 from labeler.encoders.flava import FLAVA, FLAVA_IMAGES, load_flava
+from labeler.encoders.grids import Grid, averages, grid_of, without_registers
 from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
 from labeler.encoders.regions import LIBRARY, Seen, load_detector, see_regions
 from labeler.encoders.regions import REGIONS as REGION_COUNT
@@ -34,8 +35,6 @@ from labeler.encoders.weights import (
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# a network and its pixels [B, 3, size, size] -> what it has before its pooling: [B, C, H, W], or [B, N, C] from a transformer
-Grid = Callable[[Any, Tensor], Tensor]
 # what config.json says of a network of timm's or torchvision's
 NETWORK = ("library", "architecture", "num_classes", "model_args")
 
@@ -47,7 +46,8 @@ class ImageEncoder(NamedTuple):
     tokens, width: it gives [B, tokens, width]; module: the whole network; grid: its part before pooling;
     classifier: pooled [B, width] -> ImageNet logits where the weights have it, else None; regions: of a detector, pixels
     [B, 3, size, size] -> what is seen in its regions, which are then the tokens, else None; architecture: what config.json
-    says of the network, or a transformers model's image processor.
+    says of the network, or a transformers model's image processor; averaging: [tokens, cells] where the tokens are means over
+    the grid's cells, else None.
     """
 
     name: str
@@ -61,11 +61,27 @@ class ImageEncoder(NamedTuple):
     classifier: nn.Module | None = None
     regions: Callable[[Tensor], Seen] | None = None
     architecture: Any = None
+    averaging: Tensor | None = None
 
     def backbone(self, values: Tensor) -> Tensor:
         """Return visual tokens [B, tokens, width] of normalised pixels [B, 3, size, size]."""
         features = self.grid(self.module, values)
-        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+        cells = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+        return cells if self.averaging is None else self.averaging.to(cells) @ cells
+
+    def with_tokens(self, tokens: int) -> ImageEncoder:
+        """Return the tower with its square grid averaged to a smaller one of `tokens`; itself where it gives so many.
+
+        Raises UsageError where there is no such grid.
+        """
+        if tokens == self.tokens:
+            return self
+        if self.regions:
+            raise UsageError(
+                f"--visual-tokens {tokens}: {self.name} is a detector, whose regions are no grid; leave it out"
+            )
+        means = averages(self.tokens, tokens)
+        return self._replace(tokens=tokens, averaging=means if self.averaging is None else means @ self.averaging)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return RGB pixels [B, 3, size, size] uint8 (`labeler.images.stretch`) as the network takes them, float32."""
@@ -99,7 +115,7 @@ class ImageEncoder(NamedTuple):
             self.module.save_pretrained(folder)  # type: ignore[operator]
             self.architecture.save_pretrained(folder)
             return
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # of a run that was killed while it was saved
         weights = {name: value.contiguous() for name, value in self.module.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
         settings = {"input_size": [3, self.size, self.size], "mean": self.mean, "std": self.std}
@@ -158,7 +174,7 @@ def recorded_image_encoder(record: dict[str, Any], user: Path) -> ImageEncoder:
     name = record["name"]
     if tower_sha256(name) != record["sha256"]:
         raise LabelerError(f"{name}: not the image encoder that {user} was made with (sha256 differs)")
-    tower = load_image_encoder(name)
+    tower = averaged_as_recorded(load_image_encoder(name), record)
     shapes = [[tower.tokens, tower.width], [record["tokens"], record["width"]]]
     if shapes[0] != shapes[1]:
         raise LabelerError(
@@ -166,6 +182,11 @@ def recorded_image_encoder(record: dict[str, Any], user: Path) -> ImageEncoder:
             "or use the labeler that made them"
         )
     return tower
+
+
+def averaged_as_recorded(tower: ImageEncoder, record: dict[str, Any]) -> ImageEncoder:
+    """Return the tower with its grid averaged to as many tokens as the `record` says, where it says that the grid was."""
+    return tower.with_tokens(record["tokens"]) if record.get("grid") == tower.tokens else tower
 
 
 def _embedded() -> ImageEncoder:
@@ -241,7 +262,7 @@ def _transformers(name: str, source: str, local: bool) -> ImageEncoder:
     def grid(network: Any, pixels: Tensor) -> Tensor:
         if config.model_type == FLAVA_IMAGES:
             return cast(Tensor, network(pixel_values=pixels, output_hidden_states=True).hidden_states[-1])
-        return _without_registers(
+        return without_registers(
             network(pixel_values=pixels).last_hidden_state, getattr(config, "num_register_tokens", 0)
         )
 
@@ -325,44 +346,8 @@ def _encoder(
     find_classifier = getattr(model, "get_classifier", lambda: None)  # timm's
     classifier = cast("Callable[[], nn.Module | None]", find_classifier)()
     tower = ImageEncoder(
-        name, model, grid or _grid(model), size, mean, std, 0, 0, classifier, architecture=architecture
+        name, model, grid or grid_of(model), size, mean, std, 0, 0, classifier, architecture=architecture
     )
     with torch.inference_mode():
         _, tokens, width = tower.backbone(torch.zeros(1, 3, size, size)).shape
     return tower._replace(tokens=tokens, width=width)
-
-
-def _grid(model: nn.Module) -> Grid:
-    """Return how to run the part of such a model that lies before its pooling.
-
-    What is returned holds no weights: it runs any copy of the model.
-    """
-    if hasattr(model, "forward_features"):
-        return _timm_grid(model)
-    if isinstance(model, torchvision.models.SwinTransformer):
-        return lambda network, pixels: network.permute(network.norm(network.features(pixels)))
-    if isinstance(getattr(model, "features", None), nn.Module):  # torchvision: VGG, MobileNet, EfficientNet, ConvNeXt
-        return lambda network, pixels: network.features(pixels)
-    if hasattr(model, "layer4"):  # torchvision: ResNet and its kin end in [average pool, linear layer]
-        return lambda network, pixels: nn.Sequential(*list(network.children())[:-2])(pixels)
-    raise LabelerError(
-        f"{type(model).__name__} gives no grid of features; use a ResNet, EfficientNet or ConvNeXt, or a timm model"
-    )
-
-
-def _timm_grid(model: Any) -> Grid:
-    registers = model.reg_token.shape[1] if getattr(model, "reg_token", None) is not None else 0
-
-    def grid(network: Any, pixels: Tensor) -> Tensor:
-        features = network.forward_features(pixels)
-        # Swin's are [B, H, W, C]
-        if features.dim() == 4 and features.shape[-1] == network.num_features != features.shape[1]:
-            return features.permute(0, 3, 1, 2)
-        return _without_registers(features, registers, getattr(network, "num_prefix_tokens", 0) - registers)
-
-    return grid
-
-
-def _without_registers(features: Tensor, count: int, first: int = 1) -> Tensor:
-    """Return features [B, N, C] without the `count` tokens from number `first` on, which are registers."""
-    return torch.cat([features[:, :first], features[:, first + count :]], dim=1) if count else features

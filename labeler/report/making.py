@@ -8,11 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.encoders.weights import EMBEDDED, EMBEDDED_TOKENS
 from labeler.model_card import taught_by
 from labeler.models import constant
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
 from labeler.training_options import TrainOptions, options_for
+from labeler.zero_shot import TEMPLATES
 
 
 def how(model: Model) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def commands(runs: list[Run], split: str, explain: int) -> list[str]:
         *(train_command(run) for run in runs),
         *(
             ["labeler", "evaluate", str(run.folder), "--data", str(run.store), "--split", split]
-            + ["--zero-shot"] * (run.manifest["stage"] == "pretrain")
+            + zero_shot_words(run, split)
             + (["--aim", run.metrics["aim"]] if run.metrics.get("aim") else [])
             for run in runs
         ),
@@ -48,24 +50,37 @@ def commands(runs: list[Run], split: str, explain: int) -> list[str]:
     return [shlex.join(words) for words in lines]
 
 
+def zero_shot_words(run: Run, split: str) -> list[str]:
+    """Return what says how labels were told to a run that has learned none, DESCRIBED.json for the phrases of its manifest."""
+    if run.manifest["stage"] != "pretrain":
+        return []
+    told = read_manifest(run.folder, "evaluate", f"manifest-{split}.json")["arguments"]["zero_shot"]
+    templates = [] if told["templates"] == list(TEMPLATES) else told["templates"]
+    words = ["--zero-shot", *(word for template in templates for word in ("--template", template))]
+    return words + (["--describe", "DESCRIBED.json"] if told["described"] else [])
+
+
 def preprocess_command(run: Run) -> list[tuple[str, ...]]:
     """Return the words of the command that makes the store that `run` was measured on, none where it is gone."""
     try:
         manifest = read_manifest(run.store, "preprocess")
     except BadInputError:
         return []
-    towers = {
-        f"--{name.replace('_', '-')}": manifest["arguments"].get(name) for name in ("text_encoder", "image_encoder")
-    }
-    chosen = [word for name, tower in towers.items() if tower not in (None, "embedded") for word in (name, tower)]
+    asked = manifest["arguments"]
+    options = {f"--{name.replace('_', '-')}": asked.get(name) for name in ("text_encoder", "image_encoder")}
+    chosen = [word for option, tower in options.items() if tower not in (None, EMBEDDED) for word in (option, tower)]
+    if asked.get("visual_tokens") != (EMBEDDED_TOKENS if asked.get("image_encoder") == EMBEDDED else None):
+        towers = json.loads((run.store / "towers.json").read_text(encoding="utf-8"))
+        chosen += ["--visual-tokens", str(towers["image"]["tokens"])]
     return [("labeler", "preprocess", manifest["inputs"][0]["path"], "--out", str(run.store), *chosen)]
 
 
 def train_command(run: Run) -> list[str]:
     """Return the words of the command that trains `run`: those options that are not the model's own."""
     given, model, stage = run.manifest["arguments"], run.manifest["arguments"]["model"], run.manifest["stage"]
+    tower = {"finetune_image": True} if given.get("finetune_image") else None
     try:
-        usual = asdict(options_for(model, constant(model, "PRETRAINING") if stage == "pretrain" else None))
+        usual = asdict(options_for(model, constant(model, "PRETRAINING") if stage == "pretrain" else tower))
     except UsageError:  # a model that this labeler does not have
         usual = asdict(TrainOptions())
     store, *teachers = [item["path"] for item in run.manifest["inputs"]] or ["STORE"]
@@ -73,7 +88,7 @@ def train_command(run: Run) -> list[str]:
     words += ["--init", teachers.pop(0)] if given.get("init") else []
     words += [word for teacher in taught_by(teachers, given) for word in ("--teacher", teacher)]
     for key, value in given.items():
-        if key in usual and value != usual[key]:
+        if key in usual and value != (usual | {"finetune_image": False})[key]:
             words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return words
 
