@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import LabelerError, Recipe, UsageError, already_made, check_free, input_of, remove, verify
+from labeler.artifacts import Recipe, UsageError, already_made, check_free, input_of, remove, verify
 from labeler.model_card import given
 from labeler.models import check_name, constant, model_names
 from labeler.towers_card import towers_card
@@ -43,13 +43,13 @@ def check_can_pretrain(model: str) -> str:
 def pretrain_options(model: str, chosen: Mapping[str, Any] | None = None) -> PretrainOptions:
     """Return the model's own defaults for pretraining with what was `chosen` in their place; None counts as not given.
 
-    Raises UsageError for a model that cannot be pretrained, LabelerError for a value out of range.
+    Raises UsageError for a model that cannot be pretrained, and for a value out of range.
     """
     chosen = {name: value for name, value in (chosen or {}).items() if value is not None}
     chunk_size = chosen.pop("chunk_size", CHUNK)
     options = options_for(model, constant(check_can_pretrain(model), "PRETRAINING") | chosen)
     if chunk_size < 1 or options.batch_size < 2:
-        raise LabelerError(
+        raise UsageError(
             "chunk-size must be 1 or more, batch-size 2 or more: a text needs a picture that is not its own"
         )
     return PretrainOptions(options, chunk_size)

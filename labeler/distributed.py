@@ -19,7 +19,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,13 @@ def ray_running(address: str | None, workers: int) -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def cpus_each(nodes: Sequence[Mapping[str, Any]], workers: int) -> int:
+    """Return how many CPUs each of so many workers can have where each has to fit on one of Ray's `nodes`; at least 1."""
+    there = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    sizes = range(max(there, default=1), 1, -1)
+    return next((size for size in sizes if sum(cpus // size for cpus in there) >= workers), 1)
+
+
 def connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
     """Connect to the Ray cluster at `address`; raises BadInputError when none answers."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -125,7 +132,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
 
         there = ray.cluster_resources()
         gpus = fit["device"].startswith("cuda") or (fit["device"] == "auto" and there.get("GPU", 0) >= workers)
-        resources = {"CPU": max(1, int(there["CPU"]) // workers)} | ({"GPU": 1} if gpus else {})
+        resources = {"CPU": cpus_each(ray.nodes(), workers)} | ({"GPU": 1} if gpus else {})
         config = {"fit": fit, "gpus": gpus, "folder": str(folder.resolve()), "cwd": os.getcwd()}
         lost, storage = folder / LOST, folder / "ray"
         lost.unlink(missing_ok=True)

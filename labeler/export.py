@@ -36,6 +36,7 @@ class Prediction(BaseModel):
     model: str
     error: str | None
     label: str | None = None  # where `labels` has its parent too
+    review: bool = False
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -150,9 +151,10 @@ def has_one_label(item: Prediction | Record) -> bool:
     """Return whether an item looks like one with a single label."""
     if isinstance(item, Record) or not item.scores:
         return len(item.labels or ()) == 1
-    if item.label is not None:
+    if "label" in item.model_fields_set:
         return True
-    return len(item.labels) == 1 and math.isclose(sum(item.scores.values()), 1, abs_tol=1e-3)
+    none = item.review and not item.labels  # withheld
+    return (none or len(item.labels) == 1) and math.isclose(sum(item.scores.values()), 1, abs_tol=1e-3)
 
 
 def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str) -> dict[str, Any]:

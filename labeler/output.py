@@ -131,16 +131,22 @@ def uploaded(url: str) -> Iterator[Path]:
         if fetched:
             for file, place in files.items():
                 download(place, file)
-        before = path.stat() if fetched else None
+        before = version(path) if fetched else None
         try:
             yield path
-            if path.stat() != before:
+            if version(path) != before:
                 for file, place in reversed(files.items()):
                     upload(file, place)
             rmtree(folder)
         finally:
             with suppress(OSError):  # it may hold what the next run needs
                 folder.rmdir()
+
+
+def version(path: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is written, and not when it is read."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def cache_folder(url: str) -> Path:

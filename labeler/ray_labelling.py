@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from labeler.artifacts import LabelerError
-from labeler.distributed import check_ray, ray_running
+from labeler.distributed import check_ray, cpus_each, ray_running
 from labeler.items import read_items
 from labeler.labeller import Labeller, Settings
 from labeler.output import LineFormat
@@ -45,7 +45,7 @@ def label_on_ray(
     with ray_running(address, workers or 1) as ray:
         there = ray.cluster_resources()
         count = workers or int(there.get("GPU", 0)) or sum(node["Alive"] for node in ray.nodes())
-        resources = {"num_cpus": max(1, int(there["CPU"]) // count), "num_gpus": int(there.get("GPU", 0) >= count)}
+        resources = {"num_cpus": cpus_each(ray.nodes(), count), "num_gpus": int(there.get("GPU", 0) >= count)}
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False

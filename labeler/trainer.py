@@ -357,7 +357,13 @@ def training_arguments(
         "disable_tqdm": True,
         "seed": seed,
     }
-    return TrainingArguments(**(ours | others))
+    arguments = TrainingArguments(**(ours | others))
+    if device.type == "cuda" and workers.count() == 1:
+        # the Trainer would take the first one, and as many more as there are
+        arguments.__dict__["_setup_devices"] = one = torch.device("cuda", device.index or 0)
+        arguments._n_gpu = 1
+        torch.cuda.set_device(one)
+    return arguments
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError
+from labeler.artifacts import BadInputError, UsageError
 from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, constant, model_names, training_defaults
 
 LEAST_TEXT_TOKENS = 3
@@ -93,7 +93,7 @@ class TrainOptions:
 def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions:
     """Return the model's own defaults with what was `given` in their place; a value of None counts as not given.
 
-    Raises LabelerError naming the option and what it takes when a value is out of range; UsageError, naming the closest, for
+    Raises UsageError naming the option and what it takes when a value is out of range, and, naming the closest, for
     a word that is not among the CHOICES, for co-attention asked of a model that has none, and for what a frozen image tower
     cannot have. A tower that is fine-tuned is augmented unless `given` says otherwise.
     """
@@ -107,11 +107,11 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "image_learning_rate", "patience",
                  "max_text_tokens"):  # fmt: skip
         if not getattr(options, name) > 0:
-            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
+            raise UsageError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected more than 0")
     if options.pretrain < 0:
-        raise LabelerError(f"pretrain is {options.pretrain}, expected 0 epochs or more")
+        raise UsageError(f"pretrain is {options.pretrain}, expected 0 epochs or more")
     if options.n_coattn < 0 or not 0 <= options.warmup < 1:
-        raise LabelerError("n-coattn must be 0 or more, warmup a share of the steps from 0 up to 1")
+        raise UsageError("n-coattn must be 0 or more, warmup a share of the steps from 0 up to 1")
     for name, choices in CHOICES.items():
         check_choice(f"--{name.replace('_', '-')}", getattr(options, name), choices)
     for name in COATTENTION_OPTIONS:
@@ -120,7 +120,7 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
             raise UsageError(f"{model} has no co-attention; leave out --{name.replace('_', '-')}, or train {models}")
     for name in ("label_smoothing", "modality_dropout", "ema"):
         if not 0 <= getattr(options, name) < 1:
-            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
+            raise UsageError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
     if options.freeze and (options.finetune_image or options.pretrain):
         raise UsageError(
             "--freeze trains the head alone: leave it out, or --finetune-image and --pretrain, which train the rest"
@@ -128,18 +128,18 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     if options.vocabulary != "word" and "vocabulary" not in constant(model, "TUNING"):
         raise UsageError(f"{model} reads by its text tower's vocabulary; leave out --vocabulary, or train resnet-gru")
     if options.max_text_tokens < LEAST_TEXT_TOKENS:
-        raise LabelerError(
+        raise UsageError(
             f"max-text-tokens is {options.max_text_tokens}, expected {LEAST_TEXT_TOKENS} or more: two are special"
         )
     if not 0 <= options.weight_decay < float("inf"):
-        raise LabelerError(f"weight-decay is {options.weight_decay}, expected 0 or more")
+        raise UsageError(f"weight-decay is {options.weight_decay}, expected 0 or more")
     if not 0 <= options.teacher_weight <= 1:
-        raise LabelerError(f"teacher-weight is {options.teacher_weight}, expected from 0 to 1")
+        raise UsageError(f"teacher-weight is {options.teacher_weight}, expected from 0 to 1")
     if not 0 < options.teacher_temperature < float("inf"):
-        raise LabelerError(f"teacher-temperature is {options.teacher_temperature}, expected more than 0")
+        raise UsageError(f"teacher-temperature is {options.teacher_temperature}, expected more than 0")
     for name in ("logit_adjustment", "focal_gamma"):
         if not 0 <= getattr(options, name) < float("inf"):
-            raise LabelerError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
+            raise UsageError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected 0 or more")
     if options.focal_gamma != TrainOptions().focal_gamma and options.loss != "focal":
         raise UsageError("--focal-gamma is for --loss focal")
     return options

@@ -271,6 +271,16 @@ def test_compare_of_rows_of_one_group_cannot_tell():
     assert compare("single", wrong, wrong._replace(predicted=wrong.truth.copy()))["verdict"] == "cannot tell"
 
 
+@pytest.mark.parametrize(("groups", "verdict"), [(2, "cannot tell"), (5, "cannot tell"), (8, "better")])
+def test_compare_tells_nothing_by_a_few_groups_however_many_rows_they_have(groups, verdict):
+    names = [str(row % groups) for row in range(400)]
+    before = of_right(np.arange(400) % 3 > 0, names)
+    after = of_right(np.arange(400) % 11 > 0, names)
+    found = compare("single", before, after)
+    assert (found["verdict"], found["ci95"] is None) == (verdict, verdict == "cannot tell")
+    assert found["mcnemar_p"] < 1e-6
+
+
 def test_compare_draws_both_models_together():
     a, b = make(rows=150, skill=1.5), make(rows=150, skill=1.6)
     given = compare("single", a, b, resampled=(resample("single", a), resample("single", b)))

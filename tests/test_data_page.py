@@ -101,6 +101,14 @@ def test_without_inspect_the_page_shows_the_store_s_profile_and_says_what_to_typ
     assert "errors" in sections(page(tmp_path / "report", "data.html")), "the report is made again"
 
 
+def test_an_id_that_some_take_for_a_line_break_hides_no_label_error(tmp_path, stored):
+    folder = shutil.copytree(quality_folder(stored), tmp_path / "quality")
+    rows = [{"id": "a\u2028b", "split": "train"}, {"id": "c", "split": "test"}]
+    (folder / data_page.ERRORS).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert data_page.found_errors(folder, "test") == rows[1:]
+    assert data_page.found_errors(folder, "train") == rows[:1]
+
+
 def test_what_was_found_in_another_store_is_not_shown(tmp_path, stored, caplog):
     found = reported(tmp_path, stored, sha256="cd" * 32)
     assert sections(found) == {"rows", "labels", "sizes", "twice"}

@@ -7,7 +7,18 @@ from dataclasses import replace
 import pytest
 
 from labeler.artifacts import LabelerError, UsageError
+from labeler.distributed import cpus_each
 from labeler.training import train
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "each"),
+    [([8], 2, 4), ([2], 2, 1), ([2], 5, 1), ([8, 8], 1, 8), ([8, 8], 3, 4), ([4, 12], 2, 6), ([], 2, 1)],
+)
+def test_a_worker_gets_as_many_cpus_as_leave_room_for_all_on_whole_machines(cpus, workers, each):
+    nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in cpus]
+    gone = [{"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
+    assert cpus_each(nodes + gone, workers) == each
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The documents say what the commands are, and link to files that exist."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_make_names_data_of_any_path(data, name):
         ["make", "-n", "ingest", f"DATA={data}"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert f"labeler ingest '{data}' --out data/{name}/records" in shown.stdout
+
+
+def test_make_clean_leaves_nothing_that_training_would_stumble_over(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for file in ("checkpoints/README.md", "checkpoints/mine/visualbert/README.md", "checkpoints/mine/visualbert/manifest.json",
+                 "data/mine/store/manifest.json", "data/mine/own.jsonl", "report/index.html"):  # fmt: skip
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+    subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, check=True)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["Makefile", "checkpoints/README.md", "data/mine/own.jsonl"]
+    assert not (tmp_path / "checkpoints/mine").exists()
 
 
 def test_make_predict_with_data_of_ones_own_asks_what_to_label():

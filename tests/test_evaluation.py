@@ -293,6 +293,27 @@ def test_no_positive_anywhere_gives_null():
     assert "mean_average_precision: not defined, no row carries a label" in result["notes"]
 
 
+def test_groups_that_are_all_half_right_have_no_interval_of_another_share():
+    found = make(rows=6)
+    predicted = found.truth.copy()
+    predicted[::2] = np.roll(found.truth[::2], 1, axis=1)
+    result = measure(
+        "single", NAMES, found._replace(predicted=predicted, groups=["a", "a", "b", "b", "c", "c"]), draws=100
+    )
+    assert (result["accuracy"], result["accuracy_ci95"]) == (0.5, None)
+
+
+def test_of_very_many_labels_the_auroc_has_no_interval(monkeypatch):
+    found = make("multi", rows=60)
+    few = measure("multi", NAMES, found, draws=100)
+    monkeypatch.setattr("labeler.evaluation.measuring.MOST_CONFUSED", len(NAMES) - 1)
+    many = measure("multi", NAMES, found, draws=100)
+    assert few["auroc_ci95"][0] < few["auroc"] < few["auroc_ci95"][1]
+    assert (many["auroc"], many["auroc_ci95"]) == (few["auroc"], None)
+    assert any(note.startswith("auroc: no interval, which would take long") for note in many["notes"])
+    assert {**many, "auroc_ci95": 0, "notes": 0} == {**few, "auroc_ci95": 0, "notes": 0}
+
+
 def test_all_right_has_an_exact_interval_instead_of_a_point():
     found = make(rows=30)
     result = measure("single", NAMES, found._replace(predicted=found.truth), draws=100)

@@ -123,6 +123,18 @@ def test_one_label_each_is_single_only_where_scores_are_shares(tmp_path):
     assert export(tmp_path, line(1, "a", "b", scores={"a": 0.5, "b": 0.5}))[2].task == "multi"
 
 
+def test_items_that_were_withheld_for_review_leave_the_interface_as_it_is(tmp_path):
+    withheld = line(2, scores={"a": 0.6, "b": 0.4}, review=True)
+    sure = line(1, "a", scores={"a": 0.9, "b": 0.1}, review=False)
+    tasks, view, done = export(tmp_path, sure, withheld)
+    assert (done.task, view[2].attrib["choice"]) == ("single", "single")
+    assert [task["predictions"][0]["result"] for task in tasks][1] == []
+    parents = line(3, scores={"a": 0.6, "b": 0.4, "letter": 1.0}, review=True, label=None)
+    assert export(tmp_path, parents)[2].task == "single"
+    several = line(4, scores={"a": 0.9, "b": 0.8}, review=True)
+    assert export(tmp_path, several)[2].task == "multi"
+
+
 def test_records_come_back_with_their_labels_as_annotations(tmp_path):
     records = [
         Record(id=str(n), image=f"{n}.jpg" if n else None, text="t", labels=(name,)) for n, name in enumerate(ODD)

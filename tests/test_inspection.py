@@ -118,6 +118,13 @@ def test_the_command_shows_both_and_json_is_the_profile(odd_store):
     assert json.loads(cached.stdout) == profile
 
 
+def test_a_label_cannot_steer_the_terminal(tmp_path, text_tower, image_tower):
+    rows = [{"id": str(n), "text": f"text {n}", "label": ["joy\x1b[2J", "anger"][n % 2]} for n in range(12)]
+    shown = CliRunner().invoke(cli, ["inspect", str(made(tmp_path, rows, text_tower, image_tower))])
+    assert "joy\ufffd[2J" in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+
 def test_a_store_that_is_damaged_or_has_no_profile_is_refused(tmp_path, odd_store):
     copy = tmp_path / "store"
     shutil.copytree(odd_store, copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from labeler.evaluation import mean_recall, measure_retrieval
 from labeler.evaluation.retrieval import ranks
@@ -52,6 +53,17 @@ def test_recall_and_median_rank_with_intervals(space):
     assert there["median_rank"] == np.sort(places)[29]
     back = ranks(image, text, keys)
     assert mean_recall(text, image, keys) == pytest.approx(((places <= 10).mean() + (back <= 10).mean()) / 2)
+
+
+def test_where_draws_do_not_differ_a_recall_has_an_exact_interval_and_a_rank_none():
+    same = unit(np.eye(20))
+    keys = np.arange(20), np.arange(20)
+    found = measure_retrieval(same, same, keys, [str(row) for row in range(20)], draws=50)["text_to_image"]
+    exact = scipy.stats.binomtest(20, 20).proportion_ci(0.95, method="exact")
+    assert (found["recall_at_1"], found["recall_at_1_ci95"]) == (1.0, [exact.low, exact.high])
+    assert (found["median_rank"], found["median_rank_ci95"]) == (1.0, None)
+    one = measure_retrieval(same, same, keys, ["one"] * 20, draws=50)["text_to_image"]
+    assert (one["recall_at_10"], one["recall_at_10_ci95"], one["median_rank_ci95"]) == (1.0, None, None)
 
 
 def test_the_same_for_all_is_the_last_place():

@@ -10,7 +10,6 @@ import pytest
 
 from labeler.artifacts import (
     BadInputError,
-    LabelerError,
     UsageError,
     read_manifest,
 )
@@ -35,7 +34,7 @@ from labeler.training_options import options_for, read_options
      ({"warmup": 1.0}, "warmup a share"), ({"batch_size": 0}, "batch-size is 0")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(given, match):
-    with pytest.raises(LabelerError, match=match):
+    with pytest.raises(UsageError, match=match):
         options_for("visualbert", given)
 
 

@@ -33,4 +33,5 @@ def command(dataset: Path, force: bool, as_json: bool) -> None:
     else:
         verify(dataset)
         profile = read_profile(dataset)
-    click.echo(json.dumps(profile, ensure_ascii=False, indent=2) if as_json else "\n".join(described(profile)))
+    lines = map(options.harmless, described(profile))
+    click.echo(json.dumps(profile, ensure_ascii=False, indent=2) if as_json else "\n".join(lines))

@@ -57,8 +57,8 @@ def differences(delta: Resampled, headline: str, second: str) -> dict[str, Any]:
     for metric, key in ((headline, "ci95"), (second, f"delta_{second}_ci95")):
         value = delta.estimate[metric]
         result[f"delta_{metric}"] = None if np.isnan(value) else value
-        # draws that are all alike say nothing of how sure a difference is where there are few groups
-        stuck = delta.is_constant(metric) and len(delta.left_out[metric]) < LEAST_GROUPS
+        # draws of a few groups are few different ones, which say nothing of how sure a difference is
+        stuck = len(delta.left_out[metric]) < LEAST_GROUPS
         result[key] = None if stuck else delta.interval(metric)
     known = result["ci95"] is not None
     return result | {

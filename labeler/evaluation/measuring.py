@@ -50,27 +50,31 @@ def _estimates(task: str, predictions: Predictions, seed: int, draws: int, notes
         notes += [f"{metric}: not defined, the split holds no row" for metric in undefined]
         return {key: None for metric in undefined for key in (metric, f"{metric}_ci95")}
     result: dict[str, Any] = {}
-    resampled = resample(task, predictions, seed, draws)
-    for metric, estimate in resampled.estimate.items():
+    once = statistics(task, predictions, np.ones((len(predictions.ids), 1)))
+    # with many labels one draw of the mean AUROC takes seconds
+    slow = {"auroc"} if predictions.truth.shape[1] > MOST_CONFUSED else set()
+    resampled, groups = resample(task, predictions, seed, draws, once.keys() - slow), len(set(predictions.groups))
+    for metric, estimate in ((metric, float(value[0])) for metric, value in once.items()):
         known = not np.isnan(estimate)
         result[metric] = estimate if known else None
-        result[f"{metric}_ci95"] = bounds = _bounds(metric, resampled, predictions) if known else None
+        asked = known and metric not in slow
+        result[f"{metric}_ci95"] = bounds = bounds_of(resampled, metric, groups, metric in COUNTED) if asked else None
         if not known:
             reason = "no label divides the rows" if metric == "auroc" else "no row carries a label"
             notes.append(f"{metric}: not defined, {reason}")
+        elif metric in slow:
+            notes.append(f"{metric}: no interval, which would take long with over {MOST_CONFUSED} labels")
         elif bounds is None:
             notes.append(f"{metric}: no interval, the bootstrap draws do not differ (every row alike, or one group)")
     return result
 
 
-def _bounds(metric: str, resampled: Resampled, predictions: Predictions) -> list[float] | None:
-    """Return the interval of a metric; where all draws are equal, exact for 0 or 1 and else None."""
-    groups, drawn = len(set(predictions.groups)), defined(resampled.drawn[metric])
+def bounds_of(resampled: Resampled, metric: str, groups: int, counted: bool) -> list[float] | None:
+    """Return the interval of a metric; where all draws are equal, exact for a `counted` share of 0 or 1 and else None."""
+    drawn, estimate = defined(resampled.drawn[metric]), resampled.estimate[metric]
     if len(drawn) and np.ptp(drawn) > 1e-12:
         return resampled.interval(metric)
-    if metric not in COUNTED or groups < 2:
+    if not counted or groups < 2 or estimate not in (0, 1):
         return None
-    exact = scipy.stats.binomtest(round(resampled.estimate[metric] * groups), groups).proportion_ci(
-        0.95, method="exact"
-    )
+    exact = scipy.stats.binomtest(int(estimate) * groups, groups).proportion_ci(0.95, method="exact")
     return [float(exact.low), float(exact.high)]

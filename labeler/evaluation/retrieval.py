@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from labeler.evaluation.bootstrap import Resampled, draw_weights, left_out_weights
+from labeler.evaluation.measuring import bounds_of
 
 DEPTHS = (1, 5, 10)
+RECALLS = tuple(f"recall_at_{depth}" for depth in DEPTHS)
 DIRECTIONS = ("text_to_image", "image_to_text")
 TOGETHER = 1024  # rows of similarities held at once
 
@@ -51,7 +53,7 @@ def measure_retrieval(
             joined(over(places, weights) for weights in left_out_weights(groups, seed)),
         )
         found[direction] = dict(resampled.estimate) | {
-            f"{name}_ci95": resampled.interval(name) for name in resampled.estimate
+            f"{name}_ci95": bounds_of(resampled, name, len(set(groups)), name in RECALLS) for name in resampled.estimate
         }
     return found
 
@@ -60,7 +62,9 @@ def over(places: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return {metric: [D]} of ranks [N] with weights [N, D]."""
     order = np.argsort(places, kind="stable")
     weights, total = weights[order], weights.sum(axis=0)
-    found = {f"recall_at_{k}": (weights * (places[order, None] <= k)).sum(axis=0) / total for k in DEPTHS}
+    # of a single group nothing is left when it is left out
+    found = {f"recall_at_{k}": (weights * (places[order, None] <= k)).sum(axis=0) / np.where(total, total, np.nan)
+             for k in DEPTHS}  # fmt: skip
     middle = (np.cumsum(weights, axis=0) * 2 >= total).argmax(axis=0)
     return found | {"median_rank": places[order][middle].astype(float)}
 

@@ -106,14 +106,21 @@ def first_errors(data: DataSet, run: Run, split: str) -> dict[str, Any]:
     if not errors or not errors["first"]:
         return {"cards": []}
     try:
-        lines = data.quality and (data.quality / ERRORS).read_text(encoding="utf-8").splitlines()
-        found = [row for row in map(json.loads, lines or []) if row["split"] == split]
+        found = found_errors(data.quality, split) if data.quality else []
         here: int | None = len(found)
     except (OSError, ValueError):
         found, here = [], None
     rows = (found or errors["first"])[:ERRORS_FIRST]
     cards = _cards(run, None, {"first": rows})["cards"]
     return {"count": errors["count"], "checked": errors["checked"], "here": here, "cards": cards}
+
+
+def found_errors(quality: Path, split: str) -> list[dict[str, Any]]:
+    """Return the likely label errors of a split that `labeler inspect` wrote; raises OSError or ValueError where it cannot be."""
+    lines = (
+        (quality / ERRORS).read_text(encoding="utf-8").split("\n")
+    )  # ids may hold what `splitlines` takes for an end
+    return [row for row in map(json.loads, filter(None, lines)) if row["split"] == split]
 
 
 def _labels(profile: dict[str, Any]) -> list[dict[str, Any]]:
