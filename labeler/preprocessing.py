@@ -105,16 +105,10 @@ def preprocess(
     from labeler.encoders.text import check_vocabulary, load_text_encoder
 
     image, text = load_image_encoder(image_encoder), load_text_encoder(text_encoder)
-    grid = image.tokens
     if visual_tokens is not None:
         image = image.with_tokens(visual_tokens)
     check_vocabulary(text, (record.text for record in read_records(records)))  # before hours are spent on pictures
-    towers = {
-        "image": {"name": image_encoder, "sha256": hashes["image"], "tokens": image.tokens, "width": image.width},
-        "text": {"name": text_encoder, "sha256": hashes["text"], "width": text.model.config.hidden_size},
-    }
-    if image.tokens != grid:
-        towers["image"]["grid"] = grid
+    towers = towers_of(image, text, hashes)
     kept = None if force else other_tokens(out, recipe)
     # Lance names its files at random: what stands for the content is what it was made from
     content = sha256_json([manifest["content_sha256"], towers, STRETCHED_BY, *([ANSWERS] if ANSWERS in asked else [])])
@@ -131,6 +125,17 @@ def preprocess(
         for name in ("labels.json", "profile.json"):
             shutil.copyfile(records / name, folder / name)
     return Preprocessed(out, False, rows)
+
+
+def towers_of(image: ImageEncoder, text: TextEncoder, hashes: dict[str, str]) -> dict[str, Any]:
+    """Return what towers.json says: names, sha256, shapes; of an averaged grid, how many cells it had."""
+    seen = {"name": image.name, "sha256": hashes["image"], "tokens": image.tokens, "width": image.width}
+    if image.averaging is not None:
+        seen["grid"] = image.averaging.shape[1]
+    return {
+        "image": seen,
+        "text": {"name": text.name, "sha256": hashes["text"], "width": text.model.config.hidden_size},
+    }
 
 
 def has_answers(records: Path) -> bool:

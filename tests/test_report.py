@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 import re
-import shlex
 import sys
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from report_runs import NAMES, page, simulate, two_runs, write_run
 
 from labeler import artifacts
 from labeler.artifacts import BadInputError, read_manifest, verify
-from labeler.cli import cli
 from labeler.evaluation import write_predictions
-from labeler.preprocessing import preprocess
 from labeler.report import report
 from labeler.report.charts import ticks
-from labeler.report.making import preprocess_command, train_command
-from labeler.training_options import options_for
 
 EVIL = "<script>alert(1)</script>\"'\n{{ 7*7 }} & |"
 PIXEL = b"\x89PNG\r\n\x1a\n not decoded by the report"
@@ -373,43 +365,3 @@ def test_ticks_enclose_the_values_in_equal_round_steps():
         assert found[0] - 1e-9 <= low <= high <= found[-1] + 1e-9
         assert 2 <= len(found) <= 7
         assert np.allclose(np.diff(found), found[1] - found[0])
-
-
-def test_the_command_for_a_store_names_how_many_visual_tokens_it_has(store, text_tower, image_tower, tmp_path):
-    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "visual_tokens": 1}
-    preprocess(store.parent / "records", tmp_path / "store", **towers)
-    [[*words]] = preprocess_command(SimpleNamespace(store=tmp_path / "store"))
-    done = CliRunner().invoke(cli, words[1:])
-    assert done.exit_code == 0, done.output
-    assert "already made from the same inputs" in done.output
-    assert words[-2:] == ["--visual-tokens", "1"]
-
-
-def test_the_command_for_a_fine_tuned_run_names_what_was_done_to_its_pictures():
-    def words(**given):
-        arguments = {"model": "visualbert", **asdict(options_for("visualbert", {"finetune_image": True} | given))}
-        manifest = {"arguments": arguments, "stage": "train", "seed": 0, "inputs": [{"path": "store"}]}
-        return train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:]
-
-    assert words() == ["--finetune-image"]
-    assert words(augment="none") == ["--finetune-image", "--augment", "none"]
-
-
-def test_the_commands_that_a_report_names_find_everything_made(evaluated, store, tmp_path, text_tower):
-    run = evaluated("visualbert-coattn")
-    report([run], tmp_path / "report", explain=0)
-    lines = [shlex.split(line) for line in html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", (
-        tmp_path / "report/index.html").read_text(), re.DOTALL)[1]).splitlines()]  # fmt: skip
-    assert [words[1] for words in lines] == ["preprocess", "train", "evaluate", "report"]
-    assert lines[0][2:] == [
-        str(store.parent / "records"),
-        "--out",
-        str(store),
-        "--text-encoder",
-        str(text_tower),
-        *lines[0][7:],
-    ]
-    for words in lines[1:3]:
-        done = CliRunner().invoke(cli, words[1:])
-        assert done.exit_code == 0, done.output
-        assert "already made from the same inputs" in done.output
