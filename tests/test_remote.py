@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -171,6 +173,18 @@ def test_an_interrupted_run_goes_on(s3, folder, run, monkeypatch):
     assert predict(["s3://pets/folder"], run, "s3://pets/out.jsonl", device="cpu") == Counts(12, 5)
     assert sum(map(len, written)) == 7
     assert lines_at(s3, "pets/out.jsonl") == lines_at(s3, "pets/whole.jsonl")
+
+
+def test_fault_18_killed_at_20_moments_the_object_is_what_an_uninterrupted_run_writes(s3, tmp_path):
+    rows = [{"id": number, "text": "x" * (number % 13 + 1)} for number in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    script = Path(__file__).with_name("killing_labelling.py")
+    done = subprocess.run([sys.executable, script, tmp_path / "rows.jsonl", "s3://pets/out.jsonl", "20"], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(lines_at(s3, "pets/out.jsonl")) == 200
+    assert len(set(done.stdout.split())) > 2, "kills came at different moments"
+    assert not cache_folder("s3://pets/out.jsonl").exists(), "what has been uploaded is not kept"
 
 
 def test_what_could_not_be_uploaded_is_uploaded_by_the_next_run(s3, folder, run, monkeypatch):
