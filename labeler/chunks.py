@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -261,8 +262,14 @@ def refuse_unknown(labels: Iterable[str], vocabulary: frozenset[str], file: str)
     """Raise RowError, naming the closest label, for one that is not in the vocabulary of `file`."""
     for name in labels:
         if name not in vocabulary:
-            close = get_close_matches(name, sorted(vocabulary), n=1, cutoff=0)[0]
+            close = closest(name, vocabulary)
             raise RowError("label-unknown", f"the label {name!r} is not in {file}; the closest there is {close!r}")
+
+
+@lru_cache(maxsize=4096)  # a wrong label is often one of many rows
+def closest(name: str, vocabulary: frozenset[str]) -> str:
+    """Return what in the vocabulary is spelt most like `name`."""
+    return get_close_matches(name, sorted(vocabulary), n=1, cutoff=0)[0]
 
 
 def with_unknown(labels: Iterable[str], vocabulary: Collection[str]) -> tuple[str, ...]:

@@ -41,7 +41,15 @@ from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.lines import json_id, with_meta, without_image
 from labeler.pictures import Pictures
-from labeler.profile import counted, label_counts, nothing_usable, profile_of, refuse_strange_names, taxonomy_counts
+from labeler.profile import (
+    counted,
+    label_counts,
+    left_out,
+    nothing_usable,
+    profile_of,
+    refuse_strange_names,
+    taxonomy_counts,
+)
 from labeler.records import Reject, Row, label_set
 from labeler.selection import Collected, Records, chosen_task, parse_split_option, rejected, select, write_selected
 from labeler.sources import Reading, common_root, find_format, read_source
@@ -162,7 +170,9 @@ def ingest(
     if not force and (out / MANIFEST).is_file():
         digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)
         if already_made(out, recipe_of(sources, options, digest, seed)):
-            return Ingested(out, True, json.loads((out / "profile.json").read_text(encoding="utf-8")))
+            profile = json.loads((out / "profile.json").read_text(encoding="utf-8"))
+            if profile["root"] == way_to(root, out):  # else the sources have been moved
+                return Ingested(out, True, profile)
     recipe: Recipe
     with making(out, lambda: recipe, content=content_of, stage="ingest") as folder:
         with open(folder / "rejects.jsonl", "wb") as file, open(folder / SPOOL, "w+b") as spool:
@@ -170,15 +180,20 @@ def ingest(
             pictures = Pictures(out, root, folder)
             digest = read_all(sources, options, pictures, collected, rejects, examine_images)
             recipe = recipe_of(sources, options, digest, seed)
-            if collected.counts["rows"]:
+            if any(name[0] in ("mapped", "field", "refused") for name in collected.counts if isinstance(name, tuple)):
                 refuse_strange_names(options.fields(), collected.counts)
             if not collected.total:
                 raise BadInputError(nothing_usable(sources[0], collected.counts, rejects.codes, rejects.first))
             profile = write_all(folder, collected, pictures, rejects, options, seed)
         (folder / SPOOL).unlink()
-        profile["root"] = os.path.relpath(root, out.absolute())
+        profile["root"] = way_to(root, out)
         write_json(folder / "profile.json", profile)
     return Ingested(out, False, profile)
+
+
+def way_to(root: Path, out: Path) -> str:
+    """Return the way from the artifact to the sources' folder, which may be moved together; links are followed first."""
+    return os.path.relpath(os.path.realpath(root), os.path.realpath(out))
 
 
 def content_of(files: dict[str, str]) -> str:
@@ -204,7 +219,11 @@ def write_all(
             f"{options.answers}: none of its answers is the most frequent one to any of {counts[UNKNOWN]} questions; expected "
             "the vocabulary of these data, or --top-answers N"
         )
-    labels = label_set(counts, task, parents, none=options.allow_unlabelled)
+    try:
+        labels = label_set(counts, task, parents, none=options.allow_unlabelled)
+    except BadInputError as error:
+        why = left_out(rejects.codes, rejects.first) if rejects.codes else ""
+        raise BadInputError(f"{error}{why}") from None
     write_json(folder / "labels.json", labels.model_dump())
     with ThreadPoolExecutor(1) as beside:
         profile = beside.submit(profile_of, records, selected)

@@ -54,12 +54,15 @@ def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
 
 def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], first: Reject | None) -> str:
     """Return why there is nothing to go on with, by the `first` of the rejects, and which options may help."""
-    text, fields = f"{source}: no usable row among {counts['rows']} ({dict(rejects)})", other_fields(counts)
-    if first:
-        text += f"; the first, line {first.line}: {first.message}"
+    text, fields = f"{source}: no usable row among {counts['rows']}{left_out(rejects, first)}", other_fields(counts)
     if fields:
         text += f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
     return text
+
+
+def left_out(rejects: Counter[str], first: Reject | None) -> str:
+    """Return how many rows were rejected for what, and why the `first` was, as the end of a sentence."""
+    return f" ({dict(rejects)})" + (f"; the first, line {first.line}: {first.message}" if first else "")
 
 
 def other_fields(counts: Counter[Any]) -> str:

@@ -12,7 +12,7 @@ from labeler.artifacts import BadInputError
 from labeler.records import Reject, Remote, Row, find_field
 from labeler.remote import LOST, PREFIX, copied, file_of, in_threads, lost, opened, read_bytes, status, told
 from labeler.sources import Reading, named_format, read_source, rows_of
-from labeler.sources.folder import MAX_SIDECAR_BYTES, METADATA, Entry, entries, metadata_rows, text_row
+from labeler.sources.folder import MAX_SIDECAR_BYTES, METADATA, Entry, entries, metadata_rows, text_row, with_sidecar
 from labeler.values import RowError, clean_path
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Task
         if METADATA in files:
             with copied(f"{PREFIX}{current}/{METADATA}") as copy:
                 for item in metadata_rows(copy, root, Path(current), named, mapping):
-                    source = url if isinstance(item, Row) else f"{PREFIX}{current}/{METADATA}"
-                    yield partial(with_picture, item._replace(source=source), url, mapping, allow_outside)
+                    if isinstance(item, Row):
+                        yield partial(metadata_row, item, root, Path(current), files, mapping, url, allow_outside)
+                    else:
+                        yield partial(item._replace, source=f"{PREFIX}{current}/{METADATA}")
         for entry in entries(root, Path(current), sorted(files), named):
             yield partial(row_of, root, entry, files, mapping)
 
@@ -87,13 +89,34 @@ def table_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
             raise BadInputError(str(error).replace(str(copy), url)) from None
 
 
-def row_of(root: Path, entry: Entry, files: dict[str, FileInfo], mapping: dict[str, str]) -> Row | Reject:
-    """Return the row of a pair in a folder below `root` whose `files` are known by their names."""
+def metadata_row(
+    row: Row,
+    root: Path,
+    current: Path,
+    files: dict[str, FileInfo],
+    mapping: dict[str, str],
+    url: str,
+    allow_outside: bool,
+) -> Row | Reject:
+    """Return a row of the metadata in the folder `current`, with the place of its picture and the text beside it."""
+    told = with_sidecar(row, root, mapping, None, text_reader(files, current))
+    return with_picture(told._replace(source=url), url, mapping, allow_outside)
+
+
+def text_reader(files: dict[str, FileInfo], folder: Path) -> Callable[[Path, Path], bytes | None]:
+    """Return what reads the text at a place in a folder whose `files` are known by their names, None where there is none."""
 
     def read_text(root: Path, place: Path) -> bytes | None:
-        return read_bytes(f"{PREFIX}{place}", MAX_SIDECAR_BYTES) if place.name in files else None
+        known = place.parent == folder and place.name in files
+        return read_bytes(f"{PREFIX}{place}", MAX_SIDECAR_BYTES) if known else None
 
-    row = text_row(root, entry, None, read_text, mapping)._replace(source=f"{PREFIX}{root}")
+    return read_text
+
+
+def row_of(root: Path, entry: Entry, files: dict[str, FileInfo], mapping: dict[str, str]) -> Row | Reject:
+    """Return the row of a pair in a folder below `root` whose `files` are known by their names."""
+    place = (entry.image or entry.sidecar).parent
+    row = text_row(root, entry, None, text_reader(files, place), mapping)._replace(source=f"{PREFIX}{root}")
     if isinstance(row, Reject) or entry.image is None:
         return row
     info = files[entry.image.name]

@@ -271,7 +271,10 @@ def only(keys: Keys, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def repeated_ids(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """Return reasons and what they are about: of equal records with one id the first is kept, of differing ones none."""
+    """Return reasons and what they are about: of equal records with one id the first is kept, of differing ones none.
+
+    Of records that differ in the split that was given alone, that of the latest split is kept: what is tested is not trained on.
+    """
     ids = records.columns.id
     reason, about = np.zeros(len(ids), np.int8), np.zeros(len(ids), np.int64)
     again = repeated(ids)
@@ -287,7 +290,9 @@ def repeated_ids(records: Records) -> tuple[np.ndarray, np.ndarray]:
             if any(records.line(row) != first for row in rows[1:]):
                 reason[rows], about[rows] = ID_CONFLICT, len(rows)
             else:
-                reason[rows[1:]], about[rows[1:]] = DUPLICATE, rows[0]
+                kept = max(rows, key=lambda row: (records.columns.split[row], -row))
+                others = [row for row in rows if row != kept]
+                reason[others], about[others] = DUPLICATE, kept
     return reason, about
 
 

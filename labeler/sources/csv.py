@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
 from labeler.sources.text import EncodingError, encoding_note, file_encoding
+
+csv.field_size_limit(
+    sys.maxsize
+)  # a longer cell would be an error in its middle, from where rows would be read that are none
+NOT_UTF8 = re.compile(r"[\udc80-\udcff]")  # a byte, as `surrogateescape` reads it
 
 
 def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
@@ -22,12 +29,14 @@ def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
     try:
         found = file_encoding(path, encoding)
         notes = encoding_note(found, encoding)
-        with open(path, encoding="utf-8-sig" if found == "utf-8" else found, newline="") as file:
+        guessed = encoding is None and found == "utf-8"  # a row that is not is a reject
+        with open(path, encoding="utf-8-sig" if found == "utf-8" else found, newline="",
+                  errors="surrogateescape" if guessed else "strict") as file:  # fmt: skip
             start = next((line for line in file if line.strip()), "")
             file.seek(0)
-            table = csv.reader(file, delimiter=separator_in(start, path), strict=True)
+            table = Table(file, separator_in(start, path))
             yield from read_rows(
-                path, header(path, next((cells for cells in table if not is_blank(cells)), [])), table, notes
+                path, header(path, next((cells for cells in table.rows if not is_blank(cells)), [])), table, notes
             )
     except (EncodingError, UnicodeDecodeError) as error:
         message = str(error) if isinstance(error, EncodingError) else f"byte {error.start} is not {error.encoding}"
@@ -54,26 +63,63 @@ def header(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def read_rows(
-    path: Path, names: list[str], table: Iterator[list[str]], notes: tuple[str, ...]
-) -> Iterator[Row | Reject]:
-    """Yield the rows after the header; blank lines are passed over and not counted."""
+class Table:
+    """The rows of a table, and the lines of the file that the last of them was made of."""
+
+    def __init__(self, file: Iterable[str], separator: str):
+        """Read the lines of `file`."""
+        self.separator = separator
+        self.lines: list[str] = []
+        self.rows = csv.reader(self.kept(file), delimiter=separator, strict=True)
+
+    def kept(self, file: Iterable[str]) -> Iterator[str]:
+        """Yield the lines, and keep them."""
+        for line in file:
+            self.lines.append(line)
+            yield line
+
+    def next_row(self) -> list[str] | None:
+        """Return the next row, None after the last; raises csv.Error for one that is none."""
+        self.lines.clear()
+        return next(self.rows, None)
+
+    def swallowed(self, names: list[str]) -> int:
+        """Return how many rows a stray quote has made one of: where tabs stand between cells, which texts rarely hold."""
+        inner = self.lines[1:]
+        looks = self.separator == "\t" and any(line.count("\t") == len(names) - 1 for line in inner) and len(names) > 1
+        return len(self.lines) if looks else 0
+
+
+def read_rows(path: Path, names: list[str], table: Table, notes: tuple[str, ...]) -> Iterator[Row | Reject]:
+    """Yield the rows after the header; blank lines are passed over and not counted.
+
+    Where a quote stands open over several lines and what is in it is no row, each of the lines is a reject.
+    """
     number = 1
     while True:
+        error, cells = "", None
         try:
-            cells = next(table, None)
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                raise BadInputError(f"{path}: after row {number}: a quote is opened and never closed") from error
-            number += 1
-            yield Reject(str(path), number, None, "not-csv", f"not a row of a table: {error}")
-            continue
-        if cells is None:
+            cells = table.next_row()
+        except csv.Error as raised:
+            error = str(raised)
+            if "unexpected end" in error:
+                raise BadInputError(f"{path}: after row {number}: a quote is opened and never closed") from raised
+        if cells is None and not error:
             return
-        if not cells or (is_blank(cells) and len(names) > 1):
+        if cells is not None and (not cells or (is_blank(cells) and len(names) > 1)):
+            continue
+        merged = len(table.lines) if error else table.swallowed(names)
+        for _ in range(merged):
+            number += 1
+            message = f"not a row of a table: {error}" if error else "a quote is opened and closed only in another row"
+            yield Reject(str(path), number, None, "not-csv", message)
+        if merged or cells is None:
             continue
         number += 1
-        if len(cells) == len(names):
+        if any(not line.isascii() and NOT_UTF8.search(line) for line in table.lines):
+            message = "not UTF-8, as other rows are; convert it, or name the file's encoding with --encoding"
+            yield Reject(str(path), number, None, "not-utf8", message)
+        elif len(cells) == len(names):
             yield Row(str(path), number, dict(zip(names, cells, strict=True)), notes)
         else:
             message = f"{len(cells)} cells, the header has {len(names)}; is a separator or a quote missing?"

@@ -76,7 +76,8 @@ def read_one(
 ) -> Iterator[Row | Reject]:
     """Yield the rows of one folder, its sub-folders left out; the files that its metadata names are added to `named`."""
     if METADATA in names and (current / METADATA).is_file():  # a FIFO of that name would never end
-        yield from metadata_rows(current / METADATA, root, current, named, mapping)
+        for item in metadata_rows(current / METADATA, root, current, named, mapping):
+            yield with_sidecar(item, root, mapping, encoding) if isinstance(item, Row) else item
     for entry in entries(root, current, names, named):
         yield text_row(root, entry, encoding, mapping=mapping)
 
@@ -90,6 +91,28 @@ def metadata_rows(
             item, name = with_image_below(item, root, current, mapping)
             named.add(name)
         yield item
+
+
+def with_sidecar(
+    row: Row,
+    root: Path,
+    mapping: Mapping[str, str],
+    encoding: str | None,
+    read: Callable[[Path, Path], bytes | None] | None = None,
+) -> Row | Reject:
+    """Return a row of metadata with the text beside its picture, where it has none of its own; `read`: see `text_row`."""
+    text, image = (find_field(row.fields, ours, mapping) for ours in ("text", "image"))
+    name = row.fields.get(image) if image else None
+    if not isinstance(name, str) or (text and row.fields.get(text) is not None):
+        return row
+    below = os.path.relpath(frame_of(root / name)[0], root)
+    if below.startswith(os.pardir):
+        return row
+    place = root / below
+    beside = text_row(root, Entry(row.line, place, place.with_suffix(".txt")), encoding, read or read_sidecar)
+    if isinstance(beside, Reject) or beside.fields["text"] is None:
+        return beside if isinstance(beside, Reject) else row
+    return row._replace(fields=row.fields | {text or "text": beside.fields["text"]}, notes=row.notes + beside.notes)
 
 
 def entries(root: Path, current: Path, names: list[str], named: set[str]) -> Iterator[Entry]:

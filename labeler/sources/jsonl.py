@@ -6,10 +6,13 @@ JSON is tried first and `ast.literal_eval` second, never `eval`: the line is dat
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
+import tokenize
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,7 @@ MARK = b"\xef\xbb\xbf"  # of byte order; it says UTF-8
 BREAK, BRACE = ord("\n"), ord("{")
 BLANK = re.compile(rb"^[ \t\r\x0b\x0c]*\n", re.MULTILINE)
 LITERAL = "python literal"
+SIDE_BY_SIDE = re.compile(r"""['"]\s*['"]""")
 
 
 class LineError(ValueError):
@@ -195,6 +199,8 @@ def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unknown escape such as \\d, which stays as it is
             tree = ast.parse(text, mode="eval")
+        if two_strings(text):
+            raise ValueError("two strings, which Python would join")
         for node in ast.walk(tree):
             if isinstance(node, ast.Dict):
                 unique_keys([(ast.literal_eval(key), None) for key in node.keys if key is not None])
@@ -203,6 +209,14 @@ def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:
         raise
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         raise LineError("not-json", f"not JSON: {json_error.msg} at column {json_error.colno}") from None
+
+
+def two_strings(text: str) -> bool:
+    """Return whether two strings stand side by side in Python's code, as where JSON's quotes are doubled inside of a text."""
+    if not SIDE_BY_SIDE.search(text):
+        return False
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
+    return any(one == other == tokenize.STRING for one, other in pairwise(kinds))
 
 
 def unique_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def decode_text(data: bytes, encoding: str | None = None) -> tuple[str, str]:
 def file_encoding(path: Path, encoding: str | None = None) -> str:
     """Return the encoding of a text file of any size, read in pieces: `encoding`, UTF-8, or what a sample looks like.
 
+    UTF-8 too where more of its lines are than are not, but for those that both could be: these are damaged.
+
     Raises EncodingError where it is in none that is known.
     """
     if encoding:
@@ -55,13 +57,30 @@ def file_encoding(path: Path, encoding: str | None = None) -> str:
                 sample = file.read(SAMPLE_BYTES)
                 if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     return "utf-16"
+                if is_mostly_utf8(path):
+                    return "utf-8"
                 return guess_encoding(sample[: sample.rfind(b"\n") + 1] or sample)
             position += len(piece)
         try:
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise EncodingError("the file ends inside a character") from error
+            if not is_mostly_utf8(path):
+                raise EncodingError("the file ends inside a character") from error
     return "utf-8"
+
+
+def is_mostly_utf8(path: Path) -> bool:
+    """Return whether of a file's lines that are not ASCII more are UTF-8 than are not."""
+    more = 0
+    with open(path, "rb") as file:
+        while line := file.readline(SAMPLE_BYTES):
+            if not line.isascii():
+                try:
+                    line.decode()
+                    more += 1
+                except UnicodeDecodeError:
+                    more -= 1
+    return more > 0
 
 
 def guess_encoding(data: bytes) -> str:

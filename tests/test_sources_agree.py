@@ -1,0 +1,102 @@
+"""Several rows or files about one pair, moved sources, and errors that say why rows were left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from test_nothing_lost import draw, write_rows
+
+from labeler.artifacts import BadInputError
+from labeler.chunks import closest
+from labeler.ingestion import IngestOptions, ingest
+from labeler.preprocessing import preprocess
+from labeler.records import Reject, read_records
+from labeler.sources import read_source
+
+
+def test_metadata_without_texts_has_those_beside_the_pictures(tmp_path):
+    for n in range(4):
+        draw(tmp_path / f"in/{n}.png", n)
+        (tmp_path / f"in/{n}.txt").write_text(f"caption {n}")
+    rows = [{"file_name": f"{n}.png", "label": "ab"[n % 2]} for n in range(3)] + [
+        {"file_name": "3.png", "text": "own", "label": "a"}
+    ]
+    write_rows(tmp_path / "in/metadata.jsonl", [*rows, {"file_name": "../4.png", "label": "b", "text": None}])
+    found = list(read_source(tmp_path / "in"))
+    assert [row.fields["text"] for row in found[:4]] == ["caption 0", "caption 1", "caption 2", "own"]
+    assert found[4].fields["text"] is None
+    (tmp_path / "in/1.txt").write_bytes(bytes(range(256)))
+    assert [(item.id, item.code) for item in read_source(tmp_path / "in") if isinstance(item, Reject)] == [
+        ("1.png", "text-unreadable")
+    ]
+
+
+def test_of_a_row_in_two_splits_the_test_split_keeps_its_copy(tmp_path):
+    rows = [{"id": str(n), "text": f"text {n}", "label": "ab"[n % 2], "split": split}
+            for n, split in [(1, "train"), (2, "test"), (2, "train"), (3, "train"), (3, "test"), (1, "train"), (4, "test"),
+                             (5, "train"), (5, "validation")]]  # fmt: skip
+    done = ingest([write_rows(tmp_path / "a.jsonl", rows)], tmp_path / "records", IngestOptions(split="keep"))
+    assert {row.id: row.split for row in read_records(tmp_path / "records")} == {
+        "1": "train", "2": "test", "3": "test", "4": "test", "5": "validation"}  # fmt: skip
+    assert done.profile["rejects"] == {"duplicate": 4}
+
+
+def test_sources_that_were_moved_are_found_by_the_next_stage(tmp_path, text_tower, image_tower):
+    for n in range(6):
+        draw(tmp_path / f"src/{n}.png", n)
+    write_rows(tmp_path / "src/a.jsonl", [{"image": f"{n}.png", "label": "ab"[n % 2]} for n in range(6)])
+    first = ingest([tmp_path / "src/a.jsonl"], tmp_path / "out")
+    shutil.move(tmp_path / "src", tmp_path / "archive")
+    again = ingest([tmp_path / "archive/a.jsonl"], tmp_path / "out")
+    assert (first.profile["root"], again.profile["root"], again.already) == ("../src", "../archive", False)
+    assert ingest([tmp_path / "archive/a.jsonl"], tmp_path / "out").already
+    (tmp_path / "disk/deep").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk/deep")
+    ingest([tmp_path / "archive/a.jsonl"], tmp_path / "data/records")
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower)}
+    assert preprocess(tmp_path / "data/records", tmp_path / "data/store", **towers).rows == 6
+
+
+def test_too_few_labels_are_told_with_why_rows_were_left_out(tmp_path):
+    rows = [{"image": f"{n}.png", "label": "a"} for n in range(3)] + [{"text": "x", "label": "b"}]
+    with pytest.raises(
+        BadInputError,
+        match=r"only the label 'b' occurs .* \(\{'image-missing': 3\}\); the first, line 1: .*0\.png: no such",
+    ):
+        ingest([write_rows(tmp_path / "a.jsonl", rows)], tmp_path / "records")
+
+
+def test_where_no_line_can_be_read_that_is_said_and_not_that_a_field_is_missing(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"mood": "x", "text": "a"\n{"mood": "y" "text": "b"}\n')
+    with pytest.raises(
+        BadInputError, match=r"no usable row among 2 \(\{'not-json': 2\}\); the first, line 1: not JSON"
+    ):
+        ingest([tmp_path / "a.jsonl"], tmp_path / "records", IngestOptions(label="mood"))
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [("{'id': 1, 'text': 'it''s', 'label': 'a'}", None), ('{"id": "1", "text": "he said ""no""", "label": "x"}', None),
+     ("{'id': 1, 'text': '', 'label': 'a'}", ""), ("""{'id': 1, 'text': 'a " "b"', 'label': 'a'}""", 'a " "b"')],
+)  # fmt: skip
+def test_strings_side_by_side_are_not_joined(tmp_path, line, text):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    [found] = read_source(tmp_path / "a.jsonl")
+    if text is None:
+        assert (found.code, found.message[:9]) == ("not-json", "not JSON:")
+    else:
+        assert found.fields["text"] == text
+
+
+def test_the_closest_label_is_looked_for_once(tmp_path):
+    rows = [{"id": n, "text": f"t {n}", "label": ["joy", "anger", "jy"][n % 3]} for n in range(30)]
+    (tmp_path / "labels.txt").write_text("joy\nanger\n")
+    closest.cache_clear()
+    ingest(
+        [write_rows(tmp_path / "a.jsonl", rows)], tmp_path / "records", IngestOptions(labels=tmp_path / "labels.txt")
+    )
+    rejects = [json.loads(line) for line in (tmp_path / "records/rejects.jsonl").read_text().splitlines()]
+    assert rejects[0]["message"].endswith("the closest there is 'joy'")
+    assert (len(rejects), closest.cache_info().misses) == (10, 1)
