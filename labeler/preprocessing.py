@@ -28,7 +28,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.decoding import prepare_images
-from labeler.encoders.weights import EMBEDDED, EMBEDDED_TOKENS, tower_sha256
+from labeler.encoders.weights import EMBEDDED, tower_sha256
 from labeler.images import STRETCHED_BY, ImageError, Prepared
 from labeler.memory import halving
 from labeler.records import LabelSet, Record, read_label_set, read_records
@@ -74,7 +74,7 @@ def preprocess(
     at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
     picture), of a detector visual_boxes ([V * 4] float32, x1 y1 x2 y2 as shares of width and height; zeros for a region that
     is none), text_features ([D] float32 of the frozen text tower), of questions answers (all that people gave). Memory stays
-    flat. The tower's grid is averaged to `visual_tokens`, by default EMBEDDED_TOKENS of the embedded tower and all of another.
+    flat. With `visual_tokens` the tower's grid is averaged to so many.
     Where `out` is such a store and only the image tower or the number of its tokens is another, these are added as a column, and
     no other is written again; the tokens that were there stay, and are found again when they are asked for.
 
@@ -82,8 +82,6 @@ def preprocess(
     texts' tokens are unknown to the text tower's vocabulary; LabelerError when a tower cannot be loaded; UsageError when it has
     no grid that `visual_tokens` are a smaller square of.
     """
-    if visual_tokens is None and image_encoder == EMBEDDED:
-        visual_tokens = EMBEDDED_TOKENS
     manifest = verify(records, "ingest")
     hashes = {"text": tower_sha256(text_encoder), "image": tower_sha256(image_encoder)}
     asked: dict[str, Any] = {

@@ -24,7 +24,6 @@ from labeler.artifacts import (
 )
 from labeler.encoders.image import ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
-from labeler.encoders.weights import EMBEDDED_TOKENS
 from labeler.images import STRETCHED_BY, stretch
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
@@ -172,12 +171,12 @@ def test_other_visual_tokens_are_a_column_more_and_nothing_is_written_again(
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_embedded_towers_grid_is_averaged_by_default(copied, text_tower):
-    preprocess(copied / "records", copied / "store", text_encoder=str(text_tower))
+def test_the_embedded_towers_averaged_grid_has_the_mean_of_the_whole(copied, text_tower):
+    preprocess(copied / "records", copied / "store", text_encoder=str(text_tower), visual_tokens=16)
     averaged = Store(copied / "store")
-    assert averaged.visual_tokens([0])[0].shape == (1, EMBEDDED_TOKENS, 1280)
+    assert averaged.visual_tokens([0])[0].shape == (1, 16, 1280)
     image, _ = averaged.features(np.arange(38))
-    preprocess(copied / "records", copied / "store", text_encoder=str(text_tower), visual_tokens=49)
+    preprocess(copied / "records", copied / "store", text_encoder=str(text_tower))
     whole = Store(copied / "store")
     assert whole.visual_tokens([0])[0].shape == (1, 49, 1280)
     np.testing.assert_allclose(whole.features(np.arange(38))[0], image, atol=1e-3, rtol=1e-3)

@@ -14,7 +14,6 @@ from urllib.request import urlopen
 from labeler.artifacts import MANIFEST, LabelerError, sha256_file, sha256_json
 
 EMBEDDED = "embedded"
-EMBEDDED_TOKENS = 16  # of the embedded image tower's grid of 49 cells, whose averages they are
 REGIONS = "regions:"  # what the name of an image tower begins with that is a detector
 HUB_SECONDS = 8.0
 

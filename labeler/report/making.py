@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from labeler.artifacts import BadInputError, UsageError, read_manifest
-from labeler.encoders.weights import EMBEDDED, EMBEDDED_TOKENS
+from labeler.encoders.weights import EMBEDDED
 from labeler.model_card import taught_by
 from labeler.models import constant
 from labeler.report.comparison import Model
@@ -69,9 +69,7 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
     asked = manifest["arguments"]
     options = {f"--{name.replace('_', '-')}": asked.get(name) for name in ("text_encoder", "image_encoder")}
     chosen = [word for option, tower in options.items() if tower not in (None, EMBEDDED) for word in (option, tower)]
-    if asked.get("visual_tokens") != (EMBEDDED_TOKENS if asked.get("image_encoder") == EMBEDDED else None):
-        towers = json.loads((run.store / "towers.json").read_text(encoding="utf-8"))
-        chosen += ["--visual-tokens", str(towers["image"]["tokens"])]
+    chosen += ["--visual-tokens", str(asked["visual_tokens"])] if asked.get("visual_tokens") else []
     return [("labeler", "preprocess", manifest["inputs"][0]["path"], "--out", str(run.store), *chosen)]
 
 
