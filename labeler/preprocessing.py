@@ -83,17 +83,7 @@ def preprocess(
     no grid that `visual_tokens` are a smaller square of.
     """
     manifest = verify(records, "ingest")
-    hashes = {"text": tower_sha256(text_encoder), "image": tower_sha256(image_encoder)}
-    asked: dict[str, Any] = {
-        "text_encoder": text_encoder,
-        "image_encoder": image_encoder,
-        "visual_tokens": visual_tokens,
-        "weights": hashes,
-        "thumbnails": THUMBNAIL_MIME,
-        "stretched_by": STRETCHED_BY,
-    }
-    if has_answers(records):
-        asked[ANSWERS] = True  # a store from before there was such a column is another one
+    asked = arguments_of(records, text_encoder, image_encoder, visual_tokens)
     recipe = Recipe("preprocess", (input_of(records, manifest),), asked)
     rows = sum(1 for _ in read_records(records))
     if not force and already_made(out, recipe):
@@ -106,7 +96,7 @@ def preprocess(
     if visual_tokens is not None:
         image = image.with_tokens(visual_tokens)
     check_vocabulary(text, (record.text for record in read_records(records)))  # before hours are spent on pictures
-    towers = towers_of(image, text, hashes)
+    towers = towers_of(image, text, asked["weights"])
     kept = None if force else other_tokens(out, recipe)
     # Lance names its files at random: what stands for the content is what it was made from
     content = sha256_json([manifest["content_sha256"], towers, STRETCHED_BY, *([ANSWERS] if ANSWERS in asked else [])])
@@ -123,6 +113,20 @@ def preprocess(
         for name in ("labels.json", "profile.json"):
             shutil.copyfile(records / name, folder / name)
     return Preprocessed(out, False, rows)
+
+
+def arguments_of(records: Path, text_encoder: str, image_encoder: str, visual_tokens: int | None) -> dict[str, Any]:
+    """Return what a manifest records of how a store is made."""
+    asked = {
+        "text_encoder": text_encoder,
+        "image_encoder": image_encoder,
+        "visual_tokens": visual_tokens,
+        "weights": {"text": tower_sha256(text_encoder), "image": tower_sha256(image_encoder)},
+        "thumbnails": THUMBNAIL_MIME,
+        "stretched_by": STRETCHED_BY,
+    }
+    # a store from before there was such a column is another one
+    return asked | ({ANSWERS: True} if has_answers(records) else {})
 
 
 def towers_of(image: ImageEncoder, text: TextEncoder, hashes: dict[str, str]) -> dict[str, Any]:

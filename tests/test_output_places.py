@@ -48,3 +48,11 @@ def test_a_path_that_is_not_utf_8_gets_its_line(run, pictures, tmp_path, form):
     done = predict([folder], run, tmp_path / f"out.{form}", device="cpu")
     assert (done.items, done.errors) == (before.items + 1, before.errors + 1)
     assert "caf?" in (tmp_path / f"out.{form}").read_text(encoding="utf-8")
+
+
+def test_a_failure_leaves_the_old_file(run, pictures, tmp_path, monkeypatch):
+    (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
+    monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(ValueError, match="broken"):
+        predict([pictures], run, tmp_path / "out.jsonl", device="cpu")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]

@@ -366,14 +366,6 @@ def test_what_predict_refuses(run, source, asked, error, match):
         predict(**{"inputs": [source / "pictures"], "model": run, "device": "cpu"} | asked)
 
 
-def test_a_failure_leaves_the_old_file(run, source, tmp_path, monkeypatch):
-    (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
-    with pytest.raises(ValueError, match="broken"):
-        predict([source / "pictures"], run, tmp_path / "out.jsonl", device="cpu")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]
-
-
 def test_an_image_tower_that_is_read_otherwise_than_in_training_is_refused(run):
     opened = load_run(run)
     image = opened.preprocessor["image"] | {"tokens": 9}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
+from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
 from labeler.sources.csv import read
 
@@ -43,6 +45,22 @@ def test_a_cell_of_any_length_is_one_cell(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(f'id,text\n1,"{mail}"\n2,short\n', encoding="utf-8")
     assert told(path) == ([{"id": "1", "text": mail}, {"id": "2", "text": "short"}], [])
+
+
+def test_what_lies_behind_a_quote_that_is_never_closed_is_not_held_without_end(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,a\n2,"' + "and so on\n" * 100, encoding="utf-8")
+    with pytest.raises(BadInputError, match="after row 2: a quote is opened and never closed"):
+        told(path)
+    limit = csv.field_size_limit(500)
+    monkeypatch.setattr("labeler.sources.csv.MAX_CELL", 500)
+    try:
+        with pytest.raises(
+            BadInputError, match=r"after row 2: a cell of over 500 characters; is a quote never closed\?"
+        ):
+            told(path)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def test_lines_that_a_stray_quote_makes_one_row_of_are_rejects_each(tmp_path):

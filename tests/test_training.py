@@ -331,16 +331,6 @@ def groups_of(name: str, store: Path, options: TrainOptions, tmp_path: Path) -> 
     return fit, found
 
 
-def test_a_gpu_that_was_asked_for_is_the_only_one_that_is_used(tmp_path, monkeypatch):
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    options = dataclasses.replace(options_for("late-fusion"), precision="fp32", batch_size=6)
-    arguments = training_arguments(tmp_path, options, 0, torch.device("cuda", 1))
-    assert (arguments.device, arguments.n_gpu, arguments.train_batch_size) == (torch.device("cuda", 1), 1, 6)
-    assert training_arguments(tmp_path, options, 0, torch.device("cuda")).device == torch.device("cuda", 0)
-    assert chosen == [torch.device("cuda", 1), torch.device("cuda", 0)]
-
-
 def test_new_weights_learn_at_the_higher_rate(store, options, tmp_path):
     several = dataclasses.replace(options, n_coattn=2)
     fit, groups = groups_of("visualbert-coattn", store, several, tmp_path)

@@ -7,6 +7,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from labeler.artifacts import (
     BadInputError,
@@ -14,6 +15,7 @@ from labeler.artifacts import (
     read_manifest,
 )
 from labeler.cli import cli
+from labeler.trainer import training_arguments
 from labeler.training import train
 from labeler.training_options import options_for, read_options
 
@@ -84,3 +86,13 @@ def test_a_wrong_file_of_options_is_named(tmp_path, content, error, match):
     (tmp_path / "options.json").write_text(content)
     with pytest.raises(error, match=match):
         read_options(tmp_path / "options.json")
+
+
+def test_a_gpu_that_was_asked_for_is_the_only_one_that_is_used(tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    options = dataclasses.replace(options_for("late-fusion"), precision="fp32", batch_size=6)
+    arguments = training_arguments(tmp_path, options, 0, torch.device("cuda", 1))
+    assert (arguments.device, arguments.n_gpu, arguments.train_batch_size) == (torch.device("cuda", 1), 1, 6)
+    assert training_arguments(tmp_path, options, 0, torch.device("cuda")).device == torch.device("cuda", 0)
+    assert chosen == [torch.device("cuda", 1), torch.device("cuda", 0)]

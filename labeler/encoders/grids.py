@@ -35,6 +35,7 @@ def grid_of(model: nn.Module) -> Grid:
 
 
 def timm_grid(model: Any) -> Grid:
+    """Return how to run the part of a timm model that lies before its pooling."""
     registers = model.reg_token.shape[1] if getattr(model, "reg_token", None) is not None else 0
 
     def grid(network: Any, pixels: Tensor) -> Tensor:

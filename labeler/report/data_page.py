@@ -117,9 +117,8 @@ def first_errors(data: DataSet, run: Run, split: str) -> dict[str, Any]:
 
 def found_errors(quality: Path, split: str) -> list[dict[str, Any]]:
     """Return the likely label errors of a split that `labeler inspect` wrote; raises OSError or ValueError where it cannot be."""
-    lines = (
-        (quality / ERRORS).read_text(encoding="utf-8").split("\n")
-    )  # ids may hold what `splitlines` takes for an end
+    # ids may hold what `splitlines` takes for an end
+    lines = (quality / ERRORS).read_text(encoding="utf-8").split("\n")
     return [row for row in map(json.loads, filter(None, lines)) if row["split"] == split]
 
 

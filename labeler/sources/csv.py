@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
 from labeler.sources.text import EncodingError, encoding_note, file_encoding
 
-csv.field_size_limit(
-    sys.maxsize
-)  # a longer cell would be an error in its middle, from where rows would be read that are none
+MAX_CELL = 1 << 24  # characters; what is behind a quote that is never closed is held in memory until then
+csv.field_size_limit(MAX_CELL)
 NOT_UTF8 = re.compile(r"[\udc80-\udcff]")  # a byte, as `surrogateescape` reads it
 
 
@@ -104,6 +102,10 @@ def read_rows(path: Path, names: list[str], table: Table, notes: tuple[str, ...]
             error = str(raised)
             if "unexpected end" in error:
                 raise BadInputError(f"{path}: after row {number}: a quote is opened and never closed") from raised
+            if "field limit" in error:  # from its middle rows would be read that are none
+                raise BadInputError(
+                    f"{path}: after row {number}: a cell of over {MAX_CELL:,} characters; is a quote never closed?"
+                ) from raised
         if cells is None and not error:
             return
         if cells is not None and (not cells or (is_blank(cells) and len(names) > 1)):

@@ -106,7 +106,7 @@ def with_sidecar(
     if not isinstance(name, str) or (text and row.fields.get(text) is not None):
         return row
     below = os.path.relpath(frame_of(root / name)[0], root)
-    if below.startswith(os.pardir):
+    if below.startswith(f"{os.pardir}/"):
         return row
     place = root / below
     beside = text_row(root, Entry(row.line, place, place.with_suffix(".txt")), encoding, read or read_sidecar)

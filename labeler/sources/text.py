@@ -38,7 +38,7 @@ def decode_text(data: bytes, encoding: str | None = None) -> tuple[str, str]:
 def file_encoding(path: Path, encoding: str | None = None) -> str:
     """Return the encoding of a text file of any size, read in pieces: `encoding`, UTF-8, or what a sample looks like.
 
-    UTF-8 too where more of its lines are than are not, but for those that both could be: these are damaged.
+    UTF-8 too where, of the lines that are not ASCII, more are UTF-8 than are not: these are damaged.
 
     Raises EncodingError where it is in none that is known.
     """
