@@ -1,11 +1,12 @@
 """Accuracy of every model on held-out pairs: three seeds, paired differences with intervals.
 
-    python -m benchmarks.accuracy [clipart-category clipart-tags mvsa-single meld-emotion] [--models visualbert,flava]
+    python -m benchmarks.accuracy [clipart-category clipart-tags openclipart-category openclipart-tags mvsa-single meld-emotion]
+                                  [--models visualbert,flava] [--seeds 3]
     python -m benchmarks.accuracy tables
 
-Results are kept in `benchmarks/results/`, a file a data set; runs that are already made are not made again. mvsa-single
-and meld-emotion (text alone, the official splits) are read from the folder that LABELER_DATA names (it holds
-mvsa_single/train.jsonl and meld/) and are left out where that is not set.
+Results are kept in `benchmarks/results/`, a file a data set; runs that are already made are not made again. openclipart (all
+3,385 drawings, of which `data/clipart` is a part), mvsa-single and meld-emotion (text alone, the official splits) are read from
+the folder that LABELER_DATA names (it holds openclipart/data.jsonl, mvsa_single/train.jsonl and meld/) and are left out where that is not set.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def data_sets() -> list[DataSet]:
     clipart = ROOT / "data" / "clipart" / "pairs.jsonl"
     found = [DataSet("clipart-category", clipart, "category"), DataSet("clipart-tags", clipart, "tags")]
     elsewhere = Path(os.environ.get("LABELER_DATA", "/nonexistent"))
+    drawings = elsewhere / "openclipart" / "data.jsonl"
+    found += [DataSet("openclipart-category", drawings, "category"), DataSet("openclipart-tags", drawings, "tags")]
     found.append(DataSet("mvsa-single", elsewhere / "mvsa_single" / "train.jsonl", "label"))
     found.append(DataSet("meld-emotion", elsewhere / "meld", "emotion"))
     return [data_set for data_set in found if data_set.source.exists()]
