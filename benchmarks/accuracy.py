@@ -6,7 +6,7 @@
 
 Results are kept in `benchmarks/results/`, a file a data set; runs that are already made are not made again. openclipart (all
 3,385 drawings, of which `data/clipart` is a part), mvsa-single and meld-emotion (text alone, the official splits) are read from
-the folder that LABELER_DATA names (it holds openclipart/data.jsonl, mvsa_single/train.jsonl and meld/) and are left out where that is not set.
+the folder that LABELER_DATA names (it holds openclipart/data.jsonl, mvsa_single/train.jsonl and meld/) and left out elsewhere.
 """
 
 from __future__ import annotations

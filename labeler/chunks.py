@@ -20,7 +20,7 @@ import numpy as np
 from labeler.images import ImageError, resolve_image
 from labeler.keys import comparables, encoded, keys_of, word_counts
 from labeler.lines import Fields, lines_of
-from labeler.records import Reject, Row, canonical_fields, find_field, named_fields
+from labeler.records import Reject, Row, borrowed_id, canonical_fields, find_field, named_fields
 from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
@@ -64,6 +64,7 @@ class Columns(NamedTuple):
     line: np.ndarray  # [N] int64
     source: np.ndarray  # [N] int32, places in `Chunk.sources`
     id: np.ndarray  # [N] uint64
+    borrowed: np.ndarray  # [N] bool: the source gave no id; it is the picture's name, or the record's place
     text: np.ndarray  # [N] uint64: the text as it stands
     text_key: np.ndarray  # [N] uint64: without case, blanks and punctuation
     group: np.ndarray  # [N] uint64
@@ -156,7 +157,7 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
     )
     counts: Counter[Any] = Counter({"rows": rows} | {("field", name): rows for name in names.others})
     counts.update({("mapped", theirs): rows for theirs in how.mapping.values() if theirs in column})
-    return chunk_from(records, any(len(value or ()) > 1 for value in labels.values()), [], counts)
+    return chunk_from(records, np.zeros(rows, bool), any(len(value or ()) > 1 for value in labels.values()), [], counts)
 
 
 def expanded(rows: Iterable[Row | Reject], how: Reading) -> Iterator[Row | Reject]:
@@ -171,6 +172,7 @@ def expanded(rows: Iterable[Row | Reject], how: Reading) -> Iterator[Row | Rejec
 def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
     """Return the chunk of `rows`: every row is in its lines or among its rejects."""
     records = Fields([], [], [], [], [], [], [], [], [])
+    borrowed: list[bool] = []
     rejects: list[Reject] = []
     counts: Counter[Any] = Counter()
     mapping = tuple(how.mapping.items())
@@ -190,6 +192,8 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
         names = named_fields(tuple(row.fields), mapping)
         try:
             fields = canonical_fields(row, names, labelled=how.labelled, separator=how.separator)
+            own = fields["id"]
+            fields["id"] = own or borrowed_id(row, fields["image"])
             if isinstance(row.picture, str):
                 fields["image"] = row.picture
             elif fields["image"] is not None:
@@ -208,15 +212,18 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
         places: tuple[Any, ...] = (row.line, row.source)
         for values, value in zip(cast(tuple[list[Any], ...], records), places + tuple(fields.values()), strict=True):
             values.append(value)
+        borrowed.append(own is None)
     counts["rows"] = len(records.id) + len(rejects)
     for (shape, pictured), rows_alike in shapes.items():
         found = [theirs for ours, theirs in mapping if theirs in shape or (ours == "image" and pictured)]
         counts.update({("mapped", theirs): rows_alike for theirs in found})
     counts.update(("field", name) for meta in records.meta for name in meta)
-    return chunk_from(records, several, rejects, counts)
+    return chunk_from(records, np.array(borrowed, bool), several, rejects, counts)
 
 
-def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Counter[Any]) -> Chunk:
+def chunk_from(
+    records: Fields, borrowed: np.ndarray, several: bool, rejects: list[Reject], counts: Counter[Any]
+) -> Chunk:
     """Return the chunk of N records."""
     texts, number = records.text, len(records.id)
     given = [labels or () for labels in records.labels]
@@ -231,6 +238,7 @@ def chunk_from(records: Fields, several: bool, rejects: list[Reject], counts: Co
         line=np.array(records.line, np.int64),
         source=np.fromiter(map(sources.__getitem__, records.source), np.int32, number),
         id=keys_of(encoded(records.id)),
+        borrowed=borrowed,
         text=keys_of(encoded(texts)),
         text_key=keys_of(comparables(texts)),
         group=keys_of(encoded(records.group)),

@@ -37,6 +37,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece, row_labels
+from labeler.collecting import Collected, Records
 from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.lines import json_id, with_meta, without_image
@@ -51,7 +52,7 @@ from labeler.profile import (
     taxonomy_counts,
 )
 from labeler.records import Reject, Row, label_set
-from labeler.selection import Collected, Records, chosen_task, parse_split_option, rejected, select, write_selected
+from labeler.selection import chosen_task, parse_split_option, rejected, select, write_selected
 from labeler.sources import Reading, common_root, find_format, read_source
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces

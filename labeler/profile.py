@@ -11,8 +11,9 @@ import numpy as np
 
 from labeler.artifacts import UsageError
 from labeler.chunks import FIXED, Columns
+from labeler.collecting import Records
 from labeler.records import LabelSet, Reject
-from labeler.selection import Records, Selected
+from labeler.selection import Selected
 from labeler.sources.captions import LEFT_OUT
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING

@@ -162,7 +162,8 @@ def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, 
     Raises RowError with the reject's code where a field is missing or cannot be used.
     """
     names = named_fields(tuple(row.fields), tuple(mapping.items()))
-    return Record(**canonical_fields(row, names, labelled=labelled, separator=separator))
+    fields = canonical_fields(row, names, labelled=labelled, separator=separator)
+    return Record(**fields | {"id": fields["id"] or borrowed_id(row, fields["image"])})
 
 
 class FieldNames(NamedTuple):
@@ -185,14 +186,17 @@ def named_fields(names: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -
 
 
 def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, separator: str = "|") -> dict[str, Any]:
-    """Return the fields of the record that a row stands for, in a record's order; see `record_from`."""
+    """Return the fields of the record that a row stands for, in a record's order, None for an id that it does not give.
+
+    See `record_from`.
+    """
     fields = row.fields
     get = fields.get  # a name that is None is no field's
     image = None if (value := get(names.image)) is None else clean_path(value)  # type: ignore[arg-type]
     text = None if (value := get(names.text)) is None else clean_text(value, "text")  # type: ignore[arg-type]
     if image is None and text is None and row.picture is None:
         raise RowError("empty", "neither an image nor a text")
-    identity = clean_text(get(names.id), "id") or clean_text(image, "id") or row.place  # type: ignore[arg-type]
+    identity = clean_text(get(names.id), "id") or None  # type: ignore[arg-type]
     labels = parse_labels(get(names.labels), separator)  # type: ignore[arg-type]
     if labelled and labels is None:
         expected = names.labels or f"one of {', '.join(ALIASES['labels'])}"
@@ -202,6 +206,11 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     meta = jsonable({name: fields[name] for name in names.others}) if names.others else {}
     return {"id": identity, "image": image, "text": text, "labels": labels, "split": split, "group": group,
             "meta": meta}  # fmt: skip
+
+
+def borrowed_id(row: Row, image: str | None) -> str:
+    """Return the id of a record that has none of its own: what the row calls its picture, or where the row stands."""
+    return clean_text(image, "id") or row.place
 
 
 def find_field(names: Collection[str], ours: str, mapping: Mapping[str, str]) -> str | None:

@@ -5,19 +5,18 @@ Works on arrays over all records (`labeler.chunks.Columns`) and on the file that
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from labeler.artifacts import BadInputError, UsageError
-from labeler.chunks import Chunk, Columns, row_labels, with_unknown
-from labeler.lines import in_split, in_splits, json_id, json_image, with_labels
-from labeler.looks import look_groups
+from labeler.chunks import with_unknown
+from labeler.collecting import Records
+from labeler.keys import keys_of
+from labeler.lines import in_split, in_splits, json_id, with_id, with_labels
 from labeler.records import Reject, Task
 from labeler.splits import Keys, RowLabels, group_rows, leaking, repeated, split_groups
 from labeler.values import SPLITS
@@ -26,48 +25,6 @@ KEPT, DUPLICATE, ID_CONFLICT, LABEL_COUNT, LEAK = range(5)
 CODES = ("", "duplicate", "id-conflict", "label-count", "leak")
 BLOCK = 4096  # rows whose lines are written at once
 DEFAULT_FRACTIONS = "0.7,0.15,0.15"
-
-
-class Collected:
-    """All records read so far: columns, labels and looks are gathered chunk by chunk, lines go to a file."""
-
-    def __init__(self, spool: BinaryIO | None = None):
-        """Begin with no record; without `spool` the lines are only hashed."""
-        self.spool = spool
-        self.chunks: list[Columns] = []
-        self.codes: list[np.ndarray] = [np.zeros(0, np.int32)]
-        self.sources: dict[str, int] = {}
-        self.names: dict[str, int] = {}
-        self.looks: list[bytes] = []
-        self.look_rows: list[int] = []
-        self.several = False
-        self.counts: Counter[Any] = Counter(rows=0)
-        self.total = 0
-
-    def add(self, chunk: Chunk) -> None:
-        """Take in a chunk."""
-        sources = np.array([self.sources.setdefault(name, len(self.sources)) for name in chunk.sources], np.int32)
-        names = np.array([self.names.setdefault(name, len(self.names)) for name in chunk.labels], np.int32)
-        self.chunks.append(chunk.columns._replace(source=sources[chunk.columns.source]))
-        self.codes.append(names[chunk.label_codes])
-        if chunk.looks:
-            seen = [number for number, look in enumerate(chunk.looks) if look]
-            self.looks += [chunk.looks[number] or b"" for number in seen]
-            self.look_rows += [self.total + number for number in seen]
-        self.several = self.several or chunk.several
-        self.counts.update(chunk.counts)
-        self.total += len(chunk.columns.line)
-        if self.spool:
-            self.spool.write(chunk.lines)
-
-    def look_keys(self) -> np.ndarray:
-        """Return [N] uint64: equal for pictures that look alike, 0 where there is none that can be compared."""
-        keys = np.zeros(self.total, np.uint64)
-        if self.looks:
-            keys[self.look_rows] = (
-                look_groups(np.frombuffer(b"".join(self.looks), np.uint8).reshape(len(self.looks), -1)) + 1
-            )
-        return keys
 
 
 class Selected(NamedTuple):
@@ -90,43 +47,6 @@ class Selected(NamedTuple):
     def kept(self) -> np.ndarray:
         """Return [N] bool."""
         return self.reason == KEPT
-
-
-class Records:
-    """All records when they have been read: their columns, their labels, and each one's line."""
-
-    def __init__(self, collected: Collected):
-        """Open the lines that `collected` has written."""
-        assert collected.spool is not None
-        collected.spool.flush()
-        self.columns = Columns(*(np.concatenate(parts) for parts in zip(*collected.chunks, strict=True)))
-        self.labels = row_labels(np.concatenate(collected.codes), self.columns)
-        self.names, self.sources = list(collected.names), list(collected.sources)
-        self.looks = collected.look_keys()
-        self.several = collected.several
-        self.ends = np.cumsum(self.columns.size)
-        self.file = collected.spool.fileno()
-
-    def line(self, row: int) -> bytes:
-        """Return a record's line, with GAP for its split."""
-        return self.block(row, 1)
-
-    def block(self, first: int, count: int) -> bytes:
-        """Return the lines of `count` records, from the record `first` on."""
-        size = int(self.ends[first + count - 1] - self.ends[first] + self.columns.size[first])
-        return os.pread(self.file, size, int(self.ends[first] - self.columns.size[first]))
-
-    def id(self, row: int) -> str:
-        """Return a record's id."""
-        return orjson.loads(json_id(self.line(row)))
-
-    def image(self, row: int) -> str | None:
-        """Return what a record calls its image."""
-        return orjson.loads(json_image(self.line(row)))
-
-    def place(self, row: int) -> tuple[str, int]:
-        """Return the source and line of a record."""
-        return self.sources[self.columns.source[row]], int(self.columns.line[row])
 
 
 def chosen_task(records: Records, task: str) -> Task:
@@ -274,26 +194,57 @@ def repeated_ids(records: Records) -> tuple[np.ndarray, np.ndarray]:
     """Return reasons and what they are about: of equal records with one id the first is kept, of differing ones none.
 
     Of records that differ in the split that was given alone, that of the latest split is kept: what is tested is not trained on.
+
+    A record whose source gave it no id bears its picture's name, or its own place. Of those with one such name each text of a
+    picture, and each place, is a record of its own: all but the first get another id, which `records.renamed` holds.
     """
-    ids = records.columns.id
+    ids, borrowed = records.columns.id, records.columns.borrowed
     reason, about = np.zeros(len(ids), np.int8), np.zeros(len(ids), np.int64)
     again = repeated(ids)
     order = again[np.argsort(ids[again], kind="stable")]
     same = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     runs = np.split(same, np.flatnonzero(np.diff(same) > 1) + 1) if len(same) else []
+    others: list[
+        tuple[str, list[int]]
+    ] = []  # an id for each record that cannot keep its own, and the rows that it stands on
     for run in runs:
-        by_id: dict[str, list[int]] = {}  # two ids may have one hash
+        by_id: dict[str, dict[Any, list[int]]] = {}  # two ids may have one hash
         for row in order[run[0] : run[-1] + 2].tolist():
-            by_id.setdefault(records.id(row), []).append(row)
-        for rows in by_id.values():
-            first = records.line(rows[0])
-            if any(records.line(row) != first for row in rows[1:]):
-                reason[rows], about[rows] = ID_CONFLICT, len(rows)
-            else:
-                kept = max(rows, key=lambda row: (records.columns.split[row], -row))
-                others = [row for row in rows if row != kept]
-                reason[others], about[others] = DUPLICATE, kept
+            what = what_is_named(records, row) if borrowed[row] else None
+            by_id.setdefault(records.id(row), {}).setdefault(what, []).append(row)
+        for identity, named in by_id.items():
+            for rows in named.values():
+                settle(records, rows, reason, about)
+            nameless = [rows for what, rows in named.items() if what is not None and reason[rows[0]] != ID_CONFLICT]
+            others += [
+                (f"{identity}#{number}", rows)
+                for number, rows in enumerate(nameless, 1 + (None in named))
+                if number > 1
+            ]
+    taken = np.isin(keys_of([name.encode() for name, _ in others]), ids).tolist()
+    for (name, rows), is_taken in zip(others, taken, strict=True):
+        while is_taken:
+            name += "#"
+            is_taken = keys_of([name.encode()])[0] in ids
+        records.renamed |= dict.fromkeys(rows, name)
     return reason, about
+
+
+def what_is_named(records: Records, row: int) -> tuple[Any, ...]:
+    """Return what a record's borrowed id is the name of: its picture with its text, or its place."""
+    image = records.image(row)
+    return records.place(row) if image is None else (image, records.columns.text[row])
+
+
+def settle(records: Records, rows: list[int], reason: np.ndarray, about: np.ndarray) -> None:
+    """Write down for the rows of one id why they are not kept, where they are not."""
+    first = records.line(rows[0])
+    if any(records.line(row) != first for row in rows[1:]):
+        reason[rows], about[rows] = ID_CONFLICT, len(rows)
+    else:
+        kept = max(rows, key=lambda row: (records.columns.split[row], -row))
+        others = [row for row in rows if row != kept]
+        reason[others], about[others] = DUPLICATE, kept
 
 
 def refuse_missing_splits(records: Records, kept: np.ndarray) -> None:
@@ -314,7 +265,12 @@ def rejected(records: Records, selected: Selected) -> Iterator[Reject]:
             source, line = records.place(about)
             message = f"the same row as {source}:{line}"
         elif code == "id-conflict":
-            message = f"the id {identity!r} stands on {about} rows that differ"
+            what = (
+                "without an id that have this picture and text, and differ"
+                if records.columns.borrowed[row]
+                else "that differ"
+            )
+            message = f"the id {identity!r} stands on {about} rows {what}"
         elif code == "label-count":
             message = f"{about} labels where the task is single; --task multi takes several"
         else:
@@ -329,6 +285,7 @@ def write_selected(path: Path, records: Records, selected: Selected) -> None:
     joined = selected.kept & (selected.group != np.arange(len(selected.group)))
     leads = np.zeros(len(joined), bool)
     leads[selected.group[joined]] = True
+    renamed = np.isin(np.arange(len(joined)), list(records.renamed))
     starts = np.append(0, np.cumsum(selected.labels.counts))
     names: dict[int, bytes] = {}  # the leading records' ids, as JSON
     with open(path, "wb") as file:
@@ -336,10 +293,12 @@ def write_selected(path: Path, records: Records, selected: Selected) -> None:
             rows = np.arange(start, min(start + BLOCK, len(joined)))
             names |= {row: json_id(records.line(row)) for row in rows[leads[rows]].tolist()}
             words = split_words[selected.split[rows]].tolist()
-            if selected.kept[rows].all() and not (joined[rows] | selected.relabelled[rows]).any():
+            if selected.kept[rows].all() and not (joined[rows] | selected.relabelled[rows] | renamed[rows]).any():
                 data = in_splits(records.block(start, len(rows)), words)
             else:
                 lines = records.block(start, len(rows)).splitlines(keepends=True)
+                for place in np.flatnonzero(renamed[rows]).tolist():
+                    lines[place] = with_id(lines[place], records.renamed[rows[place]])
                 for place in np.flatnonzero(selected.relabelled[rows]).tolist():
                     codes = selected.labels.codes[starts[rows[place]] : starts[rows[place] + 1]]
                     lines[place] = with_labels(lines[place], [selected.names[code] for code in codes])

@@ -25,6 +25,7 @@ images  splits  baselines  keys  lines
 sources
 decoding  chunks  looks  pictures  remote
 remote_rows
+collecting
 selection
 profile  image_quality  label_errors
 ingestion  store  export
@@ -206,8 +207,8 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "selection",
-         "ingestion", "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
+LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "collecting",
+         "selection", "ingestion", "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
          "items", "output", "shards", "memory", "labeller", "engines", "engines.exported", "engines.onnx", "engines.openvino",
          "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
          "inspection", "models", "explanation", "heat_maps", "distributed", "ray_labelling",

@@ -144,6 +144,35 @@ def test_one_id_on_rows_that_differ_rejects_all_of_them(run, change):
     assert [record.id for record in kept(result)] == ["2", "3"]
 
 
+def test_rows_without_an_id_are_told_apart_by_picture_and_text(run, tmp_path):
+    for folder in "ab":
+        picture(tmp_path / folder / "1.png", ord(folder))
+    captions = tmp_path / "a" / "captions.csv"  # as Flickr's: a row a caption
+    captions.write_text(
+        "image,caption,label\n1.png,one,joy\n1.png,two,anger\n1.png,one,joy\n1.png,three,joy\n1.png,three,fear\n"
+    )
+    other = tmp_path / "b" / "captions.csv"
+    other.write_text("image,caption,label\n1.png,one,joy\n,words alone,anger\n,more words,joy\n")
+    texts = tmp_path / "a" / "b" / "captions.csv"
+    texts.parent.mkdir()
+    texts.write_text("image,caption,label\n,here,joy\n,there,anger\n,where,joy\n")
+    named = write(tmp_path / "named.jsonl", [row(1, id="captions.csv:3"), row(2, id="1.png#2")])
+    result = run(sources=[captions, other, texts, named])
+    assert [(record.id, record.image, record.text) for record in kept(result)] == [
+        ("1.png", "a/1.png", "one"), ("1.png#2#", "a/1.png", "two"), ("1.png#3", "b/1.png", "one"),
+        ("captions.csv:3#2", None, "words alone"), ("captions.csv:4", None, "more words"),
+        ("captions.csv:2", None, "here"), ("captions.csv:3#3", None, "there"), ("captions.csv:4#2", None, "where"),
+        ("captions.csv:3", None, "text number 1"), ("1.png#2", None, "text number 2"),
+    ]  # fmt: skip
+    assert rejected(result) == [(4, "duplicate"), (5, "id-conflict"), (6, "id-conflict")]
+    assert (
+        rejects(result)[1]["message"]
+        == "the id '1.png' stands on 2 rows without an id that have this picture and text, and differ"
+    )
+    assert {record.group for record in kept(result) if record.image == "a/1.png"} == {"1.png"}
+    assert kept(result)[1].split == kept(result)[0].split
+
+
 def test_a_missing_image_can_be_allowed_an_unreadable_one_cannot(run, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bad.png").write_bytes(b"no picture")
