@@ -17,13 +17,11 @@ import numpy as np
 from labeler.artifacts import (
     CARD,
     BadInputError,
-    Input,
     Recipe,
     UsageError,
     adding,
     already_made,
     input_of,
-    making,
     verify,
     write_json,
     write_text,
@@ -32,33 +30,28 @@ from labeler.contrastive import typed
 from labeler.decisions import aimed, promised
 from labeler.embedding import refuse_other_tower
 from labeler.evaluation import (
-    BEST_F1,
-    HEADLINE,
     Aim,
     Predictions,
-    fit_thresholds,
     kept,
-    measure,
     measure_retrieval,
-    of_parents,
     predictions_of,
     reliability,
     risk_coverage,
     rows_of,
     scores_of,
-    settle,
     write_named,
 )
+from labeler.measuring import MODALITIES, asked, learned_from, make_baselines, measured, measured_parents
 from labeler.model_card import model_card
 from labeler.records import differing_names
 from labeler.taxonomy import taxonomy_of
 from labeler.towers_card import towers_card
 from labeler.training_options import TrainOptions
-from labeler.values import SPLITS, Split
+from labeler.values import Split
 from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
 
 log = logging.getLogger("labeler")
-MODALITIES = ("both", "text", "image")
+NO_BASELINES = "there are no baselines: the store that it was trained on is not there any more, or holds other features"
 PROMISES = (0.8, 0.9, 0.95, 0.99)
 
 
@@ -95,7 +88,8 @@ def evaluate(
     """Score the run on one split of the store `data`; write `predictions-SPLIT.jsonl` and `metrics-SPLIT.json` into the run.
 
     The majority class and a logistic regression on the frozen features are measured on the same rows; their
-    figures stand under `baselines`, their predictions in files of their own beside the run's. Under `modalities` stand the
+    figures stand under `baselines`, their predictions in files of their own beside the run's. They learn from the store's own
+    train rows, or, where it has none, from those of the store that the run was trained on. Under `modalities` stand the
     run's figures on the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone; under
     `calibration` how far scores are off, before and after the temperature; under `abstention` what the surest labels are
     worth, and whether what the validation split promises of them holds. With an `aim`, thresholds are fitted for that, the
@@ -120,11 +114,12 @@ def evaluate(
     store = Store(data, check=False)
     opened = opened_for(store, run, device, aim, zero_shot)
     refuse_mismatch(opened, store)
-    baselines = make_baselines(store, split, aim)
+    fitted_on = learned_from(store, trained)
+    baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
         predictions, figures = measure_run(opened, store, split, batch_size, () if zero_shot else PROMISES)
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
-        for path in baselines.glob("baseline-*.jsonl"):
+        for path in baselines.glob("baseline-*.jsonl") if baselines else ():
             shutil.copyfile(path, folder / path.name)
         metrics = describe(opened, store, split, trained) | figures
         metrics["aim"] = str(aim) if aim else None
@@ -135,7 +130,13 @@ def evaluate(
         if zero_shot:
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
-        metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
+        if fitted_on is not store:
+            note = f"the baselines learned from {fitted_on.folder}" if fitted_on else NO_BASELINES
+            metrics["notes"] = [*metrics["notes"], note]
+            log.warning("%s: no train or no validation row; %s", data, note)
+        metrics["baselines"] = []
+        if baselines:
+            metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
         own_card = CARD in trained["files"]  # an older labeler's card is part of its run
         if split == "test" and not own_card:
@@ -178,19 +179,22 @@ def measure_run(
 
 
 def refuse_mismatch(run: Any, store: Any) -> None:
-    """Raise BadInputError unless the run was trained for the store's labels and image tower."""
-    if run.label_set.names != store.label_set.names or run.label_set.task != store.label_set.task:
-        ours, theirs = run.label_set.names, store.label_set.names
+    """Raise BadInputError unless the run knows the store's labels and image tower; its labels are the store's from here on."""
+    ours, theirs = run.label_set, store.label_set
+    if ours.task != theirs.task or not set(theirs.names) <= set(ours.names):
         raise BadInputError(
-            f"{run.folder} was trained for other labels than {store.folder} has ({len(ours)} for task {run.label_set.task}, "
-            f"{len(theirs)} for {store.label_set.task}): {differing_names(ours, theirs)}; evaluate it on the store it was "
-            "trained on, or train again"
+            f"{run.folder} was trained for other labels than {store.folder} has ({len(ours.names)} for task {ours.task}, "
+            f"{len(theirs.names)} for {theirs.task}): {differing_names(ours.names, theirs.names)}; evaluate it on labels that it "
+            "knows (`labeler ingest --labels FILE` rejects all others), or train again"
         )
-    if taxonomy_of(run.label_set) != taxonomy_of(store.label_set):
+    parents = {label.name: label.parent for label in ours.labels}
+    if any(parents[label.name] != label.parent for label in theirs.labels):
         raise BadInputError(
             f"{run.folder} was trained with another taxonomy of the labels than {store.folder} has; evaluate it on the store "
             "it was trained on, or train again"
         )
+    if ours.names != theirs.names:
+        store.label_as(ours)
     refuse_other_tower(run, store)
     ours, theirs = run.preprocessor["image"], store.towers["image"]
     if ours["tokens"] != theirs["tokens"] and not ours.get("fine_tuned"):
@@ -246,19 +250,6 @@ def score_modalities(
         modality: {key: value for key, value in values.items() if key not in ("per_class", "confusion")}
         for modality, values in figures.items()
     }
-
-
-def measured(store: Any, predictions: Predictions) -> dict[str, Any]:
-    """Return every figure with its interval."""
-    return measure(store.label_set.task, store.label_set.names, predictions)
-
-
-def measured_parents(store: Any, predictions: Predictions) -> dict[str, Any]:
-    """Return `parents`: every figure with each label taken for its parent; nothing for task multi, where it is a label too."""
-    taxonomy = taxonomy_of(store.label_set)
-    if taxonomy.task == "multi" or not taxonomy.pairs:
-        return {}
-    return {"parents": measure(taxonomy.task, *of_parents(taxonomy, predictions))}
 
 
 def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -337,45 +328,3 @@ def abstention(run: Any, predictions: Predictions, wanted: Sequence[float]) -> d
         log.warning("%s", error)
         given = []
     return found | {"promises": [kept(predictions, one) for one in given]}
-
-
-def asked(split: Split, aim: Aim | None) -> dict[str, Any]:
-    """Return what a manifest records of how a split is measured."""
-    return {
-        "split": split,
-        "aim": str(aim or BEST_F1),
-        "modalities": list(MODALITIES),
-        "baselines_chosen_by": HEADLINE,
-        "intervals": "BCa",
-    }
-
-
-def make_baselines(store: Any, split: Split, aim: Aim | None = None) -> Path:
-    """Return the artifact with both baselines' figures and predictions on the split, made beside the store if need be."""
-    out = store.folder.with_name(f"{store.folder.name}-baselines-{split}")
-    recipe = Recipe("baselines", (Input(str(store.folder), store.sha256),), asked(split, aim))
-    if already_made(out, recipe):
-        return out
-    from labeler.baselines import Features, logistic_regression, majority
-
-    log.info("fitting the baselines on the frozen features")
-    parts = []
-    for part in (*SPLITS[:2], split):
-        image, text = store.features(store.rows_of(part))
-        parts.append(Features(image, text, store.truth(store.rows_of(part))))
-    task, rows = store.label_set.task, store.rows_of(split)
-    entries = []
-    with making(out, recipe) as folder:
-        for fitted in (majority(task, parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
-            thresholds = None
-            if task == "multi":
-                validation_scores, _ = settle(taxonomy_of(store.label_set), fitted.validation_scores)
-                thresholds = fit_thresholds(validation_scores, parts[1].truth, aim or BEST_F1)
-            predictions = predictions_of(store, rows, fitted.scores, thresholds)
-            file = f"baseline-{fitted.name}-{split}.jsonl"
-            write_named(folder / file, taxonomy_of(store.label_set), predictions)
-            entries.append({"name": fitted.name, "parameters": fitted.parameters, "settings": fitted.settings,
-                            "train_seconds": round(fitted.train_seconds, 2), "predictions": file}
-                           | measured(store, predictions) | measured_parents(store, predictions))  # fmt: skip
-        write_json(folder / "baselines.json", entries)
-    return out

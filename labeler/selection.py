@@ -323,7 +323,7 @@ def parse_split_option(text: str) -> tuple[int | None, tuple[float, ...]]:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError:
         shares = ()
-    if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or not abs(sum(shares) - 1) <= 1e-6:
+    if len(shares) != 3 or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise UsageError(
             f"--split {text}: expected `keep`, three shares that add up to 1, such as 0.7,0.15,0.15, or a fold, such as 1/5"
         )

@@ -40,6 +40,7 @@ class Store:
         self.folder = folder
         self.manifest = (verify if check else read_manifest)(folder, "preprocess")
         self.label_set: LabelSet = read_label_set(folder)
+        self._numbers: list[int] | None = None  # of the labels that the rows hold, where others were asked for
         self.dataset = lance.dataset(str(folder / DATASET))
 
     @property
@@ -55,7 +56,16 @@ class Store:
     @cached_property
     def rows(self) -> dict[str, list[Any]]:
         """Return the small columns whole: id, split, group, text, labels."""
-        return self.dataset.to_table(columns=["id", "split", "group", "text", "labels"]).to_pydict()
+        found = self.dataset.to_table(columns=["id", "split", "group", "text", "labels"]).to_pydict()
+        if self._numbers is not None:
+            found["labels"] = [labels and [self._numbers[label] for label in labels] for labels in found["labels"]]
+        return found
+
+    def label_as(self, label_set: LabelSet) -> None:
+        """Number the rows' labels as `label_set` does, which has each of them, and perhaps others that no row carries."""
+        self._numbers = [label_set.names.index(name) for name in self.label_set.names]
+        self.label_set = label_set
+        self.__dict__.pop("rows", None)
 
     @cached_property
     def answers(self) -> list[list[str] | None] | None:
@@ -81,7 +91,7 @@ class Store:
             raise BadInputError(f"{self.folder}: nobody has labelled a row of the {split} split; label some, or learn "
                                 "from pairs without labels: labeler pretrain")  # fmt: skip
         if not len(found):
-            raise BadInputError(f"{self.folder}: no row in the {split} split; ingest with --split 0.7,0.15,0.15")
+            raise BadInputError(f"{self.folder}: no row in the {split} split; --split of `labeler ingest` draws splits")
         return found
 
     def truth(self, rows: np.ndarray) -> np.ndarray:

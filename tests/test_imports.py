@@ -54,6 +54,7 @@ ray_labelling
 training
 contrastive_fitting
 contrastive
+measuring
 tuning  scoring  labelling  searching
 explanation
 heat_maps

@@ -238,7 +238,7 @@ def test_a_split_on_some_rows_only_is_refused(run):
         "0.7,0.3",
         "0.5,0.5,0.5",
         "1,1,-1",
-        "0,0.5,0.5",
+        "0,0.5,0.6",
         "a,b,c",
         "nan,nan,nan",
         "inf,0,0",

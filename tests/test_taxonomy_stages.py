@@ -133,8 +133,9 @@ def test_a_run_of_another_taxonomy_is_refused(stages, text_tower, image_tower, t
     task = read_label_set(stages / "run").task
     ingest([stages / "source" / "pairs.jsonl"], tmp_path / "records", IngestOptions(task=task))
     preprocess(tmp_path / "records", tmp_path / "store", text_encoder=str(text_tower), image_encoder=str(image_tower))
-    other = {"single": "with another taxonomy of the labels", "multi": r"for other labels .*'angular'"}[task]
-    with pytest.raises(BadInputError, match=rf"was trained {other}.*evaluate it on the store it was trained on"):
+    with pytest.raises(
+        BadInputError, match=r"with another taxonomy of the labels.*evaluate it on the store it was trained on"
+    ):
         evaluate(stages / "run", tmp_path / "store", device="cpu")
 
 

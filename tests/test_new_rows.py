@@ -1,0 +1,92 @@
+"""Measuring a run on labelled rows that came after it: a store of its own, all of it for testing, with some of the labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labeler.artifacts import BadInputError
+from labeler.baselines import Features, logistic_regression
+from labeler.evaluation import read_predictions
+from labeler.ingestion import IngestOptions, ingest
+from labeler.preprocessing import preprocess
+from labeler.report.comparison import collect
+from labeler.report.runs import read_runs
+from labeler.scoring import evaluate
+from labeler.store import Store
+from labeler.training import train
+
+
+def new_rows(store: Path, folder: Path, *labels: str, taxonomy: dict[str, str] | None = None) -> Path:
+    """Return a store of the shapes' rows that have one of `labels`, all of them in the test split."""
+    source = folder / "source"
+    shutil.copytree(store.parent / "source", source)
+    rows = [json.loads(line) for line in (source / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row | {"split": None} for row in rows if row["labels"] in labels]
+    (source / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = IngestOptions(split="0,0,1")
+    if taxonomy:
+        (folder / "taxonomy.json").write_text(json.dumps(taxonomy))
+        options = IngestOptions(split="0,0,1", taxonomy=folder / "taxonomy.json")
+    assert ingest([source / "pairs.jsonl"], folder / "records", options).profile["splits"]["test"] == len(rows)
+    towers = {f"{kind}_encoder": Store(store).towers[kind]["name"] for kind in ("text", "image")}
+    return preprocess(folder / "records", folder / "store", **towers).out
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return Path(shutil.copytree(trained("late-fusion"), tmp_path / "run"))
+
+
+def test_baselines_learn_from_what_the_run_learned_from_and_labels_are_the_runs(run, store, tmp_path, caplog):
+    new = new_rows(store, tmp_path / "new", "square", "cross")
+    metrics = evaluate(run, new, device="cpu").metrics
+    assert metrics["n"] == len(Store(new).rows["id"])
+    assert [row["label"] for row in metrics["per_class"] if row["support"] == 0] == ["circle"]
+    names = json.loads((run / "labels.json").read_text())["labels"]
+    found = read_predictions(run / "predictions-test.jsonl", [label["name"] for label in names])
+    texts = dict(zip(Store(new).rows["id"], Store(new).rows["text"], strict=True))
+    for identity, truth in zip(found.ids, found.truth, strict=True):
+        word = names[int(np.flatnonzero(truth)[0])]["name"]
+        assert texts[identity] is None or word in texts[identity]
+    assert f"the baselines learned from {store}" in metrics["notes"]
+    old, fresh = Store(store), Store(new)
+    fresh.label_as(old.label_set)
+    parts = [Features(*one.features(one.rows_of(split)), one.truth(one.rows_of(split)))
+             for one, split in ((old, "train"), (old, "validation"), (fresh, "test"))]  # fmt: skip
+    expected = logistic_regression("single", *parts)
+    baseline = read_predictions(run / "baseline-logistic-regression-test.jsonl", [label["name"] for label in names])
+    np.testing.assert_allclose(baseline.scores, expected.scores, atol=1e-5)
+    assert [entry["n"] for entry in metrics["baselines"]] == [metrics["n"]] * 2
+    assert evaluate(run, new, device="cpu").already
+
+
+def test_without_the_store_that_it_was_trained_on_there_are_no_baselines(run, store, tmp_path, labeler):
+    new = new_rows(store, tmp_path / "new", "square", "cross", "circle")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["inputs"][0]["path"] = str(tmp_path / "gone")
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    done = labeler("evaluate", run, "--data", new, "--device", "cpu")
+    assert done.code == 0, done.said
+    assert "there are no baselines: the store that it was trained on is not there any more" in done.said
+    metrics = json.loads((run / "metrics-test.json").read_text())
+    assert metrics["baselines"] == []
+    assert [model.name for model in collect(read_runs([run], "test"))] == ["late-fusion"]
+    shown = labeler("report", run, "--out", tmp_path / "report.html")
+    assert shown.code == 0, shown.said
+
+
+def test_a_label_or_a_parent_that_the_run_does_not_know_is_refused(run, store, tmp_path):
+    with_parent = new_rows(store, tmp_path / "parents", "square", "cross", taxonomy={"square": "angular"})
+    with pytest.raises(BadInputError, match="was trained with another taxonomy of the labels"):
+        evaluate(run, with_parent, device="cpu")
+
+
+def test_nothing_is_trained_on_a_store_without_train_rows(store, tmp_path, options):
+    new = new_rows(store, tmp_path / "new", "square", "cross")
+    with pytest.raises(BadInputError, match="no row in the train split; --split of `labeler ingest` draws splits"):
+        train("late-fusion", new, tmp_path / "run", options, device="cpu")
