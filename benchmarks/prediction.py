@@ -80,6 +80,7 @@ def labelled(choice: Choice, given: list[Given]) -> tuple[float, list[str]]:
 
     from labeler import labeller, labelling
     from labeler.decisions import read_rule
+    from labeler.items import ItemReading
     from labeler.output import LineFormat
     from labeler.records import Row
 
@@ -87,7 +88,7 @@ def labelled(choice: Choice, given: list[Given]) -> tuple[float, list[str]]:
         Row(str(pair.path.parent / "pairs.jsonl"), 1, {"id": str(number), "image": pair.path.name, "text": pair.text})
         for number, pair in enumerate(given)
     ]
-    settings = labeller.Settings(choice.folder, read_rule(choice.folder), {}, choice=choice)
+    settings = labeller.Settings(choice.folder, read_rule(choice.folder), ItemReading({}), choice=choice)
     ready = labeller.Labeller(settings)
     with mock.patch.object(labelling, "Labeller", return_value=ready):
         started = time.perf_counter()

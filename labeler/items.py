@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import lru_cache
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -17,7 +17,7 @@ from labeler.images import ImageError, check_size, frame_of, resolve_image, spel
 from labeler.records import Record, Reject, Remote, Row, record_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root
-from labeler.values import RowError
+from labeler.values import RowError, jsonable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 class Item(NamedTuple):
     """One thing to label: a record, its picture's file, or its name and bytes or where to fetch these (`remote`), and the
-    picture as the image tower takes it; or why it cannot be.
+    picture as the image tower takes it; or why it cannot be. `carried` is what its line has besides.
     """
 
     record: Record
@@ -34,20 +34,34 @@ class Item(NamedTuple):
     pixels: np.ndarray | None = None
     error: str | None = None
     remote: Remote | None = None
+    carried: dict[str, Any] | None = None
+
+
+class ItemReading(NamedTuple):
+    """How rows become items. mapping: {our field: their field}; allow_outside: read pictures outside the source's folder;
+    allow_missing: label a row whose picture is not there by its text; keep: fields that its line carries; several: there are
+    several sources, and a line says which is its own.
+    """
+
+    mapping: dict[str, str]
+    allow_outside: bool = False
+    allow_missing: bool = False
+    keep: tuple[str, ...] = ()
+    several: bool = False
 
 
 def read_items(
-    rows: Iterable[Row | Reject], mapping: dict[str, str], allow_outside: bool, side: int, ahead: int = AHEAD
+    rows: Iterable[Row | Reject], how: ItemReading, side: int, ahead: int = AHEAD
 ) -> Generator[Item, None, None]:
     """Yield an item for every row, in order, its picture at `side` x `side` pixels. Up to `ahead` are decoded early."""
-    read = (read_item(row, mapping, allow_outside) for row in rows)
+    read = (read_item(row, how) for row in rows)
     with closing(in_threads(fetched, read, lambda item: item.remote is not None)) as here:
         source, again = tee(here)
         files = ((item.path, None, item.data) if item.path else None for item in source)
         with closing(prepare_images(files, side, ahead)) as pictures:
             for item, picture in zip(again, pictures, strict=True):
                 if isinstance(picture, ImageError):
-                    yield item._replace(error=str(picture), data=None)
+                    yield without_picture(item, picture, how)._replace(data=None)
                 else:
                     yield item._replace(pixels=picture and picture.pixels, data=None)
 
@@ -60,30 +74,52 @@ def fetched(item: Item) -> Item:
         return item._replace(path=None, error=str(error))
 
 
-def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -> Item:
+def without_picture(item: Item, error: ImageError, how: ItemReading) -> Item:
+    """Return the item whose picture cannot be had as a text, where it is missing and may be; else with the error."""
+    if how.allow_missing and error.code == "image-missing" and item.record.text:
+        return item._replace(record=item.record.model_copy(update={"image": None}), path=None, remote=None)
+    return item._replace(error=str(error))
+
+
+def read_item(row: Row | Reject, how: ItemReading) -> Item:
     """Return the row as an item; an error in place of an exception."""
     if isinstance(row, Reject):
-        return Item(Record(id=row.id or f"{Path(row.source).name}:{row.line}"), error=f"line {row.line}: {row.message}")
-    item = read_record(row, mapping)
-    if item.error is not None:
-        return item
-    record = item.record
+        found = Item(
+            Record(id=row.id or f"{Path(row.source).name}:{row.line}"), error=f"line {row.line}: {row.message}"
+        )
+    else:
+        found = read_record(row, how.mapping)
+    found = found._replace(carried=carried(row, how))
+    if isinstance(row, Reject) or found.error is not None:
+        return found
+    record = found.record
     try:
         if isinstance(row.picture, bytes):
             check_size(len(row.picture))
-            return Item(record, Path(record.image or record.id), row.picture)
+            return found._replace(path=Path(record.image or record.id), data=row.picture)
         if isinstance(row.picture, Remote):
-            record, url = record.model_copy(update={"image": row.picture.url}), row.picture.url
+            url = row.picture.url
+            found = found._replace(record=record.model_copy(update={"image": url}))
             if row.picture.outside:
                 raise ImageError(
                     "image-outside", f"{url} lies outside its input's folder; --allow-outside reads it all the same"
                 )
-            return Item(record, url, remote=row.picture)
+            return found._replace(path=url, remote=row.picture)
         if record.image is None:
-            return Item(record)
-        return Item(record, resolve_image(root_of(row.source), record.image, allow_outside=allow_outside))
+            return found
+        return found._replace(path=resolve_image(root_of(row.source), record.image, allow_outside=how.allow_outside))
     except ImageError as error:
-        return Item(record, error=str(error))
+        return without_picture(found, error, how)
+
+
+def carried(row: Row | Reject, how: ItemReading) -> dict[str, Any]:
+    """Return what the row's line has besides an item's own: its source, and the fields to keep, None where it has none."""
+    fields = {} if isinstance(row, Reject) else {name: row.fields[name] for name in how.keep if name in row.fields}
+    try:
+        fields = jsonable(fields)
+    except RowError:  # some other field's value is no reason to label nothing
+        fields = {name: str(value) for name, value in fields.items()}
+    return ({"source": row.source} if how.several else {}) | dict.fromkeys(how.keep) | fields
 
 
 def read_record(row: Row, mapping: dict[str, str]) -> Item:
@@ -105,15 +141,15 @@ def root_of(source: str) -> Path:
     return image_root(Path(source))
 
 
-def key_of(row: Row | Reject, mapping: dict[str, str]) -> int:
-    """Return 64 bits that differ when a row's id, text or picture does: its bytes, or its file's place, size and times, as far
-    as these are known.
+def key_of(row: Row | Reject, how: ItemReading) -> int:
+    """Return 64 bits that differ when a row's id, text, carried fields or picture does: its bytes, or its file's place, size
+    and times, as far as these are known.
 
     No picture is read. Two things share a key by chance in one of 40 million runs over a million rows.
     """
     if isinstance(row, Reject):
         return xxh3_64_intdigest(repr(row).encode("utf-8", "backslashreplace"))
-    item = read_record(row, mapping)
+    item = read_record(row, how.mapping)
     image = item.record.image
     held: tuple[object, ...] = ()
     if isinstance(row.picture, bytes):
@@ -123,9 +159,8 @@ def key_of(row: Row | Reject, mapping: dict[str, str]) -> int:
     elif image is not None:
         path = os.path.abspath(spelt(root_of(row.source), image))
         held = path, file_key(path)
-    return xxh3_64_intdigest(
-        repr((item.record.id, image, item.record.text, item.error, held)).encode("utf-8", "backslashreplace")
-    )
+    named = (item.record.id, image, item.record.text, item.error, held)
+    return xxh3_64_intdigest(repr((*named, *carried(row, how).items())).encode("utf-8", "backslashreplace"))
 
 
 def file_key(path: str) -> tuple[int, int, int] | None:

@@ -12,7 +12,7 @@ from labeler.decisions import Rule, promised
 from labeler.encoders.weights import first_line
 from labeler.engines import Choice, Engine, open_engine
 from labeler.evaluation import NEVER, scores_of, settle
-from labeler.items import Item
+from labeler.items import Item, ItemReading
 from labeler.memory import lacks_memory
 from labeler.taxonomy import taxonomy_of
 
@@ -29,17 +29,16 @@ WINDOW = 512
 class Settings(NamedTuple):
     """How items are labelled, in words that another process understands; see `labeler.labelling.predict`.
 
-    rule: by which logits become labels; least: what a label must score to be given, None: nothing; ahead: how many pictures are
-    decoded before they are labelled; choice: what computes, None: PyTorch.
+    rule: by which logits become labels; reading: how rows become items; least: what a label must score to be given, None:
+    nothing; ahead: how many pictures are decoded before they are labelled; choice: what computes, None: PyTorch.
     """
 
     model: Path
     rule: Rule
-    mapping: dict[str, str]
+    reading: ItemReading
     device: str = "auto"
     batch_size: int = 32
     least: float | None = None
-    allow_outside: bool = False
     ahead: int = WINDOW
     choice: Choice | None = None
 
@@ -98,7 +97,7 @@ class Labeller:
                 "text": record.text,
                 "labels": [],
                 "scores": {},
-            }
+            } | (item.carried or {})
             line |= {"model": str(self.settings.model), "error": item.error} | ({"label": None} if apart else {})
             line |= {} if least is None else {"review": False}
             if item.error is None:

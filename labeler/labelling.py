@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, InterruptedRun, UsageError, read_manifest
+from labeler.artifacts import BadInputError, InterruptedRun, UsageError, read_manifest, work_folder
 from labeler.decisions import Rule, aimed, read_rule, rule_of
 from labeler.decoding import AHEAD
 from labeler.engines import Choice, Precision
 from labeler.evaluation import Aim
 from labeler.exporting import MANY, choose_engine
-from labeler.items import key_of, read_items
+from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.ray_labelling import label_on_ray
-from labeler.records import Reject, Row
+from labeler.records import ALIASES, Reject, Row, find_field
 from labeler.remote_rows import read as read_remote
-from labeler.shards import ERROR, Counts, Line, Shards
+from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
 from labeler.sources import Reading, brings_pictures, read_source
+from labeler.sources.text import ENCODING
 from labeler.taxonomy import taxonomy_of
 from labeler.zero_shot import Prompts, label_set_of
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 FORMATS = ("jsonl", "csv")
+NOT_WRITTEN = (".tsv", ".xlsx", ".xls", ".ods", ".parquet")
+OWN = ("id", "image", "text", "labels", "label", "scores", "model", "error", "review", "source")  # fields of a line
 
 
 def predict(
@@ -50,6 +53,9 @@ def predict(
     runtime: str = "auto",
     precision: Precision = "auto",
     mapping: dict[str, str] | None = None,
+    encoding: str | None = None,
+    keep: Sequence[str] = (),
+    allow_missing_image: bool = False,
     allow_outside: bool = False,
     aim: Aim | None = None,
     min_precision: float | None = None,
@@ -66,37 +72,47 @@ def predict(
     error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
     only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
     `review`, true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs.
+    Where there are several inputs, `source` in a line is that of its item; a line carries the fields `keep` of its row, and with
+    `allow_missing_image` a row whose picture is not there is labelled by its text.
     `out` None is standard output. `format` is jsonl or csv, by default what `out` ends in. An input and `out` may be strings,
     s3://BUCKET/KEY (see `labeler.remote`); a line then has the picture's URL as its `image`.
 
-    A file appears whole or not at all. What an interrupted run has labelled, and what stands in `out` from a run of the same
-    model and options, is kept where neither the row nor its picture's file has changed, unless `force`; items that had an
-    error are tried again.
+    A file appears whole or not at all, and unless `force` replaces none that was not written like this, or has been changed
+    since. What an interrupted run has labelled, and what stands in `out` from a run of the same model and options, is kept where
+    neither the row nor its picture's file has changed, unless `force`; items that had an error are tried again.
 
     `runtime` and `precision` say what computes (see `labeler.exporting.choose_engine`).
 
     With the engine `ray`, `workers` processes label, on the cluster at `ray_address` or on this machine (see
     `labeler.ray_labelling`); the lines are the same.
 
-    Raises BadInputError when an input is missing or `model` is neither; UsageError for an unknown format; LockedError
-    when another process writes to `out`; InterruptedRun after Ctrl-C.
+    Raises BadInputError when an input is missing, or has no field that can be a picture or a text, when `model` is neither, or
+    `out` something else's; UsageError for an unknown format, or a field that no row has; LockedError when another process writes
+    to `out`; InterruptedRun after Ctrl-C.
     """
     form = output_format(format, out)
     refuse_options(batch_size, engine == "ray", workers, ray_address)
     if prompts:
         refuse_with_prompts(aim, min_precision, runtime, precision)
     refuse_as_input(inputs, out)
-    job = opened(inputs, mapping or {}, allow_outside, out)  # before any model is loaded
+    if (
+        isinstance(out, Path) and not force and not work_folder(out).exists()
+    ):  # else an unfinished run is looked at first
+        refuse_foreign(out)
+    how = ItemReading(mapping or {}, allow_outside, allow_missing_image, kept_fields(keep), len(inputs) > 1)
+    job = opened(inputs, how, encoding, out)  # before any model is loaded
     choice = Choice(model, prompts=prompts)
     if not prompts:
         choice = choose_engine(model, device, runtime, precision, many=job.many)
     recipe = {"model": str(model), "sha256": read_manifest(model)["content_sha256"], "way": str(choice.way), "format": form,
               "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside,
-              "prompts": prompts and prompts.arguments()}  # fmt: skip
+              "prompts": prompts and prompts.arguments(), "keep": list(how.keep), "several": how.several,
+              "allow_missing_image": allow_missing_image}  # fmt: skip
     rule = Rule(model, label_set_of(prompts), None, 1.0) if prompts else aimed(read_rule(choice.folder), aim)
     least = None if min_precision is None else least_score(rule, min_precision)
-    settings = Settings(model, rule, mapping or {}, device, batch_size, least, allow_outside, job.ahead, choice)
-    written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None)
+    settings = Settings(model, rule, how, device, batch_size, least, job.ahead, choice)
+    carried = [*(["source"] if how.several else []), *how.keep]
+    written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None, carried)
     label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
     if engine == "ray":
         label_windows = partial(label_on_ray, workers=workers, address=ray_address)
@@ -133,14 +149,59 @@ class Job(NamedTuple):
         return sum(1 for _ in self.again()) if sys.stderr.isatty() and not self.fetched else None
 
 
-def opened(inputs: Sequence[Path | str], mapping: dict[str, str], allow_outside: bool, out: Path | str | None) -> Job:
-    """Return what is to be labelled; raises BadInputError when an input is missing."""
-    again = partial(read_inputs, inputs, mapping, allow_outside, out)
+def opened(inputs: Sequence[Path | str], how: ItemReading, encoding: str | None, out: Path | str | None) -> Job:
+    """Return what is to be labelled; raises BadInputError when an input is missing, and as `look_at` does."""
+    again = partial(read_inputs, inputs, how, encoding, out)
     streams = any(isinstance(place, Path) and brings_pictures(place) for place in inputs)
     rows = again()
     first = [] if streams else list(islice(rows, MANY))
+    look_at(first, how, whole=len(first) < MANY)
     fetched = streams or any(isinstance(place, str) for place in inputs)
     return Job(chain(first, rows), again, streams or len(first) == MANY, fetched)
+
+
+def look_at(first: Sequence[Row | Reject], how: ItemReading, *, whole: bool) -> None:
+    """Say what a glance at the first rows, or the `whole` of them, says is not as it was meant.
+
+    Raises UsageError for a field that was named and that none of all rows has, BadInputError where no field can be a picture or
+    a text.
+    """
+    rows = [row for row in first if isinstance(row, Row)]
+    if not rows:
+        return
+    fields = list(dict.fromkeys(name for row in rows for name in row.fields))
+    pictured = any(row.picture is not None for row in rows)
+    named = [
+        ("--map", theirs, f" (for {ours})")
+        for ours, theirs in how.mapping.items()
+        if not (ours == "image" and pictured)
+    ]
+    for option, name, what in [*named, *(("--keep", name, "") for name in how.keep)]:
+        if name not in fields:
+            message = f"{option}: no row has the field {name!r}{what}; there are: {', '.join(fields)}"
+            if whole:
+                raise UsageError(message)
+            log.warning("%s, in the first %d", message, len(first))
+    found = {ours: find_field(fields, ours, how.mapping) for ours in ALIASES}
+    unused = [name for name in fields if name not in found.values() and name not in how.keep]
+    lacking = [ours for ours in ("image", "text") if found[ours] is None and not (ours == "image" and pictured)]
+    if len(lacking) == 2 and whole:
+        raise BadInputError(f"{rows[0].source}: neither an image nor a text in its fields ({', '.join(fields)}); "
+                            "--map image=FIELD and --map text=FIELD name those that are meant")  # fmt: skip
+    for ours in lacking if unused else ():
+        log.warning("no item has %s; is it in one of these fields? %s: --map %s=FIELD",
+                    "a picture" if ours == "image" else "a text", ", ".join(unused), ours)  # fmt: skip
+    for name in sorted(
+        {note.removeprefix(ENCODING) for row in rows for note in row.notes if note.startswith(ENCODING)}
+    ):
+        log.warning("rows that are not UTF-8 were read as %s (--encoding names another)", name)
+
+
+def kept_fields(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the fields to carry, each once; raises UsageError for one that would stand in the place of a line's own."""
+    if strange := [name for name in names if name in OWN]:
+        raise UsageError(f"--keep {strange[0]}: a line has a field of that name already")
+    return tuple(dict.fromkeys(names))
 
 
 def refuse_options(batch_size: int, by_ray: bool, workers: int | None, ray_address: str | None) -> None:
@@ -161,7 +222,10 @@ def refuse_with_prompts(aim: Aim | None, min_precision: float | None, runtime: s
 
 def output_format(format: str | None, out: Path | str | None) -> str:
     """Return the format to write `out` in; raises as `predict` does."""
-    form = format or ("csv" if str(out).lower().endswith(".csv") else "jsonl")
+    suffix = os.path.splitext(str(out))[1].lower()
+    if format is None and suffix in NOT_WRITTEN:
+        raise UsageError(f"--out {out}: {suffix} is not written; end it in .csv or .jsonl, or say --format")
+    form = format or ("csv" if suffix == ".csv" else "jsonl")
     if form not in FORMATS:
         raise UsageError(f"--format {form}: expected {' or '.join(FORMATS)}")
     if isinstance(out, str):
@@ -177,7 +241,7 @@ def label_rows(
 ) -> None:  # fmt: skip
     """Label the rows that the output does not know yet by `label_windows`, which is called as `label_here` is."""
     errors = 0
-    unknown = unknown_rows(rows, settings.mapping, output, bar)
+    unknown = unknown_rows(rows, settings.reading, output, bar)
     first = list(islice(unknown, 1))
     if not first:
         return  # and the model is not even loaded
@@ -190,11 +254,11 @@ def label_rows(
 
 
 def unknown_rows(
-    rows: Iterable[Row | Reject], mapping: dict[str, str], output: Shards | Stream, bar: tqdm[Any]
+    rows: Iterable[Row | Reject], how: ItemReading, output: Shards | Stream, bar: tqdm[Any]
 ) -> Iterator[Row | Reject]:
     """Yield the rows that the output does not know, in order; the bar counts no others."""
     for row in rows:
-        if not output.known(key_of(row, mapping)):
+        if not output.known(key_of(row, how)):
             yield row
         elif bar.total:
             bar.total -= 1
@@ -206,7 +270,7 @@ def label_here(
     """Yield the lines of rows, in order, a window of `size` rows at a time; the next one's pictures are decoded meanwhile."""
     labeller = Labeller(settings)
     side = labeller.engine.size
-    with closing(read_items(rows, settings.mapping, settings.allow_outside, side, settings.ahead)) as items:
+    with closing(read_items(rows, settings.reading, side, settings.ahead)) as items:
         while window := list(islice(items, size)):
             yield [written(line) for line in labeller(window)]
 
@@ -223,17 +287,18 @@ def absolute(place: Path | str) -> str:
 
 
 def read_inputs(
-    inputs: Sequence[Path | str], mapping: dict[str, str], allow_outside: bool, out: Path | str | None = None
+    inputs: Sequence[Path | str], how: ItemReading, encoding: str | None = None, out: Path | str | None = None
 ) -> Iterator[Row | Reject]:
     """Return the rows of all inputs, without `out` where it lies in a folder; raises BadInputError when an input is missing."""
+    reading = Reading(mapping=how.mapping, encoding=encoding)
     rows = chain.from_iterable([
-        read_remote(place, mapping, allow_outside) if isinstance(place, str) else read_source(place, Reading(mapping=mapping))
+        read_remote(place, how.mapping, how.allow_outside) if isinstance(place, str) else read_source(place, reading)
         for place in inputs
     ])  # fmt: skip
     if out is None:
         return rows
     where = {place.rstrip("/") if isinstance(place, str) else str(place): f"{absolute(place)}/" for place in inputs}
-    identity = mapping.get("id", "id")
+    identity = how.mapping.get("id", "id")
     own = {source: absolute(out)[len(root) :] for source, root in where.items() if absolute(out).startswith(root)}
     return (
         (row for row in rows if isinstance(row, Reject) or own.get(row.source, row) != row.fields.get(identity))
@@ -257,6 +322,7 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
                         picture=image if held else None))  # fmt: skip
     from labeler.engines.native import Native
 
-    labeller = Labeller(Settings(run.folder, rule_of(run), {}, batch_size=batch_size), Native(run))
-    with closing(read_items(rows, {}, True, labeller.engine.size)) as items:
+    how = ItemReading({}, allow_outside=True)
+    labeller = Labeller(Settings(run.folder, rule_of(run), how, batch_size=batch_size), Native(run))
+    with closing(read_items(rows, how, labeller.engine.size)) as items:
         return list(labeller(list(items)))

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from labeler.artifacts import BadInputError, locked, sha256_bytes
 from labeler.remote import download, endpoint, status, upload
-from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
+from labeler.shards import ERROR, FOREIGN, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
 from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
@@ -25,16 +25,20 @@ COLUMNS = ("id", "image", "text", "labels", "model", "error")
 class LineFormat:
     """Lines as jsonl, or as csv with a column for each label's score. It can be pickled."""
 
-    def __init__(self, form: str, names: Sequence[str], review: bool = False):
-        """Write as `form`, jsonl or csv; `names` are those of the scores, `review`: whether lines say what is for review."""
-        self.form, self.names, self.extra = form, list(names), ["review"] if review else []
+    def __init__(self, form: str, names: Sequence[str], review: bool = False, carried: Sequence[str] = ()):
+        """Write as `form`, jsonl or csv; `names` are those of the scores, `review`: whether lines say what is for review.
+
+        `carried` are the fields that lines have besides.
+        """
+        self.form, self.names, self.extra, self.carried = form, list(names), ["review"] if review else [], list(carried)
 
     @property
     def header(self) -> str:
         """Return what stands before all lines."""
         if self.form != "csv":
             return ""
-        return table_row([*COLUMNS, *self.extra, *(neutral(f"score:{name}") for name in self.names)])
+        carried = map(neutral, self.carried)
+        return table_row([*COLUMNS, *self.extra, *carried, *(neutral(f"score:{name}") for name in self.names)])
 
     def __call__(self, line: dict[str, Any]) -> Line:
         """Return the line as it is written."""
@@ -43,6 +47,8 @@ class LineFormat:
             return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
         cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
         cells += [str(line[name]).lower() for name in self.extra]
+        cells += [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
+                  for name in self.carried]  # fmt: skip
         row = [neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]
         return Line(whole(table_row(row)), mark)
 
@@ -96,7 +102,7 @@ def writing(
     if out is None:
         yield Stream(sys.stdout, header)
     elif isinstance(out, str):
-        with uploaded(out) as copy, sharded(copy, recipe, header, force) as shards:
+        with uploaded(out, force) as copy, sharded(copy, recipe, header, force) as shards:
             yield shards
     elif out.exists() and not out.is_file():
         with open(out, "w", encoding="utf-8", newline="") as file:
@@ -113,21 +119,25 @@ def check_output(url: str) -> None:
 
 
 @contextmanager
-def uploaded(url: str) -> Iterator[Path]:
+def uploaded(url: str, force: bool = False) -> Iterator[Path]:
     """Yield a file of this machine to write in place of `url`; when the block ends without an error, it is uploaded.
 
     Objects appear whole, the one that describes the output (`labeler.shards.state_of`) after it. Both are fetched first, so
     that the lines of what has not changed are kept on whichever machine. What is not finished or not uploaded yet lies in
     `cache_folder`, one for every output, and is found there by the next run.
 
-    Raises LockedError where another process is writing it, and as `told` does.
+    Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object,
+    unless `force`, and as `told` does.
     """
     folder = cache_folder(url)
     path = folder / posixpath.basename(url)
     files = {state_of(path): f"{posixpath.dirname(url)}/{state_of(path).name}", path: url}
     with locked(folder):
         folder.mkdir(exist_ok=True)
-        fetched = not path.exists() and all(status(place).is_file for place in files.values())
+        there = {file: status(place).is_file for file, place in files.items()}
+        if there[path] and not there[state_of(path)] and not path.exists() and not force:
+            raise BadInputError(FOREIGN.format(url))
+        fetched = not path.exists() and all(there.values())
         if fetched:
             for file, place in files.items():
                 download(place, file)

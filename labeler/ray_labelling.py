@@ -102,6 +102,5 @@ class Worker:
     def lines(self, rows: list[Row | Reject]) -> list[Line]:
         """Return the lines of rows."""
         self.labeller = self.labeller or Labeller(self.settings)
-        size, allow_outside = self.labeller.engine.size, self.settings.allow_outside
-        with closing(read_items(rows, self.settings.mapping, allow_outside, size, self.settings.ahead)) as items:
+        with closing(read_items(rows, self.settings.reading, self.labeller.engine.size, self.settings.ahead)) as items:
             return [self.written(line) for line in self.labeller(list(items))]

@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from labeler.artifacts import LabelerError, locked, make_parent, sha256_file, work_folder
+from labeler.artifacts import BadInputError, LabelerError, locked, make_parent, sha256_file, work_folder
 
 SUFFIX = ".lines"
 JOINED = "joined"
 PLAIN, ERROR, REVIEW = range(3)  # marks
+
+FOREIGN = "{}: was not written by `labeler predict`, so it is left alone; --force replaces it, or name another --out"
 
 log = logging.getLogger("labeler")
 
@@ -65,18 +67,35 @@ def state_of(out: Path) -> Path:
 def sharded(out: Path, recipe: dict[str, Any], header: str, force: bool = False) -> Iterator[Shards]:
     """Yield the shards of the output `out`, which no other process can write meanwhile; what is whole of them outlives errors.
 
-    Raises LockedError where another process is writing it, BadInputError where nothing can be written there.
+    Raises LockedError where another process is writing it, BadInputError where nothing can be written there, or something is
+    there that has not been written like this, unless `force`.
     """
     make_parent(out)
     work = work_folder(out)
     with locked(out):
         publish_joined(work, out)
+        if not force:
+            refuse_foreign(out)
         work.mkdir(exist_ok=True)
         try:
             yield Shards(out, recipe, header, force)
         finally:
             with suppress(OSError):  # shards are in it
                 work.rmdir()
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise BadInputError where `out` holds what `labeler predict` has not written, or has been changed since."""
+    if not out.is_file() or not out.stat().st_size:
+        return
+    try:
+        sha256 = orjson.loads(state_of(out).read_bytes())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInputError(FOREIGN.format(out)) from None
+    if sha256 != sha256_file(out):
+        raise BadInputError(
+            f"{out}: has been changed since `labeler predict` wrote it; --force replaces it, or name another --out"
+        )
 
 
 class Shards:

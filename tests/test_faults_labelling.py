@@ -19,7 +19,7 @@ from PIL import Image
 
 from labeler.artifacts import InterruptedRun, LabelerError, LockedError, locked, work_folder
 from labeler.decisions import read_rule
-from labeler.items import Item, key_of
+from labeler.items import Item, ItemReading, key_of
 from labeler.labeller import Labeller, Settings
 from labeler.labelling import predict
 from labeler.memory import lacks_memory
@@ -89,20 +89,22 @@ def test_what_changes_a_row_s_key(tmp_path):
     picture = tmp_path / "a.png"
     picture.write_bytes(b"one")
 
-    def key(source=tmp_path / "rows.jsonl", held=None, mapping=(), **fields) -> int:
+    def key(source=tmp_path / "rows.jsonl", held=None, mapping=(), keep=(), **fields) -> int:
         return key_of(
-            Row(str(source), 1, {"id": "1", "image": "a.png", "text": "red"} | fields, picture=held), dict(mapping)
+            Row(str(source), 1, {"id": "1", "image": "a.png", "text": "red"} | fields, picture=held),
+            ItemReading(dict(mapping), keep=keep),
         )
 
     first = key()
     assert (
         first
         == key(other="field")
-        == key_of(Row(str(tmp_path / "b.csv"), 9, {"id": "1", "img": "a.png", "text": "red "}), {})
+        == key_of(Row(str(tmp_path / "b.csv"), 9, {"id": "1", "img": "a.png", "text": "red "}), ItemReading({}))
     )
     others = [key(id="2"), key(text="blue"), key(text=None), key(image="b.png"), key(image=None),
               key(title="x", mapping=[("text", "title")]),
-              key(held=b"one"), key(held=b"two"), key(text="\0"), key(source=tmp_path / "below" / "rows.jsonl")]  # fmt: skip
+              key(held=b"one"), key(held=b"two"), key(text="\0"), key(source=tmp_path / "below" / "rows.jsonl"),
+              key(other="field", keep=("other",)), key(other="value", keep=("other",))]  # fmt: skip
     picture.write_bytes(b"two")
     others.append(key())
     times = picture.stat()
@@ -111,7 +113,7 @@ def test_what_changes_a_row_s_key(tmp_path):
     others.append(key())
     picture.unlink()
     others.append(key())
-    rejects = [key_of(Reject("a.jsonl", line, None, "not-json", "cut off"), {}) for line in (1, 2)]
+    rejects = [key_of(Reject("a.jsonl", line, None, "not-json", "cut off"), ItemReading({})) for line in (1, 2)]
     assert len({first, *others, *rejects}) == 1 + len(others) + 2
 
 
@@ -138,7 +140,9 @@ def test_fault_19_on_a_full_disk_nothing_is_lost(folder, run, tmp_path, small_wi
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         predict([folder], run, tmp_path / "whole.jsonl", device="cpu")
-        (place / "out.jsonl").write_text("old", encoding="utf-8")
+        (tmp_path / "one.jsonl").write_text('{"text": "red"}\n', encoding="utf-8")
+        predict([tmp_path / "one.jsonl"], run, place / "out.jsonl", device="cpu")
+        old = (place / "out.jsonl").read_bytes()
         for free in range(0, 48, 4):  # KiB
             (place / "other").write_bytes(b"")
             status = os.statvfs(place)
@@ -146,7 +150,7 @@ def test_fault_19_on_a_full_disk_nothing_is_lost(folder, run, tmp_path, small_wi
             with suppress(OSError):
                 predict([folder], run, place / "out.jsonl", device="cpu")
                 break
-            assert (place / "out.jsonl").read_text(encoding="utf-8") == "old"
+            assert (place / "out.jsonl").read_bytes() == old
         assert free > 8
         assert (place / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     finally:
@@ -226,7 +230,7 @@ class Narrow:
                                    RuntimeException("[ONNXRuntimeError] : Failed to allocate memory for requested buffer"),
                                    RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])  # fmt: skip
 def test_fault_26_a_batch_that_is_too_large_is_halved_and_that_is_said_once(run, error, caplog):
-    settings = Settings(run, read_rule(run), {}, batch_size=32)
+    settings = Settings(run, read_rule(run), ItemReading({}), batch_size=32)
     items = [Item(Record(id=str(number), text="a")) for number in range(7)]
     engine = Narrow(5, error)
     labeller = Labeller(settings, engine)

@@ -14,7 +14,7 @@ from PIL import Image
 from labeler.artifacts import UsageError, read_manifest
 from labeler.export import export_tasks
 from labeler.ingestion import IngestOptions, ingest
-from labeler.items import key_of
+from labeler.items import ItemReading, key_of
 from labeler.looks import enough, look_groups
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records
@@ -134,9 +134,9 @@ def test_pictures_are_found_in_either_form_of_unicode(tmp_path, form, listed):
     write_rows(tmp_path / "in/metadata.jsonl", rows)
     assert len(list(read_source(tmp_path / "in"))) == 4, "no picture comes a second time"
     [row, *_] = read_source(tmp_path / "in")
-    key = key_of(row, {})
+    key = key_of(row, ItemReading({}))
     draw(tmp_path / "in" / unicodedata.normalize(form, names[0]), 9)
-    assert key_of(row, {}) != key
+    assert key_of(row, ItemReading({})) != key
     (tmp_path / "in/metadata.jsonl").unlink()
     records = list(read_source(tmp_path / "in"))
     assert sorted(row.fields["image"] for row in records) == sorted(unicodedata.normalize(form, name) for name in names)

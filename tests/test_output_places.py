@@ -50,9 +50,23 @@ def test_a_path_that_is_not_utf_8_gets_its_line(run, pictures, tmp_path, form):
     assert "caf?" in (tmp_path / f"out.{form}").read_text(encoding="utf-8")
 
 
+def test_a_file_of_something_else_is_left_alone_before_any_work(run, pictures, tmp_path, labeler, monkeypatch):
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text("mine\n", encoding="utf-8")
+    monkeypatch.setattr("labeler.labelling.choose_engine", lambda *_, **__: pytest.fail("work was begun"))
+    done = labeler("predict", pictures, "--model", run, "--out", notes)
+    assert done.code == 3
+    assert "notes.jsonl: was not written by `labeler predict`, so it is left alone; --force replaces it" in done.said
+    assert notes.read_text() == "mine\n"
+    with pytest.raises(
+        UsageError, match=r"labels\.xlsx: \.xlsx is not written; end it in \.csv or \.jsonl, or say --format"
+    ):
+        predict([pictures], run, tmp_path / "labels.xlsx")
+
+
 def test_a_failure_leaves_the_old_file(run, pictures, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
     monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(ValueError, match="broken"):
-        predict([pictures], run, tmp_path / "out.jsonl", device="cpu")
+        predict([pictures], run, tmp_path / "out.jsonl", device="cpu", force=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]

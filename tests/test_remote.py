@@ -17,7 +17,7 @@ from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
 
 from labeler import items
 from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError
-from labeler.items import read_items
+from labeler.items import ItemReading, read_items
 from labeler.labeller import Labeller
 from labeler.labelling import predict
 from labeler.output import cache_folder
@@ -119,13 +119,16 @@ def test_tables_and_pictures_from_s3_to_here_and_from_here_to_s3(s3, folder, run
     assert predict([f"{url}/{name}" for name in names], run, tmp_path / "there.csv", device="cpu") == Counts(5, 0)
     cells = [[line.split(",") for line in path.read_text().splitlines()]
              for path in (tmp_path / "here.csv", tmp_path / "there.csv")]  # fmt: skip
-    assert [row[:1] + row[2:] for row in cells[1]] == [row[:1] + row[2:] for row in cells[0]]
+    here, there = ([row[:1] + row[2:6] + row[7:] for row in table] for table in cells)  # but for pictures and sources
+    assert there == here
+    assert [row[6] for row in cells[1]] == ["source", *[f"{url}/pairs.jsonl"] * 3, url, f"{url}/more"]
     assert [row[1] for row in cells[1][1:]] == [
         f"{url}/b.png", f"{url}/more/d.png", "", f"{url}/b.png", f"{url}/more/c.png"
     ]  # fmt: skip
     assert predict([folder / "pairs.jsonl"], run, "s3://pets/labels.csv", device="cpu") == Counts(3, 0)
     with s3.open_input_file("pets/labels.csv") as file:
-        assert file.read().decode().splitlines() == (tmp_path / "here.csv").read_text().splitlines()[:4]
+        found = [line.split(",") for line in file.read().decode().splitlines()]
+    assert found == [row[:6] + row[7:] for row in cells[0][:4]]
     assert predict([f"{url}/pairs.csv"], run, tmp_path / "urls.jsonl", device="cpu") == Counts(2, 0)
 
 
@@ -209,7 +212,7 @@ def test_what_could_not_be_uploaded_is_uploaded_by_the_next_run(s3, folder, run,
 def test_a_picture_that_vanishes_after_it_was_listed_costs_its_own_line(s3, folder):
     rows = list(read("s3://pets/folder", {}, False))
     s3.delete_file("pets/folder/b.png")
-    with closing(read_items(rows, {}, False, 32)) as found:
+    with closing(read_items(rows, ItemReading({}), 32)) as found:
         errors = {item.record.id: item.error for item in found}
     assert errors["b.png"] == "s3://pets/folder/b.png: no such file"
     assert errors["é.png"] is None
@@ -245,7 +248,7 @@ def test_a_server_that_is_not_there(s3, folder, run, monkeypatch):
     with pytest.raises(
         LabelerError, match=r"no connection \(AWS Error NETWORK_CONNECTION .*the same command goes on from"
     ):
-        list(read_items(rows, {}, False, 32))  # no item's error: it would be that of all
+        list(read_items(rows, ItemReading({}), 32))  # no item's error: it would be that of all
 
 
 def test_a_server_that_refuses_the_credentials(s3, folder, run, monkeypatch):

@@ -119,13 +119,26 @@ def test_lines_of_another_recipe_are_not_kept_and_that_is_said(out, finished, ca
     assert caplog.text.count("aim was '', is 'recall=0.9'") == 1
 
 
-def test_an_output_that_was_changed_by_hand_is_not_kept(out, caplog):
-    caplog.set_level(logging.INFO, "labeler")
+def test_an_output_that_was_changed_by_hand_is_replaced_when_forced_alone(out):
     label(out, list(range(9)))
-    out.write_text(out.read_text(encoding="utf-8").replace("1 a", "1 x"), encoding="utf-8")
-    label(out, list(range(9)), "b")
+    changed = out.read_text(encoding="utf-8").replace("1 a", "1 x")
+    out.write_text(changed, encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"labels.jsonl: has been changed since .* wrote it; --force replaces it"):
+        label(out, list(range(9)), "b")
+    assert out.read_text(encoding="utf-8") == changed
+    assert not work_folder(out).exists()
+    label(out, list(range(9)), "b", force=True)
     assert {text[-1] for text in lines_of(out)} == {"b"}
-    assert "labels.jsonl has been changed since it was written; every item is labelled again" in caplog.text
+
+
+def test_a_file_of_another_program_is_left_alone(out):
+    out.write_text("my own notes\n", encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"labels.jsonl: was not written by .* so it is left alone; --force"):
+        label(out, [1, 2])
+    assert out.read_text(encoding="utf-8") == "my own notes\n"
+    out.write_text("", encoding="utf-8")
+    label(out, [1, 2])
+    assert len(lines_of(out)) == 2
 
 
 def test_an_output_that_becomes_shorter_meanwhile_ends_in_an_error(out):

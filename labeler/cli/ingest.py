@@ -33,8 +33,7 @@ USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
 @click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
               help="auto: told by names and content. class-folders: sub-folders are labels. hub: as on the hub.")  # fmt: skip
-@click.option("--encoding", callback=options.parse_encoding,
-              help="Of csv files and sidecars, such as gb18030 [default: UTF-8, or else what the bytes look like].")  # fmt: skip
+@options.encoding
 @click.option("--fix-text", is_flag=True, help="Repair texts that were read in a wrong encoding somewhere (mojibake).")
 @click.option(
     "--frames", type=int, default=1, show_default=True, help="MELD: rows a clip, frames evenly spaced; 1: the first."

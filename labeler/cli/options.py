@@ -75,6 +75,11 @@ def parse_encoding(context: click.Context, parameter: click.Parameter, value: st
         raise click.BadParameter(f"{value!r} is no text encoding; try utf-8, gb18030, cp1252, ...") from None
 
 
+encoding: Decorator = click.option(
+    "--encoding", callback=parse_encoding,
+    help="Of csv files and sidecars, such as gb18030 [default: UTF-8, or else what the bytes look like].",
+)  # fmt: skip
+
 mapping: Decorator = click.option(
     "--map", "mapping", multiple=True, callback=parse_map, metavar="OURS=THEIRS",
     help="Take our field (id, image, text, labels, split, group) from the field THEIRS; repeatable.",
