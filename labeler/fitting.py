@@ -32,7 +32,7 @@ from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, 
 from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.memory import give_back_freed_memory, keep_freed_memory
-from labeler.models import Building, Built, model_module
+from labeler.models import Building, Built, constant, model_module
 from labeler.pixels import stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
 from labeler.pretraining import check_can_pretrain, pretrain, told
@@ -117,6 +117,11 @@ class Fit:
     def built(self, init: Path | None) -> Built:
         """Return the untrained model, from the run `init` where there is one, and its tokenizer."""
         options, towers = self.options, self.store.towers
+        if "unknown_share" in towers["text"] and "vocabulary" not in constant(self.name, "TUNING"):
+            raise BadInputError(
+                f"{self.store.folder}: its text encoder cannot read {towers['text']['unknown_share']:.0%} of the texts' tokens, "
+                f"and {self.name} reads by it; train resnet-gru --vocabulary character, or preprocess with another --text-encoder"
+            )
         if init:
             refuse_other_pictures(init, read_json(init / "preprocessor.json")["image"], self.store)
         texts = [self.store.rows["text"][row] or "" for row in self.store.rows_of("train")]

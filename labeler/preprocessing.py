@@ -34,6 +34,7 @@ from labeler.memory import halving
 from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.sources.answers import given_answers
 from labeler.store import ANSWERS, BOXES, DATASET, THUMBNAIL_MIME, TOKENS
+from labeler.values import UNKNOWN_SHARE
 
 if TYPE_CHECKING:
     import pyarrow
@@ -66,6 +67,7 @@ def preprocess(
     text_encoder: str = EMBEDDED,
     image_encoder: str = EMBEDDED,
     visual_tokens: int | None = None,
+    allow_unknown_words: bool = False,
     force: bool = False,
 ) -> Preprocessed:
     """Read the artifact `records` and publish the store `out`: a Lance dataset, one row a record, in its order.
@@ -79,8 +81,8 @@ def preprocess(
     no other is written again; the tokens that were there stay, and are found again when they are asked for.
 
     Raises BadInputError when `records` is no such artifact, a picture has changed since ingest, or over a third of all the
-    texts' tokens are unknown to the text tower's vocabulary; LabelerError when a tower cannot be loaded; UsageError when it has
-    no grid that `visual_tokens` are a smaller square of.
+    texts' tokens are unknown to the text tower's vocabulary, unless `allow_unknown_words`; LabelerError when a tower cannot be
+    loaded; UsageError when it has no grid that `visual_tokens` are a smaller square of.
     """
     manifest = verify(records, "ingest")
     asked = arguments_of(records, text_encoder, image_encoder, visual_tokens)
@@ -95,8 +97,11 @@ def preprocess(
     image, text = load_image_encoder(image_encoder), load_text_encoder(text_encoder)
     if visual_tokens is not None:
         image = image.with_tokens(visual_tokens)
-    check_vocabulary(text, (record.text for record in read_records(records)))  # before hours are spent on pictures
+    texts = (record.text for record in read_records(records))
+    unknown = check_vocabulary(text, texts, allow=allow_unknown_words)  # before hours are spent on pictures
     towers = towers_of(image, text, asked["weights"])
+    if unknown > UNKNOWN_SHARE:
+        towers["text"]["unknown_share"] = round(unknown, 4)
     kept = None if force else other_tokens(out, recipe)
     # Lance names its files at random: what stands for the content is what it was made from
     content = sha256_json([manifest["content_sha256"], towers, STRETCHED_BY, *([ANSWERS] if ANSWERS in asked else [])])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 Split = Literal["train", "validation", "test"]
+UNKNOWN_SHARE = 1 / 3  # of a text's tokens: where a vocabulary lacks more, texts look alike to a model
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SPLIT_ALIASES: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                                    "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip

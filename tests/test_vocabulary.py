@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,11 @@ from transformers import (
 from labeler.artifacts import BadInputError
 from labeler.encoders.text import check_vocabulary, load_text_encoder
 from labeler.ingestion import IngestOptions, ingest
+from labeler.labelling import predict
 from labeler.preprocessing import preprocess
+from labeler.shards import Counts
 from labeler.store import Store
+from labeler.training import train
 
 CHINESE = ["今天天气真好", "猫在沙发上睡觉", "我们去公园散步", "这部电影很无聊", "晚饭吃了火锅", "他非常生气"]
 
@@ -39,6 +44,36 @@ def test_texts_in_a_script_that_the_tower_cannot_read_are_an_error(chinese_recor
                                             "bert-base-chinese"):  # fmt: skip
         preprocess(chinese_records, tmp_path / "store", image_encoder=str(image_tower))
     assert not (tmp_path / "store").exists()
+
+
+def test_a_model_with_a_vocabulary_of_its_own_learns_from_them_all_the_same(
+    chinese_records, text_tower, image_tower, tmp_path, options, labeler
+):
+    towers = ("--text-encoder", text_tower, "--image-encoder", image_tower)
+    done = labeler("preprocess", chinese_records, "--out", tmp_path / "store", "--allow-unknown-words", *towers)
+    assert done.code == 0, done.said
+    assert "only resnet-gru, which has a vocabulary of its own, can learn from them" in done.said
+    with pytest.raises(
+        BadInputError, match=r"cannot read \d+% of the texts' tokens, and late-fusion reads by it; train resnet-gru"
+    ):
+        train("late-fusion", tmp_path / "store", tmp_path / "run", options, device="cpu")
+    own = replace(options, vocabulary="character")
+    run = train("resnet-gru", tmp_path / "store", tmp_path / "run", own, device="cpu").out
+    assert predict([tmp_path / "pairs.jsonl"], run, tmp_path / "own.jsonl", device="cpu") == Counts(len(CHINESE), 0)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_texts_that_a_model_cannot_read_are_labelled_with_a_warning(
+    chinese_records, trained, tmp_path, caplog, exported
+):
+    run = Path(shutil.copytree(trained("late-fusion"), tmp_path / "run"))
+    chosen = {"runtime": "onnx", "precision": "fp32"} if exported else {"runtime": "native"}
+    english = tmp_path / "english.jsonl"
+    english.write_text('{"text": "a red circle"}\n', encoding="utf-8")
+    predict([english], run, tmp_path / "english-labels.jsonl", device="cpu", **chosen)
+    assert "their labels are guesses" not in caplog.text
+    predict([chinese_records.parent / "pairs.jsonl"], run, tmp_path / "out.jsonl", device="cpu", **chosen)
+    assert caplog.text.count("their labels are guesses") == 1
 
 
 def test_a_tower_with_chinese_characters_reads_them(chinese_records, text_tower, image_tower, tmp_path):

@@ -19,6 +19,8 @@ from labeler.cli import options
                                       "OWNER/NAME, or regions:DETECTOR, in the preset's place.")  # fmt: skip
 @click.option("--visual-tokens", type=click.IntRange(min=1), metavar="N",
               help="Average the grid to N tokens, such as 16 of 49: faster to train on, a little less accurate.")  # fmt: skip
+@click.option("--allow-unknown-words", is_flag=True,
+              help="Go on where the text encoder cannot read the texts; resnet-gru makes a vocabulary of its own.")  # fmt: skip
 @options.force
 @options.as_json
 def command(
@@ -28,6 +30,7 @@ def command(
     text_encoder: str | None,
     image_encoder: str | None,
     visual_tokens: int | None,
+    allow_unknown_words: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -41,6 +44,7 @@ def command(
 
     towers = PRESETS[preset]
     text, image = text_encoder or towers.text, image_encoder or towers.image
-    result = preprocess(records, out, text_encoder=text, image_encoder=image, visual_tokens=visual_tokens, force=force)
+    result = preprocess(records, out, text_encoder=text, image_encoder=image, visual_tokens=visual_tokens,
+                        allow_unknown_words=allow_unknown_words, force=force)  # fmt: skip
     done = options.already(out) if result.already else f"{out}: {result.rows} pairs"
     options.say(done, {"out": out, "already": result.already, "rows": result.rows}, as_json)

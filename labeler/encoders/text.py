@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
@@ -15,6 +16,9 @@ from labeler.artifacts import BadInputError, LabelerError
 from labeler.encoders.flava import FLAVA, load_flava
 from labeler.encoders.pretrained import load_transformers
 from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedded_path, from_folder_or_hub
+from labeler.values import UNKNOWN_SHARE
+
+log = logging.getLogger("labeler")
 
 # Architectures that are BERT's but for names, so that VisualBERT has a place for every weight. Others have what it has
 # not: MPNet and DeBERTa attend by distance, ALBERT's layers share their weights.
@@ -24,7 +28,6 @@ BERT_WORDS = 30522  # of bert-base-uncased, whose vocabulary MiniLM and VisualBE
 DISTILBERT_CONFIG = {"intermediate_size": "hidden_dim", "hidden_act": "activation", "hidden_dropout_prob": "dropout"}
 DISTILBERT_EPS = 1e-12
 TOGETHER = 8  # texts a pass: tweets go through 1.6 times as fast as 32 at a time
-UNKNOWN_SHARE = 1 / 3
 ATTENTION_DROPOUT = {"attention_probs_dropout_prob", "attention_dropout"}  # BERT's name for it, and DistilBERT's
 LEFT_OUT = ("architectures", "transformers_version", "_name_or_path")
 
@@ -156,11 +159,11 @@ def no_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     return len(tokenizer) <= len(tokenizer.all_special_ids)
 
 
-def check_vocabulary(tower: TextEncoder, texts: Iterable[str | None]) -> None:
-    """Read all `texts`, a thousand in memory at a time, as far as the tower reads each.
+def check_vocabulary(tower: TextEncoder, texts: Iterable[str | None], *, allow: bool = False) -> float:
+    """Read all `texts`, a thousand in memory at a time, as far as the tower reads each; return the share of unknown tokens.
 
     Raises BadInputError when over a third of their tokens are unknown to the tower's vocabulary: all of them would look
-    alike to it, whatever they say.
+    alike to it, whatever they say. With `allow` that is a warning.
     """
     tokenizer, remaining = tower.tokenizer, iter(texts)
     unknown, total, example = 0, 0, None
@@ -171,9 +174,17 @@ def check_vocabulary(tower: TextEncoder, texts: Iterable[str | None]) -> None:
             unknown, total = unknown + count, total + len(ids)
             if example is None and count > UNKNOWN_SHARE * len(ids):
                 example = text
-    if unknown > UNKNOWN_SHARE * total:
-        raise BadInputError(
-            f"the tokenizer of the text encoder {tower.name!r} turns {unknown / total:.0%} of the texts' tokens into "
-            f"{tokenizer.unk_token}, as in {str(example)[:60]!r}; choose one that knows their script by --text-encoder, such as "
-            "bert-base-multilingual-cased or, for Chinese, bert-base-chinese (a hub's name, or a folder with a copy)"
+    share = unknown / max(total, 1)
+    if share > UNKNOWN_SHARE:
+        found = (
+            f"the tokenizer of the text encoder {tower.name!r} turns {share:.0%} of the texts' tokens into "
+            f"{tokenizer.unk_token}, as in {str(example)[:60]!r}"
         )
+        if not allow:
+            raise BadInputError(
+                f"{found}; choose one that knows their script by --text-encoder, such as bert-base-multilingual-cased or, for "
+                "Chinese, bert-base-chinese (a hub's name, or a folder with a copy); or add --allow-unknown-words for `labeler "
+                "train resnet-gru --vocabulary character`, which needs none"
+            )
+        log.warning("%s: only resnet-gru, which has a vocabulary of its own, can learn from them", found)
+    return share

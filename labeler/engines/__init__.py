@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from labeler.artifacts import UsageError, verify
+from labeler.values import UNKNOWN_SHARE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from labeler.decisions import Rule
     from labeler.items import Item
     from labeler.zero_shot import Prompts
+
+log = logging.getLogger("labeler")
 
 Precision = Literal["auto", "int8", "bf16", "fp32"]
 RUNTIMES = ("auto", "native", "onnx", "openvino")
@@ -83,6 +87,20 @@ def open_engine(choice: Choice, device: str = "auto") -> Engine:
 
     precision = choice.way.precision
     return Exported(choice.folder, lambda path: openvino.open_graph(path, precision))
+
+
+class Reader:
+    """What an engine notes of the texts that it reads: that its vocabulary cannot, once."""
+
+    told = False
+
+    def note_unknown(self, ids: Sequence[Sequence[int]], unknown: int | None) -> None:
+        """Warn, the first time that over a third of the tokens are the `unknown` one: such texts look alike to the model."""
+        total = sum(map(len, ids))
+        if not self.told and unknown is not None and sum(row.count(unknown) for row in ids) > UNKNOWN_SHARE * total:
+            self.told = True
+            log.warning("over a third of these texts' tokens are unknown to the model's vocabulary: their labels are guesses, "
+                        "unless pictures say enough; a model trained with another --text-encoder may read them")  # fmt: skip
 
 
 def choose_way(folder: Path, runtime: str = "auto", precision: Precision = "auto") -> Choice:

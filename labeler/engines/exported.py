@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labeler.decisions import Rule, read_rule
+from labeler.engines import Reader
 from labeler.items import Item
 from labeler.runs import read_json
 
@@ -40,7 +41,7 @@ class Shape(NamedTuple):
     has_image: bool
 
 
-class Exported:
+class Exported(Reader):
     """An exported model in a runtime. See `labeler.engines.Engine`."""
 
     def __init__(self, folder: Path, open_graph: Callable[[Path], Graph]):
@@ -73,6 +74,7 @@ class Exported:
     def logits(self, items: Sequence[Item], batch_size: int) -> np.ndarray:
         """Return logits [N, L] float32 of `items`; at most BATCH of them are worked at a time."""
         ids, most = self.tokenize([item.record.text for item in items]), self.preprocessor["max_text_tokens"]
+        self.note_unknown(ids, self.preprocessor["unk_token_id"])
         shapes = [
             Shape(min(most, -(-max(1, len(row)) // STEP) * STEP), item.pixels is not None)
             for row, item in zip(ids, items, strict=True)

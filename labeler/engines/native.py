@@ -10,13 +10,14 @@ from labeler.batches import Pair, tokenize
 from labeler.decisions import Rule, rule_of
 from labeler.encoders.image import ImageEncoder, recorded_image_encoder
 from labeler.end_to_end import EndToEnd
+from labeler.engines import Reader
 from labeler.items import Item
 from labeler.prediction import PairList, logits
 from labeler.runs import Run
 from labeler.store import region_mask
 
 
-class Native:
+class Native(Reader):
     """A run and its image tower. See `labeler.engines.Engine`."""
 
     def __init__(self, run: Run):
@@ -35,8 +36,9 @@ class Native:
 
     def logits(self, items: Sequence[Item], batch_size: int) -> np.ndarray:
         """Return logits [N, L] float32 of `items`."""
-        pairs = PairList(make_pairs(items, self.run, self.tower, batch_size))
-        return logits(self.run.model, pairs, self.run.tokenizer.pad_token_id, batch_size=batch_size)
+        pairs = make_pairs(items, self.run, self.tower, batch_size)
+        self.note_unknown([pair.input_ids for pair in pairs], self.run.tokenizer.unk_token_id)
+        return logits(self.run.model, PairList(pairs), self.run.tokenizer.pad_token_id, batch_size=batch_size)
 
 
 def image_tower(run: Run) -> ImageEncoder:
