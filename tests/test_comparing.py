@@ -208,6 +208,11 @@ def test_rows_needed_are_enough_in_four_of_five_cases():
 def test_no_number_of_rows_tells_no_difference():
     assert rows_needed({"n": 100, "delta_accuracy": 0.0, "ci95": [-0.1, 0.1], "standard_error": 0.05}) is None
     assert rows_needed({"n": 100, "delta_accuracy": 0.1, "ci95": None, "standard_error": None}) is None
+    few = {"n": 7, "delta_accuracy": 0.43, "standard_error": 0.15}
+    assert rows_needed(few | {"p": 0.004}) == 7
+    assert 250 < rows_needed(few | {"p": 0.656}) < 300, (
+        "what an exact test of seven rows cannot tell, ten cannot either"
+    )
 
 
 def test_compare_gives_mcnemars_exact_test():

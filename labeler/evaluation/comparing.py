@@ -84,13 +84,15 @@ def judge(comparisons: list[dict[str, Any]]) -> None:
 def rows_needed(found: dict[str, Any]) -> int | None:
     """Return how many rows would tell a difference of the size found, in four of five cases; None where it is 0 or unknown.
 
-    From the standard error, which falls with the square root of the rows.
+    From the standard error, which falls with the square root of the rows, or from `p` where that says more: of a few rows the
+    exact test is less sure than the bootstrap.
     """
     delta = next(value for key, value in found.items() if key.startswith("delta_") and not key.endswith("ci95"))
-    if not delta or not found["standard_error"]:
+    if not delta or not found["standard_error"] or found["p"] >= 1:
         return None
-    ratio = (scipy.stats.norm.ppf(1 - ALPHA / 2) + scipy.stats.norm.ppf(POWER)) * found["standard_error"] / delta
-    return math.ceil(found["n"] * ratio**2)
+    errors = min(abs(delta) / found["standard_error"], scipy.stats.norm.isf(found["p"] / 2))
+    wanted = scipy.stats.norm.ppf(1 - ALPHA / 2) + scipy.stats.norm.ppf(POWER)
+    return math.ceil(found["n"] * (wanted / errors) ** 2)
 
 
 def holm(p_values: list[float]) -> list[float]:
