@@ -25,7 +25,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.decoding import prepare_images
-from labeler.images import ImageError
+from labeler.images import VIDEOS, ImageError, frame_of
 from labeler.items import Item
 from labeler.records import Record
 from labeler.sources import PICTURES
@@ -227,24 +227,35 @@ def search(
 
 
 def embed_query(run: Run, query: str) -> np.ndarray:
-    """Return the embedding [S] of a picture's file, where there is one of that name, or of the words themselves.
+    """Return the embedding [S] of the picture that `query` names (see `picture_of`), or of the words themselves.
 
-    Raises BadInputError when the picture cannot be read, or `query` is named like a picture and there is no such file.
+    Raises BadInputError when the picture cannot be read, or there is no such file.
     """
     from labeler.embedding import embed_pairs
     from labeler.engines.native import image_tower, make_pairs
     from labeler.prediction import PairList
 
-    tower, path = image_tower(run), Path(query)
-    item = Item(Record(id="query", text=query))
-    if is_file(path) or path.suffix.lower() in PICTURES:
+    tower, path = image_tower(run), picture_of(query)
+    if path is None:
+        item = Item(Record(id="query", text=query))
+    else:
         (picture,) = prepare_images([(path, None)], tower.size)
         if isinstance(picture, ImageError) or picture is None:
             raise BadInputError(f"{picture}; give the file of a picture, or words")
-        item = Item(Record(id="query", image=query), path, pixels=picture.pixels)
+        item = Item(Record(id="query"), path, pixels=picture.pixels)
     pairs = PairList(make_pairs([item], run, tower, 1))
     text, image = embed_pairs(run.model, pairs, run.tokenizer.pad_token_id)
     return text[0] if item.pixels is None else image[0]
+
+
+def picture_of(query: str) -> Path | None:
+    """Return the path of the picture that a query names: a file that is there, or what is called like a picture or a video.
+
+    Of a video it may be one of its frames (`labeler.images.frame_of`). None for words.
+    """
+    path = Path(query.strip())
+    file = frame_of(path)[0]
+    return path if is_file(file) or file.suffix.lower() in (*PICTURES, *VIDEOS) else None
 
 
 def is_file(path: Path) -> bool:

@@ -14,7 +14,7 @@ from labeler.batches import StorePairs
 from labeler.cli import cli
 from labeler.contrastive import pretrain, pretrain_options
 from labeler.embedding import embed_pairs, load_towers_run
-from labeler.searching import Index, index, make_fast, search, table_of
+from labeler.searching import Index, embed_query, index, make_fast, search, table_of
 from labeler.store import Store
 
 
@@ -103,6 +103,43 @@ def test_what_cannot_be_searched_is_said(store, indexed, pretrained, tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(BadInputError, match="damaged"):
         search("words", broken)
+
+
+@pytest.mark.parametrize(
+    ("page", "error", "message"),
+    [
+        ("./photo.jpg", UsageError, "the picture itself, which the page would replace; choose another --html"),
+        (".", BadInputError, r"\.: cannot be written; --html takes a file in a folder that is there"),
+        ("none/page.html", BadInputError, "none/page.html: cannot be written"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_said_before_the_search(indexed, tmp_path, monkeypatch, page, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(b"of the user")
+    with pytest.raises(error, match=message):
+        cli.main(["search", "photo.jpg", "--index", str(indexed), "--html", page], standalone_mode=False)
+    assert (tmp_path / "photo.jpg").read_bytes() == b"of the user"
+
+
+def test_a_frame_of_a_video_is_a_picture(store, indexed, pretrained, tmp_path):
+    import cv2
+
+    source = store.parent / "source" / "pictures"
+    shapes = [
+        cv2.resize(cv2.imread(str(source / f"{name}.png")), (96, 96)) for name in ("square-green-one", "circle-red-one")
+    ]
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 96))
+    for shape in shapes:
+        for _ in range(8):
+            writer.write(shape)
+    writer.release()
+    run = load_towers_run(pretrained)
+    for number, name in enumerate(("square-green-one", "circle-red-one"), 1):
+        frame = embed_query(run, str(tmp_path / f"clip.mp4#frame={number}of2"))
+        assert frame @ embed_query(run, str(source / f"{name}.png")) > 0.9
+    for name in ("clip.mov", "clp.mp4#frame=2of4", "missing.png#frame=1of2"):
+        with pytest.raises(BadInputError, match=f"{name}: no such file"):
+            search(str(tmp_path / name), indexed, device="cpu")
 
 
 def test_an_index_made_by_another_model_is_refused(store, indexed, tmp_path):

@@ -28,8 +28,15 @@ def command(
 
     One line each: the cosine, the row's id and its text, the nearest first.
     """
-    from labeler.searching import search
+    from labeler.artifacts import BadInputError, UsageError
+    from labeler.images import frame_of
+    from labeler.searching import picture_of, search
 
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):  # before the model is at work
+        raise BadInputError(f"{html}: cannot be written; --html takes a file in a folder that is there")
+    picture = picture_of(query)
+    if html is not None and picture is not None and html.resolve() == frame_of(picture)[0].resolve():
+        raise UsageError(f"--html {html}: the picture itself, which the page would replace; choose another --html")
     found = search(query, folder, find=find, top=top, model=model, device=device)
     hits = found.hits
     if html is not None:
