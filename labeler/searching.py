@@ -6,6 +6,7 @@ labeler search "words" | picture -> its embedding by the same run -> the nearest
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from labeler.artifacts import (
+    MANIFEST,
     BadInputError,
     Recipe,
     UsageError,
     already_made,
     input_of,
+    locked,
     making,
     read_manifest,
     sha256_json,
@@ -59,10 +62,11 @@ class Hit(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `search` found: the hits, the nearest first, and the store that they are rows of."""
+    """What `search` found: the hits, the nearest first; where the store that they are rows of should be, its content's sha256."""
 
     hits: list[Hit]
     store: Path
+    sha256: str
 
 
 def index(
@@ -71,13 +75,17 @@ def index(
     """Embed all texts and pictures of the store `data` by `model`, a run of `labeler pretrain`; publish the index `out`.
 
     Over EXACT_UP_TO vectors it is a graph over partitions (IVF_HNSW_SQ; Malkov and Yashunin 2018), which finds nearly all of the
-    nearest; up to that nothing but the vectors, and what is found is exact.
+    nearest; up to that nothing but the vectors, and what is found is exact. An index that is already made is told where store
+    and run are now.
 
     Raises BadInputError when the store or the run is none or damaged, or the store holds visual tokens of another image tower.
     """
     trained, stored = verify(model, "pretrain"), verify(data, "preprocess")
-    recipe = Recipe("index", (input_of(data, stored), input_of(model, trained)), {"exact_up_to": EXACT_UP_TO})
+    # `search` may be called from anywhere
+    inputs = [input_of(Path(os.path.abspath(folder)), made) for folder, made in ((data, stored), (model, trained))]
+    recipe = Recipe("index", tuple(inputs), {"exact_up_to": EXACT_UP_TO})
     if not force and already_made(out, recipe):
+        tell_places(out, recipe)
         return Indexed(out, True, read_counts(out))
     from labeler.embedding import load_towers_run, refuse_other_tower
     from labeler.prediction import choose_device
@@ -93,6 +101,14 @@ def index(
                 make_fast(folder / f"{kind}.lance", count)
         write_json(folder / "counts.json", counts)
     return Indexed(out, False, counts)
+
+
+def tell_places(out: Path, recipe: Recipe) -> None:
+    """Let the manifest of the index `out` say where the inputs of its `recipe` are now."""
+    manifest, inputs = read_manifest(out, "index"), [item._asdict() for item in recipe.inputs]
+    if manifest["inputs"] != inputs:
+        with locked(out):
+            write_json(out / MANIFEST, manifest | {"inputs": inputs})
 
 
 def read_counts(folder: Path) -> dict[str, int]:
@@ -177,8 +193,18 @@ class Index:
 
     @property
     def store(self) -> Path:
-        """Return where the store was."""
-        return Path(self.manifest["inputs"][0]["path"])
+        """Return where the store is (see `found_again`)."""
+        return found_again(self.folder, self.manifest["inputs"][0])
+
+    @property
+    def model(self) -> Path:
+        """Return where the run is that made the vectors; raises BadInputError when it is not there."""
+        place = found_again(self.folder, self.manifest["inputs"][1])
+        if not place.is_dir():
+            raise BadInputError(
+                f"{self.folder}: the run that made the index is not at {place}; name it with --model RUN"
+            )
+        return place
 
     def nearest(self, vector: np.ndarray, find: Kind, top: int) -> list[Hit]:
         """Return the `top` pictures or texts nearest to vector [S], the nearest first.
@@ -204,26 +230,46 @@ class Index:
             )
 
 
+def found_again(folder: Path, made_from: dict[str, str]) -> Path:
+    """Return where an input of the index `folder` is: where it was then, or lies as before to an index that was moved with it.
+
+    Where it is at none of these: where it was.
+    """
+    was = Path(made_from["path"])
+    names = was.parts[1:] if was.is_absolute() else was.parts
+    # the longest end of the old path first
+    near = (parent.joinpath(*names[start:]) for start in range(len(names)) for parent in folder.resolve().parents)
+    return next((place for place in (was, *near) if holds(place, made_from["sha256"])), was)
+
+
+def holds(place: Path, sha256: str) -> bool:
+    """Return whether there is an artifact of that content."""
+    try:
+        return bool(read_manifest(place)["content_sha256"] == sha256)
+    except (BadInputError, KeyError, OSError):  # a folder that may not be looked into is none
+        return False
+
+
 def search(
     query: str, folder: Path, *, find: Kind = "pictures", top: int = 10, model: Path | None = None, device: str = "auto"
 ) -> Found:
     """Return the pictures or texts of the index `folder` that are nearest to `query`: the file of a picture, or else words.
 
-    `model` is where the run is that made the index, by default where it was then.
+    `model` is where the run is that made the index, by default where it was then, or lies to the index as it did.
 
-    Raises UsageError for an empty query; BadInputError for a picture that cannot be read, an index that is none, or one that
-    another model made.
+    Raises UsageError for an empty query; BadInputError for a picture that cannot be read, an index that is none, one that
+    another model made, or whose run is gone.
     """
     if not query.strip():
         raise UsageError("an empty query; give words, or the file of a picture")
     opened = Index(folder)
-    model = model or Path(opened.manifest["inputs"][1]["path"])
+    model = model or opened.model
     opened.refuse_other_model(model)
     from labeler.embedding import load_towers_run
     from labeler.prediction import choose_device
 
     vector = embed_query(load_towers_run(model, choose_device(device)), query.strip())
-    return Found(opened.nearest(vector, find, top), opened.store)
+    return Found(opened.nearest(vector, find, top), opened.store, opened.manifest["inputs"][0]["sha256"])
 
 
 def embed_query(run: Run, query: str) -> np.ndarray:

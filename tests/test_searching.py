@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from labeler.batches import StorePairs
 from labeler.cli import cli
 from labeler.contrastive import pretrain, pretrain_options
 from labeler.embedding import embed_pairs, load_towers_run
+from labeler.report.found import render_found
 from labeler.searching import Index, embed_query, index, make_fast, search, table_of
 from labeler.store import Store
 
@@ -140,6 +142,49 @@ def test_a_frame_of_a_video_is_a_picture(store, indexed, pretrained, tmp_path):
     for name in ("clip.mov", "clp.mp4#frame=2of4", "missing.png#frame=1of2"):
         with pytest.raises(BadInputError, match=f"{name}: no such file"):
             search(str(tmp_path / name), indexed, device="cpu")
+
+
+def test_an_index_finds_its_run_and_its_store_wherever_they_are(store, pretrained, tmp_path, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "data").mkdir(parents=True)
+    shutil.copytree(store, old / "data" / "store")
+    shutil.copytree(pretrained, old / "runs" / "clip")
+    monkeypatch.chdir(old)
+    index(Path("data/store"), Path("runs/clip"), Path("data/idx"), device="cpu")
+    monkeypatch.chdir(tmp_path)
+    assert search("one red square", old / "data" / "idx", device="cpu").store == old / "data" / "store"
+    old.rename(new)  # all of it
+    assert search("one red square", Path("new/data/idx"), device="cpu").store == new / "data" / "store"
+    (new / "runs" / "clip").rename(tmp_path / "elsewhere")
+    (new / "data" / "store").rename(tmp_path / "store")
+    with pytest.raises(
+        BadInputError, match=r"the run that made the index is not at .*runs/clip; name it with --model RUN"
+    ):
+        search("one red square", new / "data" / "idx", device="cpu")
+    assert index(tmp_path / "store", Path("elsewhere"), new / "data" / "idx", device="cpu").already
+    assert search("one red square", new / "data" / "idx", device="cpu").store == tmp_path / "store"
+
+
+def test_an_index_that_names_its_run_from_where_the_command_was_called(indexed, pretrained, tmp_path):
+    # as they were written before paths were made absolute
+    moved = shutil.copytree(indexed, tmp_path / "data" / "idx")
+    shutil.copytree(pretrained, tmp_path / "runs" / "clip")
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["inputs"][1]["path"] = "runs/clip"
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    assert Index(moved).model == tmp_path / "runs" / "clip"
+
+
+def test_a_page_shows_no_pictures_of_another_store(indexed):
+    found = search("one red square", indexed, top=2, device="cpu")
+    assert render_found("red", found).count('src="data:image/jpeg') == 2
+    page = render_found("red", found._replace(sha256="0" * 64))
+    assert f"Pictures are left out: {found.store} is not the store any more that was indexed." in page
+    assert "data:image/jpeg" not in page
+    assert found.hits[0].text in page
+    gone = render_found("red", found._replace(store=found.store / "gone"))
+    assert "Pictures and texts are left out" in gone
+    assert "data:image/jpeg" not in gone
 
 
 def test_an_index_made_by_another_model_is_refused(store, indexed, tmp_path):

@@ -43,7 +43,7 @@ def command(
         from labeler.artifacts import write_text
         from labeler.report.found import render_found
 
-        write_text(html, render_found(query, found.store, hits))
+        write_text(html, render_found(query, found))
     if as_json:
         options.say("", [hit._asdict() for hit in hits], True)
     else:
