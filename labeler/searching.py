@@ -32,6 +32,7 @@ from labeler.images import VIDEOS, ImageError, frame_of
 from labeler.items import Item
 from labeler.records import Record
 from labeler.sources import PICTURES
+from labeler.values import RowError, clean_text
 
 if TYPE_CHECKING:
     from labeler.runs import Run
@@ -257,11 +258,11 @@ def search(
 
     `model` is where the run is that made the index, by default where it was then, or lies to the index as it did.
 
-    Raises UsageError for an empty query; BadInputError for a picture that cannot be read, an index that is none, one that
+    Raises UsageError for an empty query, or words that are no text; BadInputError for a picture that cannot be read, an index that is none, one that
     another model made, or whose run is gone.
     """
-    if not query.strip():
-        raise UsageError("an empty query; give words, or the file of a picture")
+    if picture_of(query) is None:
+        query = words_of(query)
     opened = Index(folder)
     model = model or opened.model
     opened.refuse_other_model(model)
@@ -292,6 +293,17 @@ def embed_query(run: Run, query: str) -> np.ndarray:
     pairs = PairList(make_pairs([item], run, tower, 1))
     text, image = embed_pairs(run.model, pairs, run.tokenizer.pad_token_id)
     return text[0] if item.pixels is None else image[0]
+
+
+def words_of(query: str) -> str:
+    """Return a query's words, cleaned as texts are; raises UsageError where there are none, or they cannot be read."""
+    try:
+        words = clean_text(query, "query")
+    except RowError as error:
+        raise UsageError(f"{error}; give words in UTF-8, or the file of a picture") from None
+    if words is None:
+        raise UsageError("an empty query; give words, or the file of a picture")
+    return words
 
 
 def picture_of(query: str) -> Path | None:

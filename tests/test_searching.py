@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -47,11 +48,13 @@ def test_the_nearest_by_a_loop(indexed, embedded):
     assert len(opened.nearest(text[0], "texts", 100)) == 36
 
 
-def test_a_picture_and_words_find_themselves(store, indexed):
+def test_a_picture_and_words_find_themselves(store, indexed, tmp_path):
     source = store.parent / "source" / "pictures"
     hits = search(str(source / "square-green-one.png"), indexed, top=3, device="cpu").hits
     assert hits[0].id == "square-green-one"
     assert hits[0].score == pytest.approx(1, abs=1e-2)  # tokens are stored in half precision
+    named = shutil.copy(source / "square-green-one.png", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    assert search(named, indexed, top=1, device="cpu").hits == hits[:1]
     hits = search("one red square", indexed, find="texts", top=1, device="cpu").hits
     assert hits[0].text == "one red square"
 
@@ -92,6 +95,8 @@ def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
 def test_what_cannot_be_searched_is_said(store, indexed, pretrained, tmp_path):
     with pytest.raises(UsageError, match="an empty query"):
         search("  ", indexed)
+    with pytest.raises(UsageError, match="query holds a NUL or half a surrogate pair.*; give words in UTF-8"):
+        search("caf\udce9", indexed)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     for name in ("broken.jpg", "missing.png"):
         with pytest.raises(BadInputError, match=name):

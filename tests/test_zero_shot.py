@@ -135,6 +135,8 @@ def test_prompts_are_read(tmp_path, label_set):
     assert found == Prompts({"joy": ["joy"], "a_cat": ["a cat"], "signs": ["flag", "road sign"]}, ("a drawing of {}",))
     (tmp_path / "labels.json").write_text('{"joy": "happy", "anger": ["angry", "cross"]}', encoding="utf-8")
     assert parse_prompts(str(tmp_path / "labels.json")).phrases == {"joy": ["happy"], "anger": ["angry", "cross"]}
+    (tmp_path / "labels.json").write_text('{"caf\u00e9": " x ", "anger": "cafe\u0301"}', encoding="utf-8-sig")
+    assert parse_prompts(str(tmp_path / "labels.json")).phrases == {"caf\u00e9": ["x"], "anger": ["caf\u00e9"]}
     given = prompts_of(label_set, {"square": ["box"]})
     assert given.phrases == {"circle": ["circle"], "cross": ["cross"], "square": ["box"]}
 
@@ -147,6 +149,10 @@ def test_prompts_are_read(tmp_path, label_set):
         ("joy,,anger", (), "an empty label or phrase"),
         ("joy,anger=|", (), "an empty label or phrase .'anger'"),
         ("joy,anger", ("a drawing",), "expected one {} in it"),
+        ("caf\udce9,b", (), "label holds a NUL or half a surrogate pair.*; write each once, in UTF-8"),
+        ("joy=caf\udce9,b", (), "phrase holds a NUL or half a surrogate pair"),
+        ("joy,anger", ("caf\udce9 {}",), "template holds a NUL or half a surrogate pair"),
+        ("caf\u00e9,cafe\u0301", (), "stands twice; write each once"),
     ],
 )
 def test_wrong_prompts_are_said(text, templates, said):
@@ -163,3 +169,6 @@ def test_a_wrong_description_is_said(tmp_path, label_set):
         (tmp_path / "labels.json").write_text(content, encoding="utf-8")
         with pytest.raises(BadInputError, match=r"expected (JSON|each label)"):
             parse_prompts(str(tmp_path / "labels.json"))
+    (tmp_path / "labels.json").write_text(r'{"joy": "x\ud800", "anger": "y"}', encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"labels\.json: phrase holds a NUL or half a surrogate pair"):
+        parse_prompts(str(tmp_path / "labels.json"))
