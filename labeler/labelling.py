@@ -29,7 +29,7 @@ from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards
 from labeler.sources import Reading, brings_pictures, read_source
 from labeler.taxonomy import taxonomy_of
-from labeler.zero_shot import Prompts, label_set_of
+from labeler.zero_shot import Prompts, label_set_of, refuse_towers
 
 if TYPE_CHECKING:
     from labeler.runs import Run
@@ -89,6 +89,7 @@ def predict(
     job = opened(inputs, mapping or {}, allow_outside, out)  # before any model is loaded
     choice = Choice(model, prompts=prompts)
     if not prompts:
+        refuse_towers(model, "--zero-shot LABELS")
         choice = choose_engine(model, device, runtime, precision, many=job.many)
     recipe = {"model": str(model), "sha256": read_manifest(model)["content_sha256"], "way": str(choice.way), "format": form,
               "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside,

@@ -55,7 +55,7 @@ from labeler.taxonomy import taxonomy_of
 from labeler.towers_card import towers_card
 from labeler.training_options import TrainOptions
 from labeler.values import SPLITS, Split
-from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
+from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_run
 
 log = logging.getLogger("labeler")
 MODALITIES = ("both", "text", "image")
@@ -109,6 +109,8 @@ def evaluate(
     """
     if zero_shot and aim:
         raise UsageError(f"--aim {aim}: thresholds are fitted on labels, and zero-shot labels have learned none")
+    if not zero_shot:
+        refuse_towers(run, "--zero-shot")
     trained, stored = verify(run, "pretrain" if zero_shot else "train"), verify(data, "preprocess")
     name = f"manifest-{split}.json"
     arguments = asked(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})

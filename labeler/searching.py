@@ -258,8 +258,8 @@ def search(
 
     `model` is where the run is that made the index, by default where it was then, or lies to the index as it did.
 
-    Raises UsageError for an empty query, or words that are no text; BadInputError for a picture that cannot be read, an index that is none, one that
-    another model made, or whose run is gone.
+    Raises UsageError for an empty query, or words that are no text; BadInputError for a picture that cannot be read, an index
+    that is none, one that another model made, or whose run is gone.
     """
     if picture_of(query) is None:
         query = words_of(query)

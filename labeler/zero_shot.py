@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from labeler.artifacts import BadInputError, UsageError
+from labeler.artifacts import BadInputError, UsageError, read_manifest
 from labeler.records import Label, LabelSet
 from labeler.values import RowError, clean_text
 
@@ -121,6 +121,18 @@ def tidied(phrases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 def spoken(name: str) -> str:
     """Return a label's name as words."""
     return name.replace("_", " ").strip()
+
+
+def refuse_towers(folder: Path, option: str) -> None:
+    """Raise BadInputError for a run of `labeler pretrain` where one with labels is wanted: it knows some with `option` alone."""
+    try:
+        stage = read_manifest(folder)["stage"]
+    except BadInputError:
+        return  # who opens it says what it is
+    if stage == "pretrain":
+        raise BadInputError(
+            f"{folder}: made by `labeler pretrain`, expected the output of `labeler train`; or add {option}"
+        )
 
 
 def label_set_of(prompts: Prompts) -> LabelSet:

@@ -95,7 +95,7 @@ def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
 def test_what_cannot_be_searched_is_said(store, indexed, pretrained, tmp_path):
     with pytest.raises(UsageError, match="an empty query"):
         search("  ", indexed)
-    with pytest.raises(UsageError, match="query holds a NUL or half a surrogate pair.*; give words in UTF-8"):
+    with pytest.raises(UsageError, match=r"query holds a NUL or half a surrogate pair.*; give words in UTF-8"):
         search("caf\udce9", indexed)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     for name in ("broken.jpg", "missing.png"):
