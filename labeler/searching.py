@@ -1,6 +1,6 @@
 """Stages `index` and `search`: the texts and pictures of a store that lie nearest to words, or to a picture, in a shared space.
 
-labeler index STORE --model RUN -> pictures.lance, texts.lance: id, text, vector [S] of length 1, nearest by cosine
+labeler index STORE --model RUN -> pictures.lance, texts.lance: id, text, image, vector [S] of length 1, nearest by cosine
 labeler search "words" | picture -> its embedding by the same run -> the nearest of the one or the other
 """
 
@@ -55,11 +55,15 @@ class Indexed(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One thing found: the row's id and text, and the cosine to what was asked, -1 to 1."""
+    """One thing found: the row's id and text, the cosine to what was asked, -1 to 1, and where its picture is.
+
+    image: as the row's record has it; None where there is none, or the store is too old to know.
+    """
 
     id: str
     text: str | None
     score: float
+    image: str | None = None
 
 
 class Found(NamedTuple):
@@ -121,7 +125,7 @@ def read_counts(folder: Path) -> dict[str, int]:
 
 
 def embedded(store: Any, run: Run, batch_size: int) -> Iterator[dict[Kind, dict[str, Any]]]:
-    """Yield ids, texts and vectors of TOGETHER rows at a time, apart for pictures and texts; without what is missing."""
+    """Yield ids, texts, paths and vectors of TOGETHER rows at a time, apart for pictures and texts; without what is missing."""
     from tqdm import tqdm
 
     from labeler.batches import StorePairs
@@ -133,15 +137,12 @@ def embedded(store: Any, run: Run, batch_size: int) -> Iterator[dict[Kind, dict[
             rows = np.arange(start, min(start + TOGETHER, total))
             pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"])
             text, image = embed_pairs(run.model, pairs, run.tokenizer.pad_token_id, batch_size=batch_size)
-            ids, texts = ([store.rows[column][row] for row in rows] for column in ("id", "text"))
+            columns = {"id": store.rows["id"], "text": store.rows["text"], "image": store.image_paths}
             parts: dict[Kind, dict[str, Any]] = {}
             for kind, vectors in zip(KINDS, (image, text), strict=True):
                 there = np.flatnonzero(vectors.any(axis=1))
-                parts[kind] = {
-                    "id": [ids[row] for row in there],
-                    "text": [texts[row] for row in there],
-                    "vector": vectors[there],
-                }
+                found = {name: [values[row] for row in rows[there]] for name, values in columns.items()}
+                parts[kind] = found | {"vector": vectors[there]}
             yield parts
             bar.update(len(rows))
 
@@ -160,13 +161,13 @@ def write_vectors(folder: Path, parts: Iterator[dict[Kind, dict[str, Any]]], wid
 
 
 def table_of(columns: dict[str, Any], width: int) -> Any:
-    """Return ids, texts and vectors [N, S] as an Arrow table."""
+    """Return ids, texts, pictures' paths and vectors [N, S] as an Arrow table."""
     import pyarrow
 
     values = pyarrow.array(np.ascontiguousarray(columns["vector"], dtype=np.float32).ravel())
     vectors = pyarrow.FixedSizeListArray.from_arrays(values, width)
-    texts = pyarrow.array(columns["text"], type=pyarrow.string())
-    return pyarrow.table({"id": pyarrow.array(columns["id"], type=pyarrow.string()), "text": texts, "vector": vectors})
+    words = {name: pyarrow.array(columns[name], type=pyarrow.string()) for name in ("id", "text", "image")}
+    return pyarrow.table(words | {"vector": vectors})
 
 
 def make_fast(path: Path, count: int) -> None:
@@ -218,8 +219,9 @@ class Index:
         if self.counts[find] > EXACT_UP_TO:
             # the vectors of what is found are read whole: the graph's are rounded to 8 bits
             asked |= {"nprobes": PROBES, "refine_factor": 1, "ef": max(CANDIDATES, 2 * top)}
-        table = self.datasets[find].to_table(columns=["id", "text", "_distance"], nearest=asked).to_pylist()
-        return [Hit(row["id"], row["text"], 1 - row["_distance"]) for row in table]
+        kept = [name for name in ("id", "text", "image") if name in self.datasets[find].schema.names]
+        table = self.datasets[find].to_table(columns=[*kept, "_distance"], nearest=asked).to_pylist()
+        return [Hit(row["id"], row["text"], 1 - row["_distance"], row.get("image")) for row in table]
 
     def refuse_other_model(self, model: Path) -> None:
         """Raise BadInputError unless the vectors were made by the run `model`."""

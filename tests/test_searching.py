@@ -63,7 +63,8 @@ def test_the_command_and_its_page(store, indexed, tmp_path, capsys):
     words = ["search", "a red <b> square", "--index", str(indexed), "--top", "3", "--json"]
     cli.main([*words, "--html", str(tmp_path / "found.html")], standalone_mode=False)
     hits = json.loads(capsys.readouterr().out)
-    assert [set(hit) for hit in hits] == [{"id", "text", "score"}] * 3
+    assert [set(hit) for hit in hits] == [{"id", "text", "score", "image"}] * 3
+    assert [hit["image"] for hit in hits] == [f"pictures/{hit['id']}.png" for hit in hits]
     page = (tmp_path / "found.html").read_text(encoding="utf-8")
     assert "a red &lt;b&gt; square" in page
     assert page.count('src="data:image/jpeg') == 3
@@ -80,7 +81,9 @@ def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = [str(number) for number in range(3000)]
     monkeypatch.setattr(searching, "EXACT_UP_TO", 1000)
-    lance.write_dataset(table_of({"id": names, "text": names, "vector": vectors}, 16), str(tmp_path / "pictures.lance"))
+    lance.write_dataset(
+        table_of({"id": names, "text": names, "image": names, "vector": vectors}, 16), str(tmp_path / "pictures.lance")
+    )
     make_fast(tmp_path / "pictures.lance", 3000)
     opened = Index.__new__(Index)
     opened.counts, opened.datasets = {"pictures": 3000}, {"pictures": lance.dataset(str(tmp_path / "pictures.lance"))}
@@ -178,6 +181,23 @@ def test_an_index_that_names_its_run_from_where_the_command_was_called(indexed, 
     manifest["inputs"][1]["path"] = "runs/clip"
     (moved / "manifest.json").write_text(json.dumps(manifest))
     assert Index(moved).model == tmp_path / "runs" / "clip"
+
+
+def test_a_store_and_an_index_without_the_pictures_paths_are_searched_all_the_same(
+    store, indexed, pretrained, tmp_path
+):
+    import lance
+
+    old = shutil.copytree(store, tmp_path / "store")
+    lance.dataset(str(old / "pairs.lance")).drop_columns(["image_path"])
+    assert Store(old, check=False).image_paths == [None] * 38
+    opened = Index(indexed)
+    vector = embed_query(load_towers_run(pretrained), "one red square")
+    hits = opened.nearest(vector, "pictures", 3)
+    shutil.copytree(indexed / "pictures.lance", tmp_path / "pictures.lance")
+    opened.datasets["pictures"] = lance.dataset(str(tmp_path / "pictures.lance"))
+    opened.datasets["pictures"].drop_columns(["image"])
+    assert opened.nearest(vector, "pictures", 3) == [hit._replace(image=None) for hit in hits]
 
 
 def test_a_page_shows_no_pictures_of_another_store(indexed):

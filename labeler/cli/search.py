@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """Find what lies nearest to QUERY: words, or the file of a picture.
 
-    One line each: the cosine, the row's id and its text, the nearest first.
+    One line each: the cosine, the row's id, its picture where that is not the id, and its text, the nearest first.
     """
     from labeler.artifacts import BadInputError, UsageError
     from labeler.images import frame_of
@@ -48,6 +48,7 @@ def command(
         options.say("", [hit._asdict() for hit in hits], True)
     else:
         for hit in hits:
-            click.echo(options.harmless(f"{hit.score:+.3f}  {hit.id}  {hit.text or ''}"))
+            place = "" if hit.image in (None, hit.id) else f"  {hit.image}"
+            click.echo(options.harmless(f"{hit.score:+.3f}  {hit.id}{place}  {hit.text or ''}"))
     if html is not None:
         click.echo(f"{html}: {len(hits)} {find}", err=True)
