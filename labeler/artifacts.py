@@ -222,7 +222,15 @@ def differences(manifest: dict[str, Any], recipe: Recipe) -> list[str]:
 
 def work_folder(folder: Path) -> Path:
     """Return the folder beside `folder` in which it is being made."""
-    return folder.with_name(f".{folder.name}.making")
+    return beside(folder, "making")
+
+
+def beside(folder: Path, what: str) -> Path:
+    """Return the hidden path beside `folder` for `what`; raises BadInputError for the root, which nothing lies beside."""
+    place = folder if folder.name not in ("", "..") else folder.resolve()
+    if not place.name:
+        raise BadInputError(f"{folder}: cannot be made, nothing lies beside it; choose another --out")
+    return place.with_name(f".{place.name}.{what}")
 
 
 @contextmanager
@@ -231,7 +239,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises LockedError when another process holds it, BadInputError where nothing can be written.
     """
-    path = folder.with_name(f".{folder.name}.lock")
+    path = beside(folder, "lock")
     try:
         lock = open(path, "a+")  # noqa: SIM115 (closed below)
     except OSError as error:
@@ -253,14 +261,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def making(
-    folder: Path,
-    recipe: Recipe | Callable[[], Recipe],
-    *,
-    resume: bool = False,
-    keep: bool = False,
-    content: str | Callable[[dict[str, str]], str] | None = None,
-    stage: str | None = None,
-) -> Iterator[Path]:
+    folder: Path, recipe: Recipe | Callable[[], Recipe], *, resume: bool = False, keep: bool = False,
+    content: str | Callable[[dict[str, str]], str] | None = None, stage: str | None = None,
+) -> Iterator[Path]:  # fmt: skip
     """Yield a work folder; when the block ends without an error, publish it as `folder`.
 
     Args:
@@ -268,9 +271,8 @@ def making(
         recipe: recorded in the manifest; a function is called when the folder is complete.
         resume: begin with what an interrupted making left in the work folder.
         keep: leave the work folder there on errors, so that a later making can resume.
-        content: sha256 that stands for the content where the files' bytes are not reproducible
-            (a Lance dataset names its files at random), or a function that makes it of the files' hashes; by default
-            made of all of them.
+        content: sha256 that stands for the content where the files' bytes are not reproducible (a Lance dataset names its files
+            at random), or a function that makes it of the files' hashes; by default made of all of them.
         stage: the recipe's, where that is a function.
 
     Raises LockedError (see `locked`), and BadInputError when `folder` exists and is no artifact of this stage.
@@ -304,7 +306,9 @@ def check_free(folder: Path, stage: str) -> None:
 
 
 def refuse_foreign(folder: Path, stage: str | None) -> None:
-    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged."""
+    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged; and for `.`."""
+    if folder.name in ("", ".."):  # what is replaced is renamed, and whoever is in it is in a folder that is gone
+        raise BadInputError(f"{folder}: cannot be replaced, you may be in it; give --out a folder's name")
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_dir() and (folder / MANIFEST).is_file():
@@ -317,9 +321,8 @@ def refuse_foreign(folder: Path, stage: str | None) -> None:
                 f"{folder}: made by `labeler {made_by}`, and `labeler {stage}` would replace it; choose another --out"
             )
         return
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    raise BadInputError(f"{folder}: exists and was not made by labeler, so it is left alone; choose another --out")
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise BadInputError(f"{folder}: exists and was not made by labeler, so it is left alone; choose another --out")
 
 
 @contextmanager
@@ -331,7 +334,7 @@ def adding(folder: Path, recipe: Recipe, name: str = MANIFEST) -> Iterator[Path]
 
     Raises LockedError (see `locked`), and BadInputError when `folder` cannot be made.
     """
-    work = folder.with_name(f".{folder.name}.adding")
+    work = beside(folder, "adding")
     started = datetime.now(timezone.utc)
     make_parent(folder)
     with locked(folder):
@@ -357,12 +360,9 @@ def make_parent(folder: Path) -> None:
 
 
 def write_manifest(
-    work: Path,
-    recipe: Recipe,
-    started: datetime,
-    content: str | Callable[[dict[str, str]], str] | None = None,
+    work: Path, recipe: Recipe, started: datetime, content: str | Callable[[dict[str, str]], str] | None = None,
     name: str = MANIFEST,
-) -> None:
+) -> None:  # fmt: skip
     """Write the manifest into `work`; nothing may be written there afterwards."""
     files = file_hashes(work)
     if callable(content):
@@ -383,7 +383,7 @@ def write_manifest(
 
 def replace_folder(work: Path, folder: Path) -> None:
     """Rename `work` to `folder`, moving what stood there out of the way first and deleting it last."""
-    old = folder.with_name(f".{folder.name}.old")
+    old = beside(folder, "old")
     remove(old)
     if folder.exists():
         folder.replace(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from labeler.artifacts import BadInputError, write_json
+from labeler.artifacts import BadInputError, LabelerError, write_json
 from labeler.batches import StorePairs
 from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.embedding import embed_pairs, pair_keys
 from labeler.evaluation import mean_recall
 from labeler.grad_cache import cached_backward
 from labeler.losses import contrastive_loss, shared_targets
-from labeler.memory import give_back_freed_memory, keep_freed_memory
+from labeler.memory import give_back_freed_memory, keep_freed_memory, lacks_memory
 from labeler.models import model_module
 from labeler.prediction import choose_device
 from labeler.store import Store
@@ -33,6 +34,8 @@ from labeler.watching import Watch
 
 if TYPE_CHECKING:
     from labeler.contrastive import PretrainOptions
+
+log = logging.getLogger("labeler")
 
 METRIC = "recall_at_10"
 
@@ -132,19 +135,41 @@ class ContrastiveTrainer(ValidatingTrainer):
         return Shuffle(self.args.train_batch_size, [1] * len(self.fit.train_pairs), self.fit.seed)
 
     def step_in_parts(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Return the loss of a batch, its gradients added up over its chunks."""
+        """Return the loss of a batch, its gradients added up over its chunks; these are halved where memory does not hold one.
+
+        Raises LabelerError when it does not hold a chunk of a single pair.
+        """
         fit = cast(ContrastiveFit, self.fit)
         model.train()
-        chunks = in_chunks(self._prepare_inputs(inputs), fit.chunk_size)
-        keys = torch.cat([chunk.pop("labels") for chunk in chunks])
+        batch = self._prepare_inputs(inputs)
+        while True:
+            try:
+                return self.step_in_chunks(model, in_chunks(batch, fit.chunk_size))
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error):
+                    raise
+            fit.chunk_size = min(fit.chunk_size, len(batch["input_ids"])) // 2
+            if not fit.chunk_size:
+                raise LabelerError("out of memory with a chunk of one pair; lower --batch-size or --max-text-tokens")
+            log.warning(
+                "out of memory: batches go in chunks of %d pairs from here on, which changes no loss; --chunk-size %d "
+                "does so from the start", fit.chunk_size, fit.chunk_size,
+            )  # fmt: skip
+            model.zero_grad()
+            give_back_freed_memory()
+
+    def step_in_chunks(self, model: Any, chunks: list[dict[str, Tensor]]) -> Tensor:
+        """Return the loss of a batch in chunks, its gradients added up."""
+        scale, keys = (
+            cast(ContrastiveFit, self.fit).model.logit_scale,
+            torch.cat([chunk.pop("labels") for chunk in chunks]),
+        )
 
         def embed(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
             with self.compute_loss_context_manager():  # bf16, if that is asked for
                 return tuple(model(**chunk))
 
-        return cached_backward(
-            chunks, embed, lambda text, image: pairs_loss(text, image, fit.model.logit_scale(), keys)
-        )
+        return cached_backward(chunks, embed, lambda text, image: pairs_loss(text, image, scale(), keys))
 
 
 def pairs_loss(text: Tensor, image: Tensor, logit_scale: Tensor, keys: Tensor) -> Tensor:

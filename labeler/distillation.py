@@ -1,7 +1,8 @@
 """Distillation: what teachers, runs trained before, say of the training rows, for another model to learn from.
 
-The soft targets of a row are the mean of the teachers' probabilities, so that an ensemble becomes one model. Hinton et al. 2015,
-"Distilling the Knowledge in a Neural Network". The loss that they are learned by is in `labeler.losses`.
+The soft targets of a row are the mean of the probabilities of those teachers that speak of it, so that an ensemble becomes one
+model. Hinton et al. 2015, "Distilling the Knowledge in a Neural Network". The loss that they are learned by is in
+`labeler.losses`.
 """
 
 from __future__ import annotations
@@ -97,21 +98,21 @@ def teachers_say(
     """Return the mean of the teachers' probabilities on `rows` at `temperature`: [N, L] float32, in the order of the rows.
 
     Logits are divided by the temperature before softmax (single) or sigmoid (multi). Each teacher reads the texts by its own
-    tokenizer. Where all teachers are of zero-shot labels, which know less than who labels, a labelled row is NaN.
+    tokenizer. Teachers of zero-shot labels, which know less than who labels, say nothing of a labelled row; one of which no
+    teacher says anything is NaN.
 
     Raises BadInputError when one is damaged, or its image tower is not the store's.
     """
     import torch
 
-    taught = ~store.labelled[rows] if all(isinstance(teacher, ZeroShotTeacher) for teacher in teachers) else slice(None)
-    found = torch.full((len(rows), len(store.label_set.names)), torch.nan, dtype=torch.float64)
-    rows = rows[taught]
     total = torch.zeros(len(rows), len(store.label_set.names), dtype=torch.float64)
+    speaking = torch.zeros(len(rows), 1, dtype=torch.float64)
     for teacher in teachers:
-        softened = torch.from_numpy(asked(teacher, store, rows, device)).double() / temperature
-        total += softened.softmax(dim=1) if store.label_set.task == "single" else softened.sigmoid()
-    found[taught] = total / len(teachers)
-    return found.float().numpy()
+        taught = np.flatnonzero(~store.labelled[rows]) if isinstance(teacher, ZeroShotTeacher) else np.arange(len(rows))
+        softened = torch.from_numpy(asked(teacher, store, rows[taught], device)).double() / temperature
+        total[taught] += softened.softmax(dim=1) if store.label_set.task == "single" else softened.sigmoid()
+        speaking[taught] += 1
+    return (total / speaking).float().numpy()
 
 
 def asked(teacher: Path | ZeroShotTeacher, store: Store, rows: np.ndarray, device: Any) -> np.ndarray:
@@ -142,8 +143,8 @@ def asked(teacher: Path | ZeroShotTeacher, store: Store, rows: np.ndarray, devic
 
 
 def refuse_idle(teachers: Sequence[Path | ZeroShotTeacher], store: Store) -> None:
-    """Raise UsageError for teachers of zero-shot labels alone where the train split has no pair for them to label."""
-    alone = teachers and all(isinstance(teacher, ZeroShotTeacher) for teacher in teachers)
-    if alone and store.labelled[store.rows_of("train", unlabelled=True)].all():
+    """Raise UsageError for teachers of zero-shot labels where the train split has no pair for them to label."""
+    zero_shot = any(isinstance(teacher, ZeroShotTeacher) for teacher in teachers)
+    if zero_shot and store.labelled[store.rows_of("train", unlabelled=True)].all():
         raise UsageError(f"--teacher zero-shot: every train row of {store.folder} has labels; ingest pairs without any by "
                          "--allow-unlabelled, or leave it out")  # fmt: skip

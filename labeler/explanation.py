@@ -271,7 +271,8 @@ def explain_pairs(run: Run, subjects: Sequence[Subject], label: str | None = Non
         sight = Sight(run, subject.pair, subject.text)
         scores, chosen = chosen_labels(run, sight.logits)
         numbers = [wanted] if wanted is not None else np.flatnonzero(chosen).tolist() or [int(scores.argmax())]
-        found += [explanation(run, subject, sight, number, float(scores[number])) for number in numbers]
+        shown = taxonomy_of(run.label_set).scores(scores[None])[0, -len(scores) :]  # a parent's holds its children's
+        found += [explanation(run, subject, sight, number, float(shown[number])) for number in numbers]
     return found
 
 
@@ -288,7 +289,7 @@ def label_number(run: Run, label: str) -> int:
 
 
 def chosen_labels(run: Run, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a pair's scores [L] and which labels it gets, [L] bool, for its logits [L]."""
+    """Return a pair's scores [L], each label's own, and which labels it gets, [L] bool, for its logits [L]."""
     taxonomy = taxonomy_of(run.label_set)
     scores, chosen = settle(taxonomy, scores_of(taxonomy.task, logits[None], run.temperature), run.thresholds)
     return scores[0], chosen[0]

@@ -71,11 +71,11 @@ def export_tasks(source: Path, out: Path, *, image_folder: str = "") -> Exported
     is neither a prediction nor a record, where no item can be exported, or where XML cannot carry a label.
     """
     path = source / "records.jsonl" if source.is_dir() else source
+    if out.is_dir():
+        raise BadInputError(f"{out}: a folder; --out takes the file to write")
     interface = out.with_suffix(".xml")
     if out == interface or path.resolve() in (out.resolve(), interface.resolve()):
         raise UsageError(f"--out {out}: expected a name other than {path.name}, ending in .json")
-    if out.is_dir():
-        raise BadInputError(f"{out}: a folder; --out takes the file to write")
     items = list(read_items(path))
     kept = [item for item in items if isinstance(item, Record) or item.error is None]
     if not kept:
@@ -138,7 +138,7 @@ def choose_labels(path: Path, items: Sequence[Prediction | Record]) -> tuple[lis
     for name in names:
         if UNWRITABLE.search(name) or not name:
             raise BadInputError(f"{path}: the label {name!r} is empty or holds a character that XML cannot carry")
-    single = all(has_one_label(item) for item in items)
+    single = all(has_one_label(item) for item in items if item.labels is not None)  # nobody's label is no vote
     return list(names), label_set.task if label_set else "single" if single else "multi"
 
 
@@ -154,7 +154,8 @@ def has_one_label(item: Prediction | Record) -> bool:
     if "label" in item.model_fields_set:
         return True
     none = item.review and not item.labels  # withheld
-    return (none or len(item.labels) == 1) and math.isclose(sum(item.scores.values()), 1, abs_tol=1e-3)
+    rounded = 0.5e-6 * len(item.scores)  # scores have 6 decimals
+    return (none or len(item.labels) == 1) and math.isclose(sum(item.scores.values()), 1, abs_tol=max(1e-3, rounded))
 
 
 def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from labeler.resizing import resize
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens over forty by default
 # What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
 VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL)
+VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")  # what such files are called
 BEGINNINGS = [(re.compile(beginning, re.DOTALL), suffix) for beginning, suffix in (
     (rb"\xff\xd8\xff", ".jpg"), (rb"\x89PNG\r\n", ".png"), (rb"RIFF....WEBP", ".webp"), (rb"GIF8", ".gif"), (rb"BM", ".bmp"),
     (rb"II\*\0|MM\0\*", ".tif"), (rb"....ftyp", ".mp4"), (rb"\x1aE\xdf\xa3", ".mkv"), (rb"RIFF....AVI ", ".avi"),

@@ -30,7 +30,7 @@ from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
 from labeler.sources import Reading, brings_pictures, read_source
 from labeler.sources.text import ENCODING
 from labeler.taxonomy import taxonomy_of
-from labeler.zero_shot import Prompts, label_set_of
+from labeler.zero_shot import Prompts, label_set_of, refuse_towers
 
 if TYPE_CHECKING:
     from labeler.runs import Run
@@ -103,6 +103,7 @@ def predict(
     job = opened(inputs, how, encoding, out)  # before any model is loaded
     choice = Choice(model, prompts=prompts)
     if not prompts:
+        refuse_towers(model, "--zero-shot LABELS")
         choice = choose_engine(model, device, runtime, precision, many=job.many)
     recipe = {"model": str(model), "sha256": read_manifest(model)["content_sha256"], "way": str(choice.way), "format": form,
               "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside,

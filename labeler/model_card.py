@@ -11,7 +11,7 @@ from typing import Any
 from labeler.evaluation import ANSWERS, HEADLINE, kept_promise
 from labeler.evaluation.measuring import FEW_POSITIVES
 from labeler.records import LabelSet, read_label_set
-from labeler.training_options import options_for
+from labeler.training_options import options_for, trains_pretrained
 
 METRICS = {
     "single": ("accuracy", "weighted_f1", "macro_f1"),
@@ -253,6 +253,8 @@ def command(trained: dict[str, Any], out: Path) -> str:
     name, start = arguments.pop("model"), ["--init", teachers.pop(0)] if arguments.pop("init", False) else []
     named = taught_by(teachers, arguments)
     arguments.pop("zero_shot_teachers", None)  # what was described is in the manifest
+    if not trains_pretrained(name, arguments.get("freeze", False)):
+        arguments.pop("learning_rate", None)  # which `labeler train` would refuse
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
     words = ["labeler", "train", name, store, *start, *(word for path in named for word in ("--teacher", path))]

@@ -126,6 +126,9 @@ class Objectives(nn.Module):
         self.words = WordHead(model, tokenizer)
         self.matching = nn.Linear(self.words.width, 1)
 
+    def begin_step(self) -> None:
+        """Do nothing: what is not trained here does not change."""
+
     def forward(
         self,
         input_ids: Tensor,
@@ -212,6 +215,10 @@ class AlignedObjectives(nn.Module):
         self.momentum.eval()
         return self
 
+    def begin_step(self) -> None:
+        """Let the momentum model follow the weights, once a step, in however many parts its batch is trained on."""
+        self.momentum.update_parameters(self.parts)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -223,8 +230,6 @@ class AlignedObjectives(nn.Module):
         """Return `loss`, and of it `words` (nats a hidden word), `matching` and `contrast` (nats a pair)."""
         if visual_tokens is None:
             visual_tokens, visual_mask = self.parts.model.see(pixels, visual_mask)
-        if self.training:
-            self.momentum.update_parameters(self.parts)
         both = text_mask.any(dim=1) & visual_mask.any(dim=1)
         model, average = reader(self.parts.model), cast(Parts, self.momentum.module)
         masked = self.parts.words.hide(input_ids, text_mask)

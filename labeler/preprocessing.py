@@ -33,7 +33,7 @@ from labeler.images import STRETCHED_BY, ImageError, Prepared
 from labeler.memory import halving
 from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.sources.answers import given_answers
-from labeler.store import ANSWERS, BOXES, DATASET, THUMBNAIL_MIME, TOKENS
+from labeler.store import ANSWERS, BOXES, DATASET, PATHS, THUMBNAIL_MIME, TOKENS
 from labeler.values import UNKNOWN_SHARE
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def preprocess(
 ) -> Preprocessed:
     """Read the artifact `records` and publish the store `out`: a Lance dataset, one row a record, in its order.
 
-    Columns: id, split, group, text, labels (numbers in labels.json), image (a JPEG of at most 320 px, to look
-    at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
+    Columns: id, split, group, text, labels (numbers in labels.json), image_path (as the record has it), image (a JPEG of at most
+    320 px, to look at), visual_tokens ([V, D] float16 of the frozen image tower, from the picture itself; null without a
     picture), of a detector visual_boxes ([V * 4] float32, x1 y1 x2 y2 as shares of width and height; zeros for a region that
     is none), text_features ([D] float32 of the frozen text tower), of questions answers (all that people gave). Memory stays
     flat. With `visual_tokens` the tower's grid is averaged to so many.
@@ -226,7 +226,8 @@ def write_dataset(
     label_set = read_label_set(records)
     schema = pyarrow.schema([
         ("id", pyarrow.string()), ("split", pyarrow.string()), ("group", pyarrow.string()),
-        ("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.int32())), ("image", pyarrow.binary()),
+        ("text", pyarrow.string()), ("labels", pyarrow.list_(pyarrow.int32())), (PATHS, pyarrow.string()),
+        ("image", pyarrow.binary()),
         *seen_fields(image), ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
         *([(ANSWERS, pyarrow.list_(pyarrow.string()))] if answers else []),
     ])  # fmt: skip
@@ -293,6 +294,7 @@ def columns_of(
         "group": [record.group for record in records],
         "text": [record.text for record in records],
         "labels": [record.labels and [numbers[name] for name in record.labels] for record in records],
+        PATHS: [record.image for record in records],
         "image": [item.picture and item.picture.thumbnail for item in loaded],
         ANSWERS: [given_answers(record.meta) for record in records],
         **seen(loaded, image),

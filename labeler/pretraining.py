@@ -33,7 +33,16 @@ TOLD = "pretraining.json"
 
 
 class PretrainingTrainer(PairTrainer):
-    """Trains the objectives; of each step the parts of the loss are noted."""
+    """Trains the objectives; of each step the parts of the loss are noted.
+
+    Negatives, and the pictures that are swapped, are a batch's own: trained on in parts, each has those of its part alone.
+    """
+
+    in_parts = "where each pair has fewer others to be told from: the loss is no longer that of whole batches"
+
+    def begin_try(self) -> None:
+        """Note the parts of the loss anew."""
+        self.terms: dict[str, Any] = {}
 
     def compute_loss(self, model: nn.Module, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """Return the loss, and note its parts; labels are not shown to the model."""
@@ -45,7 +54,7 @@ class PretrainingTrainer(PairTrainer):
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         """Return the step's loss, and note its parts in its place."""
-        self.terms: dict[str, Any] = {}
+        cast("Objectives | AlignedObjectives", self.model).begin_step()
         loss = super().training_step(*arguments, **options)
         self.fit.progress.losses[-1] = {name: value.item() for name, value in self.terms.items()}
         return loss

@@ -48,7 +48,7 @@ from labeler.taxonomy import taxonomy_of
 from labeler.towers_card import towers_card
 from labeler.training_options import TrainOptions
 from labeler.values import Split
-from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
+from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_run
 
 log = logging.getLogger("labeler")
 NO_BASELINES = "there are no baselines: the store that it was trained on is not there any more, or holds other features"
@@ -103,6 +103,8 @@ def evaluate(
     """
     if zero_shot and aim:
         raise UsageError(f"--aim {aim}: thresholds are fitted on labels, and zero-shot labels have learned none")
+    if not zero_shot:
+        refuse_towers(run, "--zero-shot")
     trained, stored = verify(run, "pretrain" if zero_shot else "train"), verify(data, "preprocess")
     name = f"manifest-{split}.json"
     arguments = asked(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})

@@ -1,11 +1,12 @@
 """Stages `index` and `search`: the texts and pictures of a store that lie nearest to words, or to a picture, in a shared space.
 
-labeler index STORE --model RUN -> pictures.lance, texts.lance: id, text, vector [S] of length 1, nearest by cosine
+labeler index STORE --model RUN -> pictures.lance, texts.lance: id, text, image, vector [S] of length 1, nearest by cosine
 labeler search "words" | picture -> its embedding by the same run -> the nearest of the one or the other
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from labeler.artifacts import (
+    MANIFEST,
     BadInputError,
     Recipe,
     UsageError,
     already_made,
     input_of,
+    locked,
     making,
     read_manifest,
     sha256_json,
@@ -25,10 +28,11 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.decoding import prepare_images
-from labeler.images import ImageError
+from labeler.images import VIDEOS, ImageError, frame_of
 from labeler.items import Item
 from labeler.records import Record
 from labeler.sources import PICTURES
+from labeler.values import RowError, clean_text
 
 if TYPE_CHECKING:
     from labeler.runs import Run
@@ -51,18 +55,23 @@ class Indexed(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One thing found: the row's id and text, and the cosine to what was asked, -1 to 1."""
+    """One thing found: the row's id and text, the cosine to what was asked, -1 to 1, and where its picture is.
+
+    image: as the row's record has it; None where there is none, or the store is too old to know.
+    """
 
     id: str
     text: str | None
     score: float
+    image: str | None = None
 
 
 class Found(NamedTuple):
-    """What `search` found: the hits, the nearest first, and the store that they are rows of."""
+    """What `search` found: the hits, the nearest first; where the store that they are rows of should be, its content's sha256."""
 
     hits: list[Hit]
     store: Path
+    sha256: str
 
 
 def index(
@@ -71,13 +80,17 @@ def index(
     """Embed all texts and pictures of the store `data` by `model`, a run of `labeler pretrain`; publish the index `out`.
 
     Over EXACT_UP_TO vectors it is a graph over partitions (IVF_HNSW_SQ; Malkov and Yashunin 2018), which finds nearly all of the
-    nearest; up to that nothing but the vectors, and what is found is exact.
+    nearest; up to that nothing but the vectors, and what is found is exact. An index that is already made is told where store
+    and run are now.
 
     Raises BadInputError when the store or the run is none or damaged, or the store holds visual tokens of another image tower.
     """
     trained, stored = verify(model, "pretrain"), verify(data, "preprocess")
-    recipe = Recipe("index", (input_of(data, stored), input_of(model, trained)), {"exact_up_to": EXACT_UP_TO})
+    # `search` may be called from anywhere
+    inputs = [input_of(Path(os.path.abspath(folder)), made) for folder, made in ((data, stored), (model, trained))]
+    recipe = Recipe("index", tuple(inputs), {"exact_up_to": EXACT_UP_TO})
     if not force and already_made(out, recipe):
+        tell_places(out, recipe)
         return Indexed(out, True, read_counts(out))
     from labeler.embedding import load_towers_run, refuse_other_tower
     from labeler.prediction import choose_device
@@ -95,6 +108,14 @@ def index(
     return Indexed(out, False, counts)
 
 
+def tell_places(out: Path, recipe: Recipe) -> None:
+    """Let the manifest of the index `out` say where the inputs of its `recipe` are now."""
+    manifest, inputs = read_manifest(out, "index"), [item._asdict() for item in recipe.inputs]
+    if manifest["inputs"] != inputs:
+        with locked(out):
+            write_json(out / MANIFEST, manifest | {"inputs": inputs})
+
+
 def read_counts(folder: Path) -> dict[str, int]:
     """Return how many pictures and texts an index holds."""
     import json
@@ -104,7 +125,7 @@ def read_counts(folder: Path) -> dict[str, int]:
 
 
 def embedded(store: Any, run: Run, batch_size: int) -> Iterator[dict[Kind, dict[str, Any]]]:
-    """Yield ids, texts and vectors of TOGETHER rows at a time, apart for pictures and texts; without what is missing."""
+    """Yield ids, texts, paths and vectors of TOGETHER rows at a time, apart for pictures and texts; without what is missing."""
     from tqdm import tqdm
 
     from labeler.batches import StorePairs
@@ -116,15 +137,12 @@ def embedded(store: Any, run: Run, batch_size: int) -> Iterator[dict[Kind, dict[
             rows = np.arange(start, min(start + TOGETHER, total))
             pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"])
             text, image = embed_pairs(run.model, pairs, run.tokenizer.pad_token_id, batch_size=batch_size)
-            ids, texts = ([store.rows[column][row] for row in rows] for column in ("id", "text"))
+            columns = {"id": store.rows["id"], "text": store.rows["text"], "image": store.image_paths}
             parts: dict[Kind, dict[str, Any]] = {}
             for kind, vectors in zip(KINDS, (image, text), strict=True):
                 there = np.flatnonzero(vectors.any(axis=1))
-                parts[kind] = {
-                    "id": [ids[row] for row in there],
-                    "text": [texts[row] for row in there],
-                    "vector": vectors[there],
-                }
+                found = {name: [values[row] for row in rows[there]] for name, values in columns.items()}
+                parts[kind] = found | {"vector": vectors[there]}
             yield parts
             bar.update(len(rows))
 
@@ -143,13 +161,13 @@ def write_vectors(folder: Path, parts: Iterator[dict[Kind, dict[str, Any]]], wid
 
 
 def table_of(columns: dict[str, Any], width: int) -> Any:
-    """Return ids, texts and vectors [N, S] as an Arrow table."""
+    """Return ids, texts, pictures' paths and vectors [N, S] as an Arrow table."""
     import pyarrow
 
     values = pyarrow.array(np.ascontiguousarray(columns["vector"], dtype=np.float32).ravel())
     vectors = pyarrow.FixedSizeListArray.from_arrays(values, width)
-    texts = pyarrow.array(columns["text"], type=pyarrow.string())
-    return pyarrow.table({"id": pyarrow.array(columns["id"], type=pyarrow.string()), "text": texts, "vector": vectors})
+    words = {name: pyarrow.array(columns[name], type=pyarrow.string()) for name in ("id", "text", "image")}
+    return pyarrow.table(words | {"vector": vectors})
 
 
 def make_fast(path: Path, count: int) -> None:
@@ -177,8 +195,18 @@ class Index:
 
     @property
     def store(self) -> Path:
-        """Return where the store was."""
-        return Path(self.manifest["inputs"][0]["path"])
+        """Return where the store is (see `found_again`)."""
+        return found_again(self.folder, self.manifest["inputs"][0])
+
+    @property
+    def model(self) -> Path:
+        """Return where the run is that made the vectors; raises BadInputError when it is not there."""
+        place = found_again(self.folder, self.manifest["inputs"][1])
+        if not place.is_dir():
+            raise BadInputError(
+                f"{self.folder}: the run that made the index is not at {place}; name it with --model RUN"
+            )
+        return place
 
     def nearest(self, vector: np.ndarray, find: Kind, top: int) -> list[Hit]:
         """Return the `top` pictures or texts nearest to vector [S], the nearest first.
@@ -191,8 +219,9 @@ class Index:
         if self.counts[find] > EXACT_UP_TO:
             # the vectors of what is found are read whole: the graph's are rounded to 8 bits
             asked |= {"nprobes": PROBES, "refine_factor": 1, "ef": max(CANDIDATES, 2 * top)}
-        table = self.datasets[find].to_table(columns=["id", "text", "_distance"], nearest=asked).to_pylist()
-        return [Hit(row["id"], row["text"], 1 - row["_distance"]) for row in table]
+        kept = [name for name in ("id", "text", "image") if name in self.datasets[find].schema.names]
+        table = self.datasets[find].to_table(columns=[*kept, "_distance"], nearest=asked).to_pylist()
+        return [Hit(row["id"], row["text"], 1 - row["_distance"], row.get("image")) for row in table]
 
     def refuse_other_model(self, model: Path) -> None:
         """Raise BadInputError unless the vectors were made by the run `model`."""
@@ -204,47 +233,89 @@ class Index:
             )
 
 
+def found_again(folder: Path, made_from: dict[str, str]) -> Path:
+    """Return where an input of the index `folder` is: where it was then, or lies as before to an index that was moved with it.
+
+    Where it is at none of these: where it was.
+    """
+    was = Path(made_from["path"])
+    names = was.parts[1:] if was.is_absolute() else was.parts
+    # the longest end of the old path first
+    near = (parent.joinpath(*names[start:]) for start in range(len(names)) for parent in folder.resolve().parents)
+    return next((place for place in (was, *near) if holds(place, made_from["sha256"])), was)
+
+
+def holds(place: Path, sha256: str) -> bool:
+    """Return whether there is an artifact of that content."""
+    try:
+        return bool(read_manifest(place)["content_sha256"] == sha256)
+    except (BadInputError, KeyError, OSError):  # a folder that may not be looked into is none
+        return False
+
+
 def search(
     query: str, folder: Path, *, find: Kind = "pictures", top: int = 10, model: Path | None = None, device: str = "auto"
 ) -> Found:
     """Return the pictures or texts of the index `folder` that are nearest to `query`: the file of a picture, or else words.
 
-    `model` is where the run is that made the index, by default where it was then.
+    `model` is where the run is that made the index, by default where it was then, or lies to the index as it did.
 
-    Raises UsageError for an empty query; BadInputError for a picture that cannot be read, an index that is none, or one that
-    another model made.
+    Raises UsageError for an empty query, or words that are no text; BadInputError for a picture that cannot be read, an index
+    that is none, one that another model made, or whose run is gone.
     """
-    if not query.strip():
-        raise UsageError("an empty query; give words, or the file of a picture")
+    if picture_of(query) is None:
+        query = words_of(query)
     opened = Index(folder)
-    model = model or Path(opened.manifest["inputs"][1]["path"])
+    model = model or opened.model
     opened.refuse_other_model(model)
     from labeler.embedding import load_towers_run
     from labeler.prediction import choose_device
 
     vector = embed_query(load_towers_run(model, choose_device(device)), query.strip())
-    return Found(opened.nearest(vector, find, top), opened.store)
+    return Found(opened.nearest(vector, find, top), opened.store, opened.manifest["inputs"][0]["sha256"])
 
 
 def embed_query(run: Run, query: str) -> np.ndarray:
-    """Return the embedding [S] of a picture's file, where there is one of that name, or of the words themselves.
+    """Return the embedding [S] of the picture that `query` names (see `picture_of`), or of the words themselves.
 
-    Raises BadInputError when the picture cannot be read, or `query` is named like a picture and there is no such file.
+    Raises BadInputError when the picture cannot be read, or there is no such file.
     """
     from labeler.embedding import embed_pairs
     from labeler.engines.native import image_tower, make_pairs
     from labeler.prediction import PairList
 
-    tower, path = image_tower(run), Path(query)
-    item = Item(Record(id="query", text=query))
-    if is_file(path) or path.suffix.lower() in PICTURES:
+    tower, path = image_tower(run), picture_of(query)
+    if path is None:
+        item = Item(Record(id="query", text=query))
+    else:
         (picture,) = prepare_images([(path, None)], tower.size)
         if isinstance(picture, ImageError) or picture is None:
             raise BadInputError(f"{picture}; give the file of a picture, or words")
-        item = Item(Record(id="query", image=query), path, pixels=picture.pixels)
+        item = Item(Record(id="query"), path, pixels=picture.pixels)
     pairs = PairList(make_pairs([item], run, tower, 1))
     text, image = embed_pairs(run.model, pairs, run.tokenizer.pad_token_id)
     return text[0] if item.pixels is None else image[0]
+
+
+def words_of(query: str) -> str:
+    """Return a query's words, cleaned as texts are; raises UsageError where there are none, or they cannot be read."""
+    try:
+        words = clean_text(query, "query")
+    except RowError as error:
+        raise UsageError(f"{error}; give words in UTF-8, or the file of a picture") from None
+    if words is None:
+        raise UsageError("an empty query; give words, or the file of a picture")
+    return words
+
+
+def picture_of(query: str) -> Path | None:
+    """Return the path of the picture that a query names: a file that is there, or what is called like a picture or a video.
+
+    Of a video it may be one of its frames (`labeler.images.frame_of`). None for words.
+    """
+    path = Path(query.strip())
+    file = frame_of(path)[0]
+    return path if is_file(file) or file.suffix.lower() in (*PICTURES, *VIDEOS) else None
 
 
 def is_file(path: Path) -> bool:

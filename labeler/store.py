@@ -15,7 +15,7 @@ from labeler.records import LabelSet, read_label_set
 from labeler.values import Split
 
 DATASET = "pairs.lance"
-TOKENS, BOXES, ANSWERS = "visual_tokens", "visual_boxes", "answers"
+TOKENS, BOXES, ANSWERS, PATHS = "visual_tokens", "visual_boxes", "answers", "image_path"
 THUMBNAIL_MIME = "image/jpeg"
 
 
@@ -73,6 +73,14 @@ class Store:
         if not self._has(ANSWERS):
             return None
         found: list[list[str] | None] = self.dataset.to_table(columns=[ANSWERS]).column(0).to_pylist()
+        return found
+
+    @cached_property
+    def image_paths(self) -> list[str | None]:
+        """Return where each row's picture is, as its record says; None for a row without one, and for all of an older store's."""
+        if not self._has(PATHS):
+            return [None] * len(self.rows["id"])
+        found: list[str | None] = self.dataset.to_table(columns=[PATHS]).column(0).to_pylist()
         return found
 
     @cached_property

@@ -32,6 +32,8 @@ log = logging.getLogger("labeler")
 class PairTrainer(Trainer):
     """transformers' Trainer with our sampler, our rates, whole checkpoints, and a stop at the first loss that is no number."""
 
+    in_parts = "which changes no gradient"  # to train on a batch in parts
+
     def __init__(self, fit: Fit, model: nn.Module, **options: Any):
         """Train `model`, which is that of `fit` or holds it, on the training pairs."""
         self.fit = fit
@@ -98,10 +100,12 @@ class PairTrainer(Trainer):
     def step_in_parts(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Return the loss of a batch, its gradients added up; one that memory does not hold is halved, and halved again.
 
-        The parts' gradients add up to the batch's. Raises LabelerError when memory does not hold a single pair.
+        The parts' gradients add up to the batch's, where a row's loss does not hang on the others.
+        Raises LabelerError when memory does not hold a single pair.
         """
         pairs = len(inputs["input_ids"])
         while True:
+            self.begin_try()
             try:
                 losses = []
                 for rows in torch.arange(pairs).chunk(self.parts):
@@ -115,11 +119,12 @@ class PairTrainer(Trainer):
             self.parts *= 2
             if self.parts >= 2 * pairs:
                 raise LabelerError("out of memory with a batch of one pair; lower --max-text-tokens")
-            log.warning(
-                "out of memory: batches are trained on in %d parts from here on, which changes no gradient", self.parts
-            )
+            log.warning("out of memory: batches are trained on in %d parts from here on, %s", self.parts, self.in_parts)
             model.zero_grad()
             give_back_freed_memory()
+
+    def begin_try(self) -> None:
+        """Forget what was noted of a batch by a try that memory did not suffice for."""
 
     def share_of(self, part: dict[str, Any], batch: dict[str, Any]) -> float:
         """Return what share of a batch's mean loss a part's has."""

@@ -18,6 +18,7 @@ from labeler.artifacts import (
     Recipe,
     UsageError,
     already_made,
+    beside,
     check_free,
     input_of,
     making,
@@ -215,7 +216,7 @@ def recipe_key(recipe: Recipe) -> dict[str, str]:
 
 def checkpoints_of(out: Path) -> Path:
     """Return where the checkpoints lie while the run that they led to is being published: hours are not lost to a kill then."""
-    return out.with_name(f".{out.name}.checkpoints")
+    return beside(out, "checkpoints")
 
 
 def checkpoint_folders(out: Path) -> tuple[Path, Path]:

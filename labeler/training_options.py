@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ FROZEN = (
     "--{}: the image tower is frozen and its visual tokens are stored, no picture is seen in training; add --finetune-image, "
     "or leave it out"
 )
+NOTHING_PRETRAINED = "--learning-rate is of pretrained weights, and {} trains none; use --new-learning-rate"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -94,8 +95,9 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     """Return the model's own defaults with what was `given` in their place; a value of None counts as not given.
 
     Raises UsageError naming the option and what it takes when a value is out of range, and, naming the closest, for
-    a word that is not among the CHOICES, for co-attention asked of a model that has none, and for what a frozen image tower
-    cannot have. A tower that is fine-tuned is augmented unless `given` says otherwise.
+    a word that is not among the CHOICES, for co-attention asked of a model that has none, for what a frozen image tower
+    cannot have, and for the rate of pretrained weights where none is trained. A tower that is fine-tuned is augmented unless
+    `given` says otherwise.
     """
     chosen = {key: value for key, value in (given or {}).items() if value is not None}
     own = training_defaults(model)
@@ -104,6 +106,8 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     elif "image_learning_rate" in chosen:
         raise UsageError(FROZEN.format("image-learning-rate"))
     options = replace(TrainOptions(), **(own | chosen))
+    if "learning_rate" in chosen and not trains_pretrained(model, options.freeze):
+        raise UsageError(NOTHING_PRETRAINED.format("--freeze" if options.freeze else model))
     for name in ("epochs", "batch_size", "learning_rate", "new_learning_rate", "image_learning_rate", "patience",
                  "max_text_tokens"):  # fmt: skip
         if not getattr(options, name) > 0:
@@ -168,21 +172,29 @@ def read_options(path: Path) -> dict[str, Any]:
 def own_options(model: str, options: TrainOptions) -> dict[str, Any]:
     """Return the options that mean something, by name; `read_options` reads them again.
 
-    Those of co-attention mean something where the model has it, those of the image tower where it is trained.
+    Those of co-attention mean something where the model has it, those of the image tower where it is trained, the rate of
+    pretrained weights where some are.
     """
     idle = set(COATTENTION_OPTIONS) - training_defaults(model).keys()
+    idle |= set() if trains_pretrained(model, options.freeze) else {"learning_rate"}
     idle |= set() if options.finetune_image else {"image_learning_rate", "augment"}
     return {name: value for name, value in asdict(options).items() if name not in idle}
 
 
-def search_space(model: str, fixed: Collection[str] = ()) -> dict[str, Any]:
+def trains_pretrained(model: str, freeze: bool) -> bool:
+    """Return whether a training has weights that do not start at random; below a head that is trained alone all stay."""
+    return not freeze and constant(model, "TUNING").get("learning_rate", ...) is not None
+
+
+def search_space(model: str, fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return what `labeler tune` tries for each option but the `fixed` ones, the model's defaults in the middle or at the edge.
 
     (low, high): a range, of whole numbers where its ends are; (low, high, "log"): in which factors count; a list: one of it.
     The constant TUNING in a model's file adds options, changes them, or leaves them out (None).
     """
+    fixed = fixed or {}
     default = options_for(model)
-    space = {
+    space: dict[str, Any] = {
         "learning_rate": (default.learning_rate / 4, default.learning_rate * 4, "log"),
         "new_learning_rate": (default.new_learning_rate / 4, default.new_learning_rate * 4, "log"),
         "epochs": ((default.epochs + 1) // 2, default.epochs * 2),
@@ -193,4 +205,6 @@ def search_space(model: str, fixed: Collection[str] = ()) -> dict[str, Any]:
         "ema": [0.0, 0.9, 0.98],  # the average of about 10 or 50 steps: an epoch of 1,600 pairs has 50
     }
     space |= constant(model, "TUNING")
+    if not trains_pretrained(model, bool(fixed.get("freeze"))):
+        space["learning_rate"] = None
     return {name: values for name, values in space.items() if values is not None and name not in fixed}

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from labeler.artifacts import BadInputError, UsageError
+from labeler.artifacts import BadInputError, UsageError, read_manifest
 from labeler.records import Label, LabelSet
+from labeler.values import RowError, clean_text
 
 if TYPE_CHECKING:
     from labeler.runs import Run
@@ -42,7 +43,7 @@ class Prompts(NamedTuple):
 def parse_prompts(text: str, templates: Sequence[str] = ()) -> Prompts:
     """Return the prompts of `joy,anger,a cat`, of `signs=flag|road sign,animals`, or of a JSON file {label: phrase or phrases}.
 
-    Raises UsageError where there are fewer than two labels, one is empty or stands twice, or a template lacks its `{}`;
+    Raises UsageError where there are fewer than two labels, one is empty, no text or stands twice, or a template lacks its `{}`;
     BadInputError where the file cannot be read.
     """
     if text.endswith(".json"):
@@ -57,17 +58,20 @@ def parse_prompts(text: str, templates: Sequence[str] = ()) -> Prompts:
 
 
 def read_phrases(path: Path) -> dict[str, list[str]]:
-    """Return {label: phrases} of a JSON file; raises BadInputError where it holds something else."""
+    """Return {label: phrases} of a JSON file, cleaned as texts are; raises BadInputError where it holds something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
         given = {name: [phrases] if isinstance(phrases, str) else list(phrases) for name, phrases in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInputError(
             f'{path}: expected JSON like {{"signs": ["flag", "road sign"], "animals": "animal"}} ({error})'
         ) from error
     if not all(isinstance(phrase, str) for phrases in given.values() for phrase in phrases):
         raise BadInputError(f"{path}: a phrase that is no string; expected each label with a phrase or a list of them")
-    return given
+    try:
+        return tidied(given)
+    except RowError as error:
+        raise BadInputError(f"{path}: {error}; write each once, in UTF-8") from None
 
 
 def prompts_of(
@@ -87,7 +91,11 @@ def prompts_of(
 
 def checked(phrases: Mapping[str, Sequence[str]], templates: Sequence[str]) -> Prompts:
     """Return prompts of these, in TEMPLATES where no templates are given; raises UsageError (see `parse_prompts`)."""
-    tidy = {name: [phrase.strip() for phrase in found] for name, found in phrases.items()}
+    try:
+        tidy = tidied(phrases)
+        templates = [clean_text(template, "template") or "" for template in templates]
+    except RowError as error:
+        raise UsageError(f"zero-shot labels: {error}; write each once, in UTF-8") from None
     if len(tidy) < 2:
         raise UsageError(f"zero-shot labels: {len(tidy)} given, expected two or more, such as --zero-shot 'joy,anger'")
     if empty := [name for name, found in tidy.items() if not (name and found and all(found))]:
@@ -99,9 +107,32 @@ def checked(phrases: Mapping[str, Sequence[str]], templates: Sequence[str]) -> P
     return Prompts(tidy, tuple(templates) or TEMPLATES)
 
 
+def tidied(phrases: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return labels and phrases cleaned as texts are, blank ones as ""; raises RowError for what is no text or a label twice."""
+    tidy: dict[str, list[str]] = {}
+    for given, found in phrases.items():
+        name = clean_text(given, "label") or ""
+        if name in tidy:
+            raise RowError("label-invalid", f"{name!r} stands twice")
+        tidy[name] = [clean_text(phrase, "phrase") or "" for phrase in found]
+    return tidy
+
+
 def spoken(name: str) -> str:
     """Return a label's name as words."""
     return name.replace("_", " ").strip()
+
+
+def refuse_towers(folder: Path, option: str) -> None:
+    """Raise BadInputError for a run of `labeler pretrain` where one with labels is wanted: it knows some with `option` alone."""
+    try:
+        stage = read_manifest(folder)["stage"]
+    except BadInputError:
+        return  # who opens it says what it is
+    if stage == "pretrain":
+        raise BadInputError(
+            f"{folder}: made by `labeler pretrain`, expected the output of `labeler train`; or add {option}"
+        )
 
 
 def label_set_of(prompts: Prompts) -> LabelSet:

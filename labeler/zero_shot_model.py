@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from labeler.published_towers import PublishedTowers
     from labeler.zero_shot import Prompts
 
+TOGETHER = 256  # texts embedded at once
+
 
 class ZeroShot(nn.Module):
     """Two towers and the embeddings of P phrases of L labels; nothing in it is trained any more."""
 
     prompts: Tensor
     owners: Tensor
+    counts: Tensor
 
     def __init__(
         self, towers: TwoTowers | PublishedTowers, tokenizer: PreTrainedTokenizerBase, max_tokens: int,
@@ -38,16 +42,23 @@ class ZeroShot(nn.Module):
         texts: list[str | None] = [
             template.replace("{}", phrase) for _, phrase in phrases for template in prompts.templates
         ]
-        nothing = np.zeros((1, 1), np.float16)
-        pairs = [Pair(ids, nothing, False) for ids in tokenize(tokenizer, texts, max_tokens)]
-        batch = collate(pairs, cast(int, tokenizer.pad_token_id))
-        with torch.inference_mode():
-            found = self.towers.embed_texts(*(batch[name].to(self.device) for name in ("input_ids", "text_mask")))
-        self.register_buffer(
-            "prompts", unit(found.view(len(phrases), len(prompts.templates), -1).mean(dim=1))
-        )  # [P, S]
+        found = self.embedded(tokenize(tokenizer, texts, max_tokens), cast(int, tokenizer.pad_token_id))
+        means = found.view(len(phrases), len(prompts.templates), -1).mean(dim=1)
+        self.register_buffer("prompts", unit(means))  # [P, S]
         owners = torch.tensor([label for label, _ in phrases], device=self.device)
-        self.register_buffer("owners", nn.functional.one_hot(owners, len(prompts.phrases)).float())  # [P, L]
+        self.register_buffer("owners", owners)  # [P], each phrase's label
+        self.register_buffer("counts", owners.bincount(minlength=len(prompts.phrases)))  # [L]
+
+    def embedded(self, texts: Sequence[Any], pad_token_id: int) -> Tensor:
+        """Return the embeddings [N, S] of N tokenized texts."""
+        nothing, parts = np.zeros((1, 1), np.float16), []
+        with torch.inference_mode():
+            for start in range(0, len(texts), TOGETHER):
+                pairs = [Pair(ids, nothing, False) for ids in texts[start : start + TOGETHER]]
+                batch = collate(pairs, pad_token_id)
+                read = (batch[name].to(self.device) for name in ("input_ids", "text_mask"))
+                parts.append(self.towers.embed_texts(*read))
+        return torch.cat(parts)
 
     @property
     def device(self) -> torch.device:
@@ -62,12 +73,15 @@ class ZeroShot(nn.Module):
         """
         text, image = self.towers(**batch)
         likeness = self.towers.logit_scale() * (text + image) @ self.prompts.T  # [B, P]
-        # the mean, over a label's phrases, of exp(likeness)
-        terms = (
-            likeness[:, :, None] + (self.owners / self.owners.sum(dim=0)).log()
-        )  # [B, P, L], -inf for others' phrases
-        log_p = terms.logsumexp(dim=1).log_softmax(dim=1)
+        log_p = self.mean_exp(likeness).log_softmax(dim=1)
         if self.task == "multi":
             log_p = log_p.clamp(max=-1e-6)
             return SequenceClassifierOutput(logits=cast(Any, log_p - torch.log(-torch.expm1(log_p))))
         return SequenceClassifierOutput(logits=cast(Any, log_p))
+
+    def mean_exp(self, likeness: Tensor) -> Tensor:
+        """Return [B, L]: of each label the logarithm of the mean, over its phrases, of exp(likeness [B, P])."""
+        lowest = likeness.new_full((len(likeness), len(self.counts)), -torch.inf)
+        highest = lowest.scatter_reduce(1, self.owners.expand_as(likeness), likeness, "amax")
+        terms = (likeness - highest[:, self.owners]).exp()
+        return highest + torch.zeros_like(highest).index_add(1, self.owners, terms).log() - self.counts.log()

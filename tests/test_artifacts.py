@@ -23,6 +23,7 @@ from labeler.artifacts import (
     UsageError,
     adding,
     already_made,
+    beside,
     check_free,
     making,
     read_manifest,
@@ -129,6 +130,27 @@ def test_keep_and_resume_go_on_with_what_was_left(tmp_path):
     with making(out, RECIPE, resume=True) as work:
         assert (work / "half").read_text() == "half"
     assert verify(out)["files"].keys() == {"half"}
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "down/.."])
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch, out):
+    (tmp_path / "here" / "down").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(BadInputError, match="cannot be replaced, you may be in it; give --out a folder's name"):
+        check_free(Path(out), "ingest")
+    assert names(tmp_path) == ["here"]
+
+
+def test_files_are_added_to_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with adding(Path("."), RECIPE) as work:
+        (work / "file").write_text("x")
+        assert work == tmp_path / ".here.adding"
+    assert names(tmp_path / "here") == ["file", "manifest.json"]
+    assert names(tmp_path) == ["here"]
+    with pytest.raises(BadInputError, match="/: cannot be made, nothing lies beside it; choose another --out"):
+        beside(Path("/"), "lock")
 
 
 def test_a_made_artifact_is_replaced_whole(tmp_path):

@@ -20,11 +20,14 @@ from labeler.artifacts import (
     read_manifest,
     work_folder,
 )
+from labeler.batches import collate
 from labeler.contrastive import pretrain, pretrain_options
+from labeler.contrastive_fitting import ContrastiveFit, ContrastiveTrainer
 from labeler.embedding import load_towers_run, pair_keys
-from labeler.layers import LogitScale
+from labeler.layers import FastDropout, LogitScale
 from labeler.runs import load_run
 from labeler.store import Store
+from labeler.trainer import training_arguments
 from labeler.training import train
 from labeler.watching import Watch
 
@@ -59,6 +62,36 @@ def test_no_label_and_no_test_row_is_read(store, tmp_path, monkeypatch):
         second = pretrain("clip", store, tmp_path / "second", pretrain_options("clip", GIVEN), device="cpu").out
     assert set(asked) == {"train", "validation"}
     assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
+
+
+def test_chunks_that_memory_does_not_hold_are_halved_and_change_no_gradient(store, tmp_path, caplog):
+    gradients, losses = [], []
+    for limit in (10, 3):
+        options = pretrain_options("clip", GIVEN | {"chunk_size": 10})
+        fit = ContrastiveFit("clip", store, options, 0, "cpu")
+        for module in fit.model.modules():
+            if isinstance(module, (FastDropout, torch.nn.Dropout)):
+                module.p = 0.0
+        fit.model.register_forward_pre_hook(
+            lambda _, inputs, named, limit=limit: torch.empty(1 << 50) if len(named["input_ids"]) > limit else None,
+            with_kwargs=True,
+        )
+        trainer = ContrastiveTrainer(fit, args=training_arguments(tmp_path, fit.options, 0, torch.device("cpu")))
+        batch = collate(fit.train_pairs.__getitems__(range(10)), fit.tokenizer.pad_token_id)
+        losses.append(trainer.training_step(fit.model, batch).item())
+        gradients.append([parameter.grad for parameter in fit.model.parameters() if parameter.grad is not None])
+    assert fit.chunk_size == 2
+    assert "batches go in chunks of 2 pairs from here on, which changes no loss; --chunk-size 2 does so" in caplog.text
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_memory_that_does_not_hold_a_chunk_of_one_pair_is_an_error(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("labeler.models.clip.TwoTowers.forward", lambda *_, **__: torch.empty(1 << 50))
+    options = pretrain_options("clip", GIVEN)
+    with pytest.raises(LabelerError, match="out of memory with a chunk of one pair; lower --batch-size or --max-text"):
+        pretrain("clip", store, tmp_path / "run", options, device="cpu")
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])

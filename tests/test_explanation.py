@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from labeler import heat_maps
+from labeler import heat_maps, labelling
 from labeler.artifacts import BadInputError, LabelerError, UsageError
 from labeler.attribution import SMALL, TOLERANCE, Sight, attribute, text_places, word_spans
 from labeler.batches import Pair, collate
@@ -22,6 +22,7 @@ from labeler.coattention import recorded_maps
 from labeler.encoders.image import load_image_encoder
 from labeler.end_to_end import EndToEnd
 from labeler.explanation import (
+    decoded_subjects,
     explain_given,
     explain_item,
     explain_pairs,
@@ -32,6 +33,7 @@ from labeler.explanation import (
 from labeler.labelling import predict
 from labeler.models import model_names
 from labeler.models.resnet_gru import own_tokenizer
+from labeler.records import Label, LabelSet, Record
 from labeler.runs import load_run
 from labeler.store import Store
 
@@ -290,6 +292,22 @@ def test_of_several_labels_each_that_was_chosen_is_explained(multi_store, option
     assert highest.score == max(one.score for one in chosen)
 
 
+def test_the_score_of_a_label_with_children_is_that_of_predict(trained):
+    run = load_run(trained("late-fusion"))
+    labels = (
+        Label(name="circle", count=1),
+        Label(name="cross", count=1, parent="circle"),
+        Label(name="square", count=1),
+    )
+    run = run._replace(label_set=LabelSet(task="single", labels=labels))
+    (line,) = labelling.label(run, [{"text": "one red circle"}])
+    subjects = decoded_subjects(run, [(Record(id="1", text="one red circle"), None, None)])
+    for name, score in line["scores"].items():
+        (found,) = explain_pairs(run, subjects, name)
+        assert found.score == pytest.approx(score, abs=1e-5)
+    assert line["scores"]["circle"] > line["scores"]["cross"] > 0.01
+
+
 def call(capsys, *arguments: object) -> str:
     """Return what `labeler explain` writes to standard output."""
     cli.main(["explain", *map(str, arguments)], standalone_mode=False)
@@ -351,6 +369,12 @@ def test_signs_that_no_font_has_are_said_once(trained, monkeypatch, caplog, tmp_
         ([ITEM, "--label", "crcle"], UsageError, "unknown label 'crcle'; did you mean 'circle'"),
         ([ITEM, "--data", "none"], BadInputError, "none"),
         ([ITEM, "--out", "none/x.png"], BadInputError, "none/x.png: cannot be written"),
+        (
+            ["--image", "broken.png", "--out", "./broken.png"],
+            UsageError,
+            "the picture itself, which the heat map would",
+        ),
+        (["--image", "a.mp4#frame=1of2", "--out", "a.mp4"], UsageError, "the picture itself, which the heat map would"),
         (["--image", "none.png"], BadInputError, "none.png: no such file"),
         (["--image", "broken.png"], BadInputError, "broken.png"),
         (["--text", " "], BadInputError, "--text: empty"),

@@ -121,6 +121,18 @@ def test_one_label_each_is_single_only_where_scores_are_shares(tmp_path):
     assert export(tmp_path, line(1, "a", names=["a", "b"]), line(2, "b", names=["a", "b"]))[2].task == "multi"
     assert export(tmp_path, line(1, "a", scores={"a": 0.9996, "b": 0.0003}))[2].task == "single"
     assert export(tmp_path, line(1, "a", "b", scores={"a": 0.5, "b": 0.5}))[2].task == "multi"
+    many = {str(number): round(1 / 6400, 6) for number in range(6400)}  # whose sum is 0.9984
+    assert export(tmp_path, line(1, "7", scores=many))[2].task == "single"
+
+
+def test_records_that_nobody_has_labelled_leave_the_interface_as_it_is(tmp_path):
+    texts = {"1": ("a",), "2": None, "3": ("b",)}
+    write_records(tmp_path / "records.jsonl", [Record(id=n, text=n, labels=labels) for n, labels in texts.items()])
+    assert export_tasks(tmp_path / "records.jsonl", tmp_path / "tasks.json").task == "single"
+    write_records(
+        tmp_path / "records.jsonl", [Record(id="1", text="1", labels=("a",)), Record(id="2", text="2", labels=())]
+    )
+    assert export_tasks(tmp_path / "records.jsonl", tmp_path / "tasks.json").task == "multi"
 
 
 def test_items_that_were_withheld_for_review_leave_the_interface_as_it_is(tmp_path):
@@ -242,8 +254,9 @@ def test_what_would_be_overwritten_is_refused(tmp_path):
     for out in (source, tmp_path / "x" / ".." / "labels.jsonl", tmp_path / "tasks.xml"):
         with pytest.raises(UsageError, match=r"expected a name other than labels.jsonl, ending in .json"):
             export_tasks(source, out)
-    with pytest.raises(BadInputError, match="a folder; --out takes the file to write"):
-        export_tasks(source, tmp_path)
+    for out in (tmp_path, Path("."), Path("/")):
+        with pytest.raises(BadInputError, match="a folder; --out takes the file to write"):
+            export_tasks(source, out)
     with pytest.raises(BadInputError, match="no such file; give the jsonl"):
         export_tasks(tmp_path / "none.jsonl", tmp_path / "tasks.json")
     with pytest.raises(BadInputError, match="no such file; give the jsonl"):

@@ -99,6 +99,11 @@ def test_the_command_in_the_card_names_what_is_not_the_models_own(store, options
     assert f"labeler train late-fusion {store} --out {run} --epochs 2" in card
     assert card.count("--learning-rate") == (options.learning_rate != 1e-4)
     assert "--seed 3" in card
+    card = (train("resnet-gru", store, tmp_path / "gru", options, device="cpu").out / "README.md").read_text(
+        encoding="utf-8"
+    )
+    assert "--new-learning-rate" in card
+    assert " --learning-rate" not in card
 
 
 def test_several_labels_have_thresholds(multi_store, options, tmp_path):

@@ -117,11 +117,12 @@ def test_the_momentum_model_is_a_moving_average_that_no_gradient_reaches(build, 
     objectives = AlignedObjectives(built.model, built.tokenizer).train()
     batch = unlabelled(pairs, 8)
     assert objectives.distilled == 0
-    objectives(**batch)
+    objectives.begin_step()
     expected = copy.deepcopy(objectives.momentum.module).state_dict()
     with torch.no_grad():
         for parameter in objectives.parts.parameters():
             parameter.add_(1.0)
+    objectives.begin_step()
     objectives(**batch)["loss"].backward()
     for name, value in objectives.momentum.module.named_parameters():
         torch.testing.assert_close(value, expected[name] + (1 - MOMENTUM), atol=1e-5, rtol=0)

@@ -18,8 +18,9 @@ from labeler.artifacts import BadInputError, InterruptedRun, UsageError, work_fo
 from labeler.batches import collate
 from labeler.end_to_end import TOWER
 from labeler.fitting import Fit
-from labeler.objectives import IGNORED, Objectives, mask_words, right_for, swap_pictures
-from labeler.pretraining import pretrain, told
+from labeler.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
+from labeler.pretraining import PretrainingTrainer, pretrain, told
+from labeler.trainer import training_arguments
 from labeler.training import train
 from labeler.watching import Watch
 
@@ -131,6 +132,31 @@ def test_words_and_pictures_are_learned_without_labels(store, options, tmp_path,
     assert [entry["epoch"] for entry in curve] == list(range(1, 13))
     falls = "contrast_loss" if name == "albef" else "words_loss"
     assert curve[-1][falls] < curve[0][falls] - 0.3
+
+
+def test_a_batch_that_memory_does_not_hold_is_one_step_and_is_said_to_have_another_loss(
+    store, options, tmp_path, caplog
+):
+    fit = Fit("albef", store, dataclasses.replace(options, pretrain=1), 0, "cpu")
+    objectives, tries = AlignedObjectives(fit.model, fit.tokenizer), []
+
+    def fail(module, inputs, named):
+        tries.append(len(named["input_ids"]))
+        if len(tries) in (1, 3):  # the whole batch, and the second of its halves
+            torch.empty(1 << 50)
+
+    objectives.register_forward_pre_hook(fail, with_kwargs=True)
+    trainer = PretrainingTrainer(
+        fit, objectives, args=training_arguments(tmp_path, fit.options, 0, torch.device("cpu"), eval_strategy="no",
+                                                 load_best_model_at_end=False)
+    )  # fmt: skip
+    batch = collate(fit.train_pairs.__getitems__(range(8)), fit.tokenizer.pad_token_id)
+    loss = trainer.training_step(objectives, batch).item()
+    assert tries == [8, 4, 4, 2, 2, 2, 2]
+    assert sum(fit.progress.losses[-1].values()) == pytest.approx(loss, rel=1e-5)
+    assert objectives.momentum.n_averaged == 1
+    assert "in 4 parts from here on, where each pair has fewer others to be told from" in caplog.text
+    assert "changes no gradient" not in caplog.text
 
 
 @pytest.mark.parametrize(("name", "tuned"), [("visualbert", False), ("visualbert-coattn", True), ("albef", True)])

@@ -34,6 +34,9 @@ def test_the_command_for_a_fine_tuned_run_names_what_was_done_to_its_pictures():
         return train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:]
 
     assert words() == ["--finetune-image"]
+    gru = {"model": "resnet-gru", "learning_rate": 1e-3, "epochs": 7}
+    manifest = {"arguments": gru, "stage": "train", "seed": 0, "inputs": [{"path": "store"}]}
+    assert train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:] == ["--epochs", "7"]
     assert words(augment="none") == ["--finetune-image", "--augment", "none"]
 
 

@@ -17,7 +17,7 @@ from labeler.artifacts import (
 from labeler.cli import cli
 from labeler.trainer import training_arguments
 from labeler.training import train
-from labeler.training_options import options_for, read_options
+from labeler.training_options import options_for, own_options, read_options, search_space
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,19 @@ def test_settings_out_of_range_are_named(given, match):
 def test_co_attention_that_there_is_not_is_refused(model, given, match):
     with pytest.raises(UsageError, match=match):
         options_for(model, given)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "named"), [("resnet-gru", {}, "resnet-gru"), ("late-fusion", {"freeze": True}, "--freeze")]
+)
+def test_the_rate_of_pretrained_weights_is_refused_where_none_is_trained(model, given, named):
+    with pytest.raises(UsageError, match=f"pretrained weights, and {named} trains none; use --new-learning-rate"):
+        options_for(model, given | {"learning_rate": 1e-4})
+    chosen = options_for(model, given)
+    assert "learning_rate" not in own_options(model, chosen)
+    assert options_for(model, own_options(model, chosen)) == chosen
+    assert "learning_rate" not in search_space(model, given)
+    assert "learning_rate" in search_space("late-fusion", {"freeze": False})
 
 
 def test_activation_checkpointing_needs_layers_to_work_out_again(store, options, tmp_path):

@@ -245,7 +245,7 @@ def test_what_cannot_be_searched_is_a_usage_error(store, tmp_path):
 
 @pytest.mark.parametrize("name", model_names())
 def test_the_defaults_lie_in_the_search_space(name):
-    default, space = options_for(name), search_space(name, ["warmup"])
+    default, space = options_for(name), search_space(name, {"warmup": 0.1})
     for option, values in space.items():
         assert tuning.distribution(values)._contains(
             tuning.distribution(values).to_internal_repr(getattr(default, option))

@@ -118,8 +118,11 @@ def test_a_zero_shot_teacher_speaks_of_unlabelled_rows_alone(part, towers, train
     assert manifest["arguments"]["zero_shot_teachers"]["0"]["described"]["circle"] == ["a circle", "round"]
     assert f"--teacher zero-shot:{towers}" in (run / "README.md").read_text(encoding="utf-8")
     assert evaluate(run, part, device="cpu").metrics["n"] == len(store.rows_of("test"))
-    # a run as a teacher speaks of every row
-    assert not np.isnan(teachers_say([run, teacher], store, rows, 2.0, "cpu")).any()
+    # a run as a teacher speaks of every row, of those with labels alone
+    both, alone = (teachers_say(teachers, store, rows, 2.0, "cpu") for teachers in ([run, teacher], [run]))
+    labelled = store.labelled[rows]
+    np.testing.assert_array_equal(both[labelled], alone[labelled])
+    np.testing.assert_allclose(both[~labelled], (alone + said)[~labelled] / 2, atol=1e-6)
 
 
 @pytest.fixture

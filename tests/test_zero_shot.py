@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from labeler import zero_shot_model
 from labeler.artifacts import BadInputError, UsageError, read_manifest, verify
 from labeler.batches import StorePairs
 from labeler.embedding import embed_pairs, load_towers_run
@@ -60,6 +61,21 @@ def test_scores_by_a_loop(pretrained, validation):
     assert got[:, 0].std() > 1e-4
 
 
+def test_many_labels_need_no_room_for_all_phrases_of_all_labels(pretrained, monkeypatch):
+    prompts = Prompts({"square": ["square"], "round": ["circle", "a ring", "round"], "cross": ["a cross", "plus"]})
+    whole = zero_shot_run(pretrained, prompts).model
+    monkeypatch.setattr(zero_shot_model, "TOGETHER", 5)
+    model = zero_shot_run(pretrained, prompts).model
+    torch.testing.assert_close(model.prompts, whole.prompts)
+    assert {name: tuple(value.shape) for name, value in model.named_buffers(recurse=False)} == {
+        "prompts": (6, model.prompts.shape[1]), "owners": (6,), "counts": (3,)
+    }  # fmt: skip
+    likeness = 60 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0)) - 200
+    owners = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
+    terms = likeness[:, :, None] + (owners / owners.sum(dim=0)).log()  # [B, P, L]
+    torch.testing.assert_close(model.mean_exp(likeness), terms.logsumexp(dim=1))
+
+
 def test_several_labels_have_the_same_probabilities(pretrained, validation):
     pairs, run = validation
     single = zero_shot_run(pretrained, PROMPTS)
@@ -81,8 +97,10 @@ def test_predict_gives_lines_as_ever(store, pretrained, tmp_path):
     )
     with pytest.raises(UsageError, match="zero-shot labels have none"):
         predict([source], pretrained, tmp_path / "out", prompts=PROMPTS, min_precision=0.9)
-    with pytest.raises(BadInputError, match="made by `labeler pretrain`, expected the output of `labeler train`"):
+    with pytest.raises(BadInputError, match="expected the output of `labeler train`; or add --zero-shot LABELS"):
         predict([source / "pairs.jsonl"], pretrained, tmp_path / "out.jsonl", device="cpu")
+    with pytest.raises(BadInputError, match=r"expected the output of `labeler train`; or add --zero-shot$"):
+        evaluate(pretrained, store, device="cpu")
 
 
 def test_evaluate_measures_labels_and_retrieval_and_the_report_shows_them(store, pretrained, tmp_path):
@@ -135,6 +153,8 @@ def test_prompts_are_read(tmp_path, label_set):
     assert found == Prompts({"joy": ["joy"], "a_cat": ["a cat"], "signs": ["flag", "road sign"]}, ("a drawing of {}",))
     (tmp_path / "labels.json").write_text('{"joy": "happy", "anger": ["angry", "cross"]}', encoding="utf-8")
     assert parse_prompts(str(tmp_path / "labels.json")).phrases == {"joy": ["happy"], "anger": ["angry", "cross"]}
+    (tmp_path / "labels.json").write_text('{"caf\u00e9": " x ", "anger": "cafe\u0301"}', encoding="utf-8-sig")
+    assert parse_prompts(str(tmp_path / "labels.json")).phrases == {"caf\u00e9": ["x"], "anger": ["caf\u00e9"]}
     given = prompts_of(label_set, {"square": ["box"]})
     assert given.phrases == {"circle": ["circle"], "cross": ["cross"], "square": ["box"]}
 
@@ -147,6 +167,10 @@ def test_prompts_are_read(tmp_path, label_set):
         ("joy,,anger", (), "an empty label or phrase"),
         ("joy,anger=|", (), "an empty label or phrase .'anger'"),
         ("joy,anger", ("a drawing",), "expected one {} in it"),
+        ("caf\udce9,b", (), "label holds a NUL or half a surrogate pair.*; write each once, in UTF-8"),
+        ("joy=caf\udce9,b", (), "phrase holds a NUL or half a surrogate pair"),
+        ("joy,anger", ("caf\udce9 {}",), "template holds a NUL or half a surrogate pair"),
+        ("caf\u00e9,cafe\u0301", (), "stands twice; write each once"),
     ],
 )
 def test_wrong_prompts_are_said(text, templates, said):
@@ -163,3 +187,6 @@ def test_a_wrong_description_is_said(tmp_path, label_set):
         (tmp_path / "labels.json").write_text(content, encoding="utf-8")
         with pytest.raises(BadInputError, match=r"expected (JSON|each label)"):
             parse_prompts(str(tmp_path / "labels.json"))
+    (tmp_path / "labels.json").write_text(r'{"joy": "x\ud800", "anger": "y"}', encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"labels\.json: phrase holds a NUL or half a surrogate pair"):
+        parse_prompts(str(tmp_path / "labels.json"))

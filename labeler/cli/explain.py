@@ -42,6 +42,10 @@ def command(
         raise UsageError("give a pair's id as ITEM, and perhaps --data STORE; or --image FILE, --text TEXT or both")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the model is at work
         raise BadInputError(f"{out}: cannot be written; --out takes a file in a folder that is there")
+    from labeler.images import frame_of
+
+    if out is not None and image is not None and out.resolve() == frame_of(image)[0].resolve():
+        raise UsageError(f"--out {out}: the picture itself, which the heat map would replace; choose another --out")
     from labeler.explanation import explain_given, explain_item
 
     if item is None:

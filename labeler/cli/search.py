@@ -26,21 +26,29 @@ def command(
 ) -> None:
     """Find what lies nearest to QUERY: words, or the file of a picture.
 
-    One line each: the cosine, the row's id and its text, the nearest first.
+    One line each: the cosine, the row's id, its picture where that is not the id, and its text, the nearest first.
     """
-    from labeler.searching import search
+    from labeler.artifacts import BadInputError, UsageError
+    from labeler.images import frame_of
+    from labeler.searching import picture_of, search
 
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):  # before the model is at work
+        raise BadInputError(f"{html}: cannot be written; --html takes a file in a folder that is there")
+    picture = picture_of(query)
+    if html is not None and picture is not None and html.resolve() == frame_of(picture)[0].resolve():
+        raise UsageError(f"--html {html}: the picture itself, which the page would replace; choose another --html")
     found = search(query, folder, find=find, top=top, model=model, device=device)
     hits = found.hits
     if html is not None:
         from labeler.artifacts import write_text
         from labeler.report.found import render_found
 
-        write_text(html, render_found(query, found.store, hits))
+        write_text(html, render_found(query, found))
     if as_json:
         options.say("", [hit._asdict() for hit in hits], True)
     else:
         for hit in hits:
-            click.echo(options.harmless(f"{hit.score:+.3f}  {hit.id}  {hit.text or ''}"))
+            place = "" if hit.image in (None, hit.id) else f"  {hit.image}"
+            click.echo(options.harmless(f"{hit.score:+.3f}  {hit.id}{place}  {hit.text or ''}"))
     if html is not None:
         click.echo(f"{html}: {len(hits)} {find}", err=True)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from labeler.artifacts import BadInputError, read_manifest
 from labeler.report.page import environment
 from labeler.report.pictures import BUDGET, data_uri, examples_of, shortened
 
+if TYPE_CHECKING:
+    from labeler.searching import Found
 
-def render_found(query: str, store: Path, hits: Sequence[Any]) -> str:
-    """Return the page of `hits`, the nearest first; without pictures, and saying so, where the store is gone.
 
-    A hit has an `id`, a `text` and a `score`.
-    """
-    examples, missing = examples_of(store, [hit.id for hit in hits])
+def render_found(query: str, found: Found) -> str:
+    """Return the page of what was found; without pictures, and saying so, where the store is gone or now another one."""
+    examples, missing = pictures_of(found)
     cards, budget = [], BUDGET
-    for hit in hits:
+    for hit in found.hits:
         picture, budget = data_uri(examples.get(hit.id), budget)
         cards.append({"id": hit.id, "text": shortened(hit.text), "score": hit.score, "picture": picture})
     html = environment().get_template("found.html.j2").render(query=query, cards=cards, missing=missing)
     return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in what was typed must not stop the page
+
+
+def pictures_of(found: Found) -> tuple[dict[str, Any], str | None]:
+    """Return {id: Example} of the hits, and why there are none where the store is not the one that was indexed."""
+    try:
+        content = read_manifest(found.store, "preprocess")["content_sha256"]
+    except BadInputError:
+        content = found.sha256  # it is gone, which is said below
+    if content != found.sha256:
+        return {}, f"Pictures are left out: {found.store} is not the store any more that was indexed."
+    return examples_of(found.store, [hit.id for hit in found.hits])

@@ -13,7 +13,7 @@ from labeler.model_card import taught_by
 from labeler.models import constant
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
-from labeler.training_options import TrainOptions, options_for
+from labeler.training_options import TrainOptions, options_for, trains_pretrained
 from labeler.zero_shot import TEMPLATES
 
 
@@ -79,6 +79,8 @@ def train_command(run: Run) -> list[str]:
     tower = {"finetune_image": True} if given.get("finetune_image") else None
     try:
         usual = asdict(options_for(model, constant(model, "PRETRAINING") if stage == "pretrain" else tower))
+        if not trains_pretrained(model, given.get("freeze", False)):
+            del usual["learning_rate"]  # which `labeler train` would refuse
     except UsageError:  # a model that this labeler does not have
         usual = asdict(TrainOptions())
     store, *teachers = [item["path"] for item in run.manifest["inputs"]] or ["STORE"]
