@@ -28,7 +28,7 @@ from labeler.decoding import prepare_images
 from labeler.images import ImageError
 from labeler.items import Item
 from labeler.records import Record
-from labeler.sources import PICTURES
+from labeler.sources.folder import PICTURES
 
 if TYPE_CHECKING:
     from labeler.runs import Run

@@ -13,7 +13,6 @@ from labeler.sources import class_folders, coco, csv, folder, hub, jsonl, label_
 from labeler.sources.answers import with_answer
 from labeler.sources.captions import with_captions
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -106,7 +105,7 @@ def named_format(place: str) -> str:
     suffix = Path(place).suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
-    if suffix in PICTURES:
+    if suffix in folder.PICTURES:
         return "picture"
     raise BadInputError(f"{place}: unknown format {suffix!r}; expected {', '.join(SUFFIXES)}, a picture or a folder")
 

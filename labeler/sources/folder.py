@@ -16,6 +16,8 @@ from labeler.sources.text import EncodingError, decode_text, encoding_note
 
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 
 log = logging.getLogger("labeler")
 
@@ -39,7 +41,10 @@ def read(root: Path, encoding: str | None = None, mapping: Mapping[str, str] | N
     named: set[str] = set()  # by a metadata.jsonl of this folder or one above
     failed: list[OSError] = []
     for current, folders, names in os.walk(root, onerror=failed.append):
-        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_ours(Path(current, name))))
+        ours = [name for name in folders if not name.startswith(".") and is_ours(Path(current, name))]
+        for name in ours:
+            log.info("%s: made by labeler, so it is passed over", Path(current, name))
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or name in ours))
         for name in folders:
             if os.path.islink(os.path.join(current, name)):
                 place = Path(current, name).relative_to(root).as_posix()
@@ -60,14 +65,13 @@ def read_picture(
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a folder is the output of a stage, in the source of which it happens to lie; say so."""
+    """Return whether a folder is the output of a stage, in the source of which it happens to lie."""
     if not (folder / MANIFEST).is_file():
         return False
     try:
         read_manifest(folder)
     except BadInputError:
         return False
-    log.info("%s: made by labeler, so it is passed over", folder)
     return True
 
 
