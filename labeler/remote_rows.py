@@ -124,8 +124,8 @@ def row_of(root: Path, entry: Entry, files: dict[str, FileInfo], mapping: dict[s
 
 
 def with_picture(item: Row | Reject, folder: str, mapping: dict[str, str], allow_outside: bool) -> Row | Reject:
-    """Return a row with the place of its picture, whose name is relative to `folder` or a URL."""
-    key = None if isinstance(item, Reject) else find_field(item.fields, "image", mapping)
+    """Return a row with the place of its picture, whose name is relative to `folder` or a URL; one with its bytes as it is."""
+    key = None if isinstance(item, Reject) or item.picture is not None else find_field(item.fields, "image", mapping)
     if isinstance(item, Reject) or key is None:
         return item
     try:

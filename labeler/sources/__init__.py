@@ -41,7 +41,7 @@ class Reading:
 FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "jsonl": lambda path, how: jsonl.read(path),
     "csv": lambda path, how: csv.read(path, how.encoding),
-    "parquet": lambda path, how: parquet.read(path),
+    "parquet": lambda path, how: parquet.read(path, how.mapping),
     "folder": lambda path, how: folder.read(path, how.encoding, how.mapping),
     "picture": lambda path, how: folder.read_picture(path, how.encoding, how.mapping),
     "class-folders": lambda path, how: class_folders.read_class_folders(path, how.encoding, how.mapping),
@@ -118,11 +118,15 @@ def image_root(path: Path) -> Path:
 
 
 def brings_pictures(path: Path) -> bool:
-    """Return whether a source's rows bring their pictures as bytes, in place of paths."""
-    return hub.claims(path) or lance.claims(path)
+    """Return whether a source's rows may bring their pictures as bytes, in place of paths."""
+    return hub.claims(path) or lance.claims(path) or parquet.brings_pictures(path)
 
 
 def common_root(paths: Sequence[Path], artifact: Path) -> Path:
-    """Return the folder to which records name their images: of all sources, `artifact` standing for those with bytes."""
-    roots = [artifact if brings_pictures(path) else image_root(path) for path in paths]
+    """Return the folder to which records name their images: of all sources, `artifact` standing for those with bytes.
+
+    A parquet table may have both, bytes and paths.
+    """
+    roots = [artifact for path in paths if brings_pictures(path)]
+    roots += [image_root(path) for path in paths if not (hub.claims(path) or lance.claims(path))]
     return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
