@@ -12,6 +12,7 @@ from labeler.cli import options
 FORMATS = (
     "auto",
     "jsonl",
+    "json",
     "csv",
     "parquet",
     "label-studio",
@@ -81,7 +82,7 @@ def command(
 ) -> None:
     """Read labelled pairs into records.
 
-    A SOURCE is a file (jsonl, csv, tsv, parquet, json of Label Studio or COCO), a folder (pictures, MELD, a Lance
+    A SOURCE is a file (jsonl, csv, tsv, parquet, json of rows, Label Studio or COCO), a folder (pictures, MELD, a Lance
     dataset), or a data set of the Hugging Face hub: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT. NAME may be a
     folder with a copy of one.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row
-from labeler.sources import class_folders, coco, csv, folder, hub, jsonl, label_studio, lance, meld, parquet
+from labeler.sources import class_folders, coco, csv, folder, hub, json_rows, jsonl, label_studio, lance, meld, parquet
 from labeler.sources.answers import with_answer
 from labeler.sources.captions import with_captions
 
@@ -40,6 +40,7 @@ class Reading:
 
 FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "jsonl": lambda path, how: jsonl.read(path),
+    "json": lambda path, how: json_rows.read(path),
     "csv": lambda path, how: csv.read(path, how.encoding),
     "parquet": lambda path, how: parquet.read(path, how.mapping),
     "folder": lambda path, how: folder.read(path, how.encoding, how.mapping),
@@ -97,6 +98,8 @@ def find_format(path: Path, wanted: str = "auto") -> str:
         return "label-studio"
     if path.suffix.lower() == ".json" and coco.claims(path):
         return "coco"
+    if path.suffix.lower() == ".json" and json_rows.claims(path):
+        return "json"
     return named_format(str(path))
 
 
