@@ -14,7 +14,7 @@ from PIL import Image
 from labeler.artifacts import UsageError, read_manifest
 from labeler.export import export_tasks
 from labeler.ingestion import IngestOptions, ingest
-from labeler.items import key_of
+from labeler.items import key_of, read_item
 from labeler.looks import enough, look_groups
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records
@@ -118,6 +118,26 @@ def test_the_index_of_a_parquet_table_is_a_column(tmp_path):
     named = [row.fields for row in read_source(tmp_path / "named.parquet")]
     assert [row["id"] for row in named] == ["p", "q"]
     assert [set(row.fields) for row in read_source(tmp_path / "numbered.parquet")] == [{"id", "text", "label"}] * 2
+
+
+def test_a_picture_is_found_by_its_path_on_windows(tmp_path):
+    names = [r"bilder\0.png", r"bilder\tief\übung 1.png", r"odd\name.png", r"..\outside.png", r"bilder\gone.png"]
+    for number, name in enumerate(
+        ("bilder/0.png", "bilder/tief/übung 1.png", r"odd\name.png", "odd/name.png", "../outside.png")
+    ):
+        draw(tmp_path / "in" / name, number)
+    rows = [{"id": str(n), "image": name, "label": "ab"[n % 2]} for n, name in enumerate(names)]
+    source = write_rows(tmp_path / "in/rows.jsonl", rows)
+    profile = ingest([source], tmp_path / "records").profile
+    assert profile["rejects"] == {"image-outside": 1, "image-missing": 1}
+    kept = {record.id: record.image for record in read_records(tmp_path / "records")}
+    assert kept == {"0": "bilder/0.png", "1": "bilder/tief/übung 1.png", "2": r"odd\name.png"}
+    read = [read_item(row, {}, False) for row in read_source(source)]
+    assert [item.error is None for item in read] == [True, True, True, False, True]
+    assert read[0].path == tmp_path / "in/bilder/0.png"
+    metadata = [{"file_name": r"tief\übung 1.png", "label": "a"}]
+    write_rows(tmp_path / "in/bilder/metadata.jsonl", metadata)
+    assert [row.fields.get("file_name") for row in read_source(tmp_path / "in/bilder")] == ["tief/übung 1.png", None]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
