@@ -37,10 +37,18 @@ class Item(NamedTuple):
 
 
 def read_items(
-    rows: Iterable[Row | Reject], mapping: dict[str, str], allow_outside: bool, side: int, ahead: int = AHEAD
+    rows: Iterable[Row | Reject],
+    mapping: dict[str, str],
+    allow_outside: bool,
+    side: int,
+    ahead: int = AHEAD,
+    image_folder: Path | None = None,
 ) -> Generator[Item, None, None]:
-    """Yield an item for every row, in order, its picture at `side` x `side` pixels. Up to `ahead` are decoded early."""
-    read = (read_item(row, mapping, allow_outside) for row in rows)
+    """Yield an item for every row, in order, its picture at `side` x `side` pixels. Up to `ahead` are decoded early.
+
+    The images of rows are relative to `image_folder`, or to their source's folder.
+    """
+    read = (read_item(row, mapping, allow_outside, image_folder) for row in rows)
     with closing(in_threads(fetched, read, lambda item: item.remote is not None)) as here:
         source, again = tee(here)
         files = ((item.path, None, item.data) if item.path else None for item in source)
@@ -60,7 +68,9 @@ def fetched(item: Item) -> Item:
         return item._replace(path=None, error=str(error))
 
 
-def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -> Item:
+def read_item(
+    row: Row | Reject, mapping: dict[str, str], allow_outside: bool, image_folder: Path | None = None
+) -> Item:
     """Return the row as an item; an error in place of an exception."""
     if isinstance(row, Reject):
         return Item(Record(id=row.id or f"{Path(row.source).name}:{row.line}"), error=f"line {row.line}: {row.message}")
@@ -81,7 +91,7 @@ def read_item(row: Row | Reject, mapping: dict[str, str], allow_outside: bool) -
             return Item(record, url, remote=row.picture)
         if record.image is None:
             return Item(record)
-        return Item(record, resolve_image(root_of(row.source), record.image, allow_outside=allow_outside))
+        return Item(record, resolve_image(root_of(row.source, image_folder), record.image, allow_outside=allow_outside))
     except ImageError as error:
         return Item(record, error=str(error))
 
@@ -100,12 +110,12 @@ def unusable(row: Row) -> Record:
 
 
 @lru_cache(maxsize=64)
-def root_of(source: str) -> Path:
+def root_of(source: str, image_folder: Path | None = None) -> Path:
     """Return the folder to which a source's image paths are relative; to look for it takes longer than the rest of a row."""
-    return image_root(Path(source))
+    return image_root(Path(source), image_folder)
 
 
-def key_of(row: Row | Reject, mapping: dict[str, str]) -> int:
+def key_of(row: Row | Reject, mapping: dict[str, str], image_folder: Path | None = None) -> int:
     """Return 64 bits that differ when a row's id, text or picture does: its bytes, or its file's place, size and times, as far
     as these are known.
 
@@ -121,7 +131,7 @@ def key_of(row: Row | Reject, mapping: dict[str, str]) -> int:
     elif isinstance(row.picture, Remote):
         held = row.picture
     elif image is not None:
-        path = os.path.abspath(spelt(root_of(row.source), image))
+        path = os.path.abspath(spelt(root_of(row.source, image_folder), image))
         held = path, file_key(path)
     return xxh3_64_intdigest(
         repr((item.record.id, image, item.record.text, item.error, held)).encode("utf-8", "backslashreplace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -118,6 +119,38 @@ def test_the_index_of_a_parquet_table_is_a_column(tmp_path):
     named = [row.fields for row in read_source(tmp_path / "named.parquet")]
     assert [row["id"] for row in named] == ["p", "q"]
     assert [set(row.fields) for row in read_source(tmp_path / "numbered.parquet")] == [{"id", "text", "label"}] * 2
+
+
+def test_pictures_may_lie_in_a_folder_of_their_own(tmp_path, labeler):
+    for number, name in enumerate(("photos/x/0.png", "photos/1.png", "outside.png", "tables/1.png")):
+        draw(tmp_path / name, number)
+    names = ["x/0.png", "1.png", "../outside.png", str(tmp_path / "photos/1.png")]
+    rows = [{"id": str(n), "image": name, "text": f"text {n}", "label": "ab"[n % 2]} for n, name in enumerate(names)]
+    (tmp_path / "tables").mkdir(exist_ok=True)
+    sources = [write_rows(tmp_path / "tables/a.jsonl", rows[:2]), write_rows(tmp_path / "b.jsonl", rows[2:])]
+    given = IngestOptions(image_folder=tmp_path / "photos")
+    result = ingest(sources, tmp_path / "records", given)
+    assert result.profile["rejects"] == {"image-outside": 1}
+    assert result.profile["root"] == "../photos"
+    kept = {record.id: record.image for record in read_records(tmp_path / "records")}
+    assert kept == {"0": "x/0.png", "1": "1.png", "3": "1.png"}
+    assert ingest(sources, tmp_path / "records", given).already
+    assert read_manifest(tmp_path / "records")["arguments"]["image_folder"] == str(tmp_path / "photos")
+    assert ingest(sources, tmp_path / "all", replace(given, allow_outside=True)).profile["rejected"] == 0
+    read = [read_item(row, {}, False, tmp_path / "photos") for row in read_source(sources[0])]
+    assert [item.path for item in read] == [tmp_path / "photos/x/0.png", tmp_path / "photos/1.png"]
+    [row] = list(read_source(sources[0]))[1:]
+    key = key_of(row, {}, tmp_path / "photos")
+    draw(tmp_path / "photos/1.png", 9)
+    assert key_of(row, {}, tmp_path / "photos") != key
+    done = labeler("ingest", *sources, "--image-folder", tmp_path / "photos", "--out", tmp_path / "more")
+    assert done.code == 4
+    done = labeler("ingest", tmp_path / "photos", "--image-folder", tmp_path, "--out", tmp_path / "more")
+    assert done.code == 2
+    assert "--image-folder is for tables, whose rows name pictures;" in done.said
+    done = labeler("ingest", *sources, "--image-folder", tmp_path / "none", "--out", tmp_path / "more")
+    assert done.code == 3
+    assert "none: no such folder" in done.said
 
 
 def test_a_picture_is_found_by_its_path_on_windows(tmp_path):

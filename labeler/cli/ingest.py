@@ -56,6 +56,7 @@ USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
 @options.mapping
+@options.image_folder
 @click.option(
     "--label-separator",
     default="|",
@@ -95,7 +96,8 @@ def command(
     answer. Rows that cannot be used are counted and listed in rejects.jsonl (exit 4), the rest goes on. Splits are
     drawn so that no picture, no text and no group lies in two of them.
     """  # noqa: D301 (click looks for the character itself)
-    from labeler.ingestion import IngestOptions, ingest
+    from labeler.ingest_options import IngestOptions
+    from labeler.ingestion import ingest
     from labeler.profile import taxonomy_line
 
     given["separator"] = given.pop("label_separator")

@@ -81,6 +81,12 @@ mapping: Decorator = click.option(
 )  # fmt: skip
 
 
+image_folder: Decorator = click.option(
+    "--image-folder", type=FOLDER, metavar="DIR",
+    help="Where the pictures lie that rows name [default: the folder of the rows' file].",
+)  # fmt: skip
+
+
 def parse_aim(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
     """Return what thresholds are to be fitted for, None where nothing is given."""
     if value is None:
