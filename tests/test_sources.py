@@ -227,6 +227,38 @@ def test_a_folder_gives_pictures_with_their_sidecars(tmp_path):
     assert rejects == []
 
 
+def test_files_that_lie_about_in_a_folder_are_passed_over_and_said(tmp_path, caplog):
+    strays = ["Thumbs.db", "a.docx", "desktop.ini", "sub/README.md", "sub/a.AAE", "sub/b.xmp", "sub/c.zip"]
+    kept = ["b.heic", "holiday.2024", "plain", "sub/d.JPG", "sub/e.csv"]
+    for name in (*strays, *kept, ".DS_Store", "sub/._d.JPG"):
+        write(tmp_path, name, b"x")
+    write(tmp_path, "sub/README.txt", "of no picture")
+    with caplog.at_level("INFO", "labeler"):
+        rows, rejects = read(tmp_path)
+    assert sorted(row["id"] for row in rows) == sorted([*kept, "sub/README.txt"])
+    assert rejects == []
+    said = "7 files that are no pictures or texts passed over: Thumbs.db, a.docx, desktop.ini, sub/README.md, sub/a.AAE, ..."
+    assert caplog.messages == [f"{tmp_path}: {said}"]
+
+
+def test_a_sidecar_is_found_in_capitals_and_behind_the_whole_name(tmp_path):
+    names = ("1.jpg", "2.JPG", "3.jpg", "4.PNG", "5.jpg", "5.png", "a.jpg", "A.jpg")
+    for name in names:
+        write(tmp_path, name, b"x")
+    texts = ["1.TXT", "2.JPG.txt", "3.JPG.TXT", "4.txt", "4.TXT", "5.jpg.txt", "5.txt", "A.Txt", "alone.TXT"]
+    for name in texts:
+        write(tmp_path, name, name)
+    rows, rejects = read(tmp_path)
+    assert {row["id"]: row["text"] for row in rows} == {
+        "1.jpg": "1.TXT", "2.JPG": "2.JPG.txt", "3.jpg": "3.JPG.TXT", "4.PNG": "4.txt", "4.TXT": "4.TXT", "5.jpg": "5.txt",
+        "5.png": "5.txt", "5.jpg.txt": "5.jpg.txt", "a.jpg": None, "A.jpg": "A.Txt", "alone.TXT": "alone.TXT",
+    }  # fmt: skip
+    assert rejects == []
+    assert read(tmp_path / "2.JPG")[0][0]["text"] == "2.JPG.txt"
+    write(tmp_path, "metadata.jsonl", '{"file_name": "1.jpg"}\n{"file_name": "2.JPG"}\n')
+    assert [row["text"] for row in read(tmp_path)[0][:2]] == ["1.TXT", "2.JPG.txt"]
+
+
 def test_a_sidecar_that_is_no_text_rejects_its_pair_alone(tmp_path):
     for name in ("a.png", "b.png"):
         write(tmp_path, name, b"x")
