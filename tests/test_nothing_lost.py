@@ -89,6 +89,20 @@ def test_a_column_that_is_not_taken_for_a_picture_is_asked_about(tmp_path, label
     assert "warning: 4 rows in test: too few to tell how good a model is" in done.said
 
 
+@pytest.mark.parametrize("sign", [", ", ";"])
+def test_labels_that_look_like_several_are_asked_about(tmp_path, labeler, sign):
+    moods = [sign.join(names) for names in (("joy", "calm"), ("joy", "fear"), ("calm", "fear"))] + ["joy"]
+    rows = [{"text": f"text {n}", "label": moods[n % 4]} for n in range(40)]
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    done = labeler("ingest", source, "--out", tmp_path / "records")
+    said = f"3 of 4 labels look like several each, such as 'calm{sign}fear': --label-separator '{sign.strip()}'?"
+    assert f"warning: {said}" in done.said
+    for option in (("--task", "single"), ("--label-separator", sign.strip())):
+        done = labeler("ingest", source, "--out", tmp_path / "records", *option)
+        assert done.code == 0
+        assert "look like several" not in done.said
+
+
 def test_a_linked_folder_is_said_and_not_followed(tmp_path):
     for name in ("in/cat/0.png", "in/cow/0.png", "out/0.png"):
         draw(tmp_path / name)

@@ -124,6 +124,7 @@ def command(
     if "taxonomy" in profile:
         lines.append(f"  taxonomy: {taxonomy_line(profile)}")
     lines += warnings_of(profile)
+    lines += joint_labels(profile) if given["task"] != "single" else []
     if profile["leaked_rows"]:
         lines.append(
             f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
@@ -150,3 +151,14 @@ def warnings_of(profile: dict[str, Any]) -> list[str]:
                 f"  warning: {count} rows in {split}: too few to {USES[split]}; more rows, or other shares by --split"
             )
     return lines
+
+
+def joint_labels(profile: dict[str, Any]) -> list[str]:
+    """Return a warning where labels look like several in one string that nothing has taken apart."""
+    names = list(dict.fromkeys(name for labels in profile["labels"].values() for name in labels))
+    sign = max(",;", key=lambda sign: sum(sign in name for name in names))
+    joint = [name for name in names if sign in name]
+    if profile["labels_together"] or 2 * len(joint) <= len(names):
+        return []
+    share = f"{len(joint)} of {len(names)}"
+    return [f"  warning: {share} labels look like several each, such as {joint[0]!r}: --label-separator '{sign}'?"]
