@@ -103,6 +103,18 @@ def test_labels_that_look_like_several_are_asked_about(tmp_path, labeler, sign):
         assert "look like several" not in done.said
 
 
+def test_the_label_is_mapped_by_either_of_its_names(tmp_path, labeler):
+    rows = [{"text": f"text {n}", "Stimmung": "ab"[n % 2], "Art": "cd"[n % 2]} for n in range(30)]
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    for name in ("label", "labels"):
+        done = labeler("ingest", source, "--out", tmp_path / name, "--map", f"{name}=Stimmung")
+        assert done.code == 0
+        assert next(read_records(tmp_path / name)).labels == ("a",)
+    done = labeler("ingest", source, "--out", tmp_path / "out", "--map", "label=Stimmung", "--map", "labels=Art")
+    assert done.code == 2
+    assert "labels is taken from one field, not from 'Stimmung' and 'Art'" in done.said
+
+
 def test_a_linked_folder_is_said_and_not_followed(tmp_path):
     for name in ("in/cat/0.png", "in/cow/0.png", "out/0.png"):
         draw(tmp_path / name)
