@@ -10,8 +10,12 @@ from typing import Any
 from labeler.artifacts import BadInputError, UsageError
 from labeler.chunks import RowReading
 from labeler.selection import parse_split_option
-from labeler.sources import Reading, check_image_folder
+from labeler.sources import Reading, check_image_folder, find_format
+from labeler.sources.folder import has_metadata
+from labeler.taxonomy import read_taxonomy
 from labeler.values import RowError, clean_text
+
+ENCODED = {"csv", "meld", "folder", "picture", "class-folders"}  # formats in which the encoding is asked for
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class IngestOptions:
     def check(self, sources: Sequence[Path]) -> None:
         """Raise UsageError for shares that are none, several vocabularies, or an option that the sources do not go with.
 
-        Raises BadInputError where there is no such folder of pictures.
+        Raises BadInputError where a source or the folder of pictures is not there, or the taxonomy is none.
         """
         if self.split not in ("auto", "keep"):
             parse_split_option(self.split)  # before any work
@@ -53,7 +57,24 @@ class IngestOptions:
             raise UsageError("--labels, --answers and --top-answers: expected one of them")
         if self.taxonomy and self.top_answers:
             raise UsageError("--taxonomy and --top-answers: expected one of them; --labels names the labels that stay")
+        read_taxonomy(self.taxonomy)  # its own faults before any work
         check_image_folder(sources, self.reading())
+        self.refuse_idle(sources)
+
+    def refuse_idle(self, sources: Sequence[Path]) -> None:
+        """Raise UsageError for an option that has no effect on any of the sources; BadInputError for one that is not there."""
+        forms = {find_format(source, self.format) for source in sources}
+        if self.frames > 1 and "meld" not in forms:
+            raise UsageError(f"--frames {self.frames} is for MELD, whose clips have several; leave it out")
+        if self.encoding and not forms & ENCODED:
+            raise UsageError(f"--encoding {self.encoding} is for csv, MELD and texts beside pictures; leave it out")
+        if forms == {"class-folders"} and (label := self.fields().get("labels")):
+            raise UsageError(f"--label {label}: the labels of class folders are the folders' names; leave it out")
+        named = [f"{ours}={theirs}" for ours, theirs in self.mapping.items() if ours in ("id", "image", "text")]
+        if named and forms <= {"folder", "class-folders"} and not any(map(has_metadata, sources)):
+            raise UsageError(
+                f"--map {named[0]}: pictures in folders have no fields without a metadata.jsonl; leave it out"
+            )
 
     def reading(self) -> Reading:
         """Return how the sources are read."""

@@ -110,7 +110,6 @@ def ingest(
     """
     options = options or IngestOptions()
     options.check(sources)
-    read_taxonomy(options.taxonomy)  # its own faults before any work
     root = common_root(sources, out, options.image_folder)
     if not force and (out / MANIFEST).is_file():
         digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)

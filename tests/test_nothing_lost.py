@@ -115,6 +115,36 @@ def test_the_label_is_mapped_by_either_of_its_names(tmp_path, labeler):
     assert "labels is taken from one field, not from 'Stimmung' and 'Art'" in done.said
 
 
+@pytest.mark.parametrize(
+    ("source", "given", "said"),
+    [
+        (
+            "pets",
+            ["--format", "class-folders", "--label", "foo"],
+            "--label foo: the labels of class folders are the folders'",
+        ),
+        ("pets", ["--format", "class-folders", "--map", "label=foo"], "--label foo: the labels of class folders"),
+        (
+            "pets",
+            ["--format", "class-folders", "--map", "text=xx"],
+            "--map text=xx: pictures in folders have no fields without",
+        ),
+        ("pairs.csv", ["--frames", "3"], "--frames 3 is for MELD"),
+        ("pairs.jsonl", ["--encoding", "cp1252"], "--encoding cp1252 is for csv, MELD and texts"),
+        ("pairs.csv", ["--label", "red", "--label", "green"], "expected once, not with 'red' and 'green'"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_an_error(tmp_path, labeler, source, given, said):
+    draw(tmp_path / "pets/cat/0.png")
+    draw(tmp_path / "pets/dog/0.png", 1)
+    (tmp_path / "pairs.csv").write_text("text,label\na,x\nb,y\n")
+    write_rows(tmp_path / "pairs.jsonl", [{"text": name, "label": name} for name in "ab"])
+    done = labeler("ingest", tmp_path / source, "--out", tmp_path / "records", *given)
+    assert done.code == 2
+    assert said in done.said
+    assert labeler("ingest", tmp_path / "pairs.csv", "--label", "label", "--out", tmp_path / "records").code == 0
+
+
 def test_a_linked_folder_is_said_and_not_followed(tmp_path):
     for name in ("in/cat/0.png", "in/cow/0.png", "out/0.png"):
         draw(tmp_path / name)

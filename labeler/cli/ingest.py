@@ -43,14 +43,18 @@ USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell
 @click.option("--caption", type=click.Choice(["longest", "each"]), default="longest", show_default=True,
               help="Where a text is a list of captions: take the longest, or make each a pair.")  # fmt: skip
 @click.option(
-    "--label", help="The field that holds the label or labels [default: the first of label, labels, tags, ...]."
+    "--label",
+    multiple=True,
+    callback=options.parse_once,
+    metavar="FIELD",
+    help="The field that holds the label or labels [default: the first of label, labels, tags, ...].",
 )
 @click.option("--labels", type=options.FOLDER, metavar="FILE",
               help="All labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
 @click.option("--answers", type=options.FOLDER, metavar="FILE",
               help="The same for answers to questions, but any other answer becomes <unk>.")  # fmt: skip
 @click.option("--top-answers", type=click.IntRange(min=1), metavar="N",
-              help="Keep the N most frequent answers of the train rows; any other becomes <unk>.")  # fmt: skip
+              help="Keep the N most frequent answers, or labels, of the train rows; any other becomes <unk>.")  # fmt: skip
 @click.option("--taxonomy", type=options.FOLDER, metavar="FILE",
               help='JSON, {"child": "parent"} or {"parent": ["child"]}: a label brings its parent.')  # fmt: skip
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,

@@ -69,6 +69,13 @@ def parse_map(context: click.Context, parameter: click.Parameter, values: tuple[
     return found
 
 
+def parse_once(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Return the value of an option; raises click.BadParameter where it is given several, of which all but one would be lost."""
+    if len(set(values)) > 1:
+        raise click.BadParameter(f"expected once, not with {' and '.join(map(repr, values))}")
+    return values[0] if values else None
+
+
 def parse_encoding(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Return an encoding's normal name; raises click.BadParameter where there is no such encoding."""
     from labeler.sources.text import known_encoding

@@ -96,6 +96,11 @@ def say_strays(root: str, strays: Sequence[str]) -> None:
         log.info("%s: %d files that are no pictures or texts passed over: %s", root, len(strays), shown)
 
 
+def has_metadata(root: Path) -> bool:
+    """Return whether a `metadata.jsonl` lies in a folder, at any depth."""
+    return any(METADATA in names for _, _, names in os.walk(root))
+
+
 def is_ours(folder: Path) -> bool:
     """Return whether a folder is the output of a stage, in the source of which it happens to lie."""
     if not (folder / MANIFEST).is_file():
