@@ -287,7 +287,7 @@ def with_unknown(labels: Iterable[str], vocabulary: Collection[str]) -> tuple[st
 
 def relative_image(row: Row, name: str, how: RowReading) -> str:
     """Return the row's image relative to the root; raises ImageError where it must not be read."""
-    path = resolve_image(image_root(Path(row.source)), name, allow_outside=how.allow_outside)
+    path = resolve_image(image_root(Path(row.source), how.reading.image_folder), name, allow_outside=how.allow_outside)
     return Path(os.path.relpath(path, how.root)).as_posix()
 
 

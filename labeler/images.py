@@ -122,14 +122,17 @@ def resolve_image(root: Path, name: str, *, allow_outside: bool = False) -> Path
 
 
 def spelt(root: Path, name: str) -> Path:
-    """Return the path of `name` below `root`; where that is there, without outer blanks, or with accents composed or apart.
+    """Return the path of `name` below `root`; where that is there, without outer blanks, or with accents composed or apart,
+    or with slashes in place of backslashes.
 
     A list and the disk it was written for may have another form of Unicode than this disk: macOS takes accents apart.
+    Windows parts folders by backslashes, which may stand in a name here.
     """
     tidy = name.strip()
-    if name.isascii() and name == tidy:
+    if name.isascii() and name == tidy and "\\" not in name:
         return root / name
-    forms = (name, tidy, unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy))
+    forms = [name, tidy, unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy)]
+    forms += [form.replace("\\", "/") for form in forms if "\\" in name]
     return next((root / form for form in forms if os.path.lexists(frame_of(root / form)[0])), root / tidy)
 
 

@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -28,7 +27,6 @@ from labeler.artifacts import (
     Input,
     LabelerError,
     Recipe,
-    UsageError,
     already_made,
     making,
     sha256_bytes,
@@ -40,6 +38,7 @@ from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines,
 from labeler.collecting import Collected, Records
 from labeler.decoding import cores, examine_images, in_workers
 from labeler.images import Examined, ImageError, read_image_file
+from labeler.ingest_options import IngestOptions, read_vocabulary
 from labeler.lines import json_id, with_meta, without_image
 from labeler.pictures import Pictures
 from labeler.profile import (
@@ -52,62 +51,14 @@ from labeler.profile import (
     taxonomy_counts,
 )
 from labeler.records import Reject, Row, label_set
-from labeler.selection import chosen_task, parse_split_option, rejected, select, write_selected
-from labeler.sources import Reading, common_root, find_format, read_source
+from labeler.selection import chosen_task, rejected, select, write_selected
+from labeler.sources import common_root, find_format, read_source
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces
 from labeler.taxonomy import read_taxonomy, refuse_strangers
-from labeler.values import RowError, clean_text
 
 ROWS = 4096  # in a chunk of a source that is not read in pieces
 SPOOL = ".lines"
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """How `ingest` reads a source; every field is recorded in the manifest."""
-
-    label: str | None = None
-    task: str = "auto"
-    mapping: dict[str, str] = field(default_factory=dict)
-    separator: str = "|"
-    split: str = "auto"
-    group_by: str | None = None
-    allow_missing_image: bool = False
-    allow_unlabelled: bool = False
-    allow_outside: bool = False
-    strict: bool = False
-    format: str = "auto"
-    encoding: str | None = None
-    fix_text: bool = False
-    drop_leaks: bool = False
-    frames: int = 1
-    caption: str = "longest"
-    labels: Path | None = None
-    answers: Path | None = None
-    top_answers: int | None = None
-    taxonomy: Path | None = None
-
-    def reading(self) -> Reading:
-        """Return how the sources are read."""
-        return Reading(self.format, self.encoding, self.label, self.frames, self.caption, self.fields())
-
-    def fields(self) -> dict[str, str]:
-        """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
-        named = {"labels": self.label, "group": self.group_by}
-        return self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
-
-    def row_reading(self, root: Path) -> RowReading:
-        """Return how rows become records whose images are relative to `root`."""
-        return RowReading(
-            root, self.fields(), self.separator, self.allow_outside, self.fix_text,
-            read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers, "--answers"), not self.allow_unlabelled,
-            self.reading(),
-        )  # fmt: skip
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the options as a manifest records them."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
 class Ingested(NamedTuple):
@@ -153,21 +104,13 @@ def ingest(
     `seed` so that no picture, no text and no group lies in two of them. Pictures that a source brings as bytes are
     written to `pictures/`, named by their sha256. Memory is some hundred bytes a row.
 
-    Raises UsageError for shares that are none, or several vocabularies; BadInputError when nothing usable is left,
+    Raises UsageError for options that cannot be (see `IngestOptions.check`); BadInputError when nothing usable is left,
     when the taxonomy is no tree of two levels or has a name that is no label, when fewer than two labels occur, when a
     fixed split is asked for that the data do not have, or in strict mode at the first row that cannot be used.
     """
     options = options or IngestOptions()
-    if options.split not in ("auto", "keep"):
-        parse_split_option(options.split)  # before any work
-    if options.frames < 1:
-        raise UsageError(f"--frames {options.frames}: expected 1 or more")
-    if sum(bool(given) for given in (options.labels, options.answers, options.top_answers)) > 1:
-        raise UsageError("--labels, --answers and --top-answers: expected one of them")
-    if options.taxonomy and options.top_answers:
-        raise UsageError("--taxonomy and --top-answers: expected one of them; --labels names the labels that stay")
-    read_taxonomy(options.taxonomy)  # its own faults before any work
-    root = common_root(sources, out)
+    options.check(sources)
+    root = common_root(sources, out, options.image_folder)
     if not force and (out / MANIFEST).is_file():
         digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)
         if already_made(out, recipe_of(sources, options, digest, seed)):
@@ -234,23 +177,6 @@ def write_all(
     if options.allow_unlabelled:
         found["unlabelled"] = int((records.columns.label_count[selected.kept] < 0).sum())
     return found | taxonomy_counts(labels, selected) if options.taxonomy else found
-
-
-def read_vocabulary(path: Path | None, option: str = "--labels") -> frozenset[str] | None:
-    """Return the labels or answers of the vocabulary file that `option` names, one a line, cleaned like labels, or None.
-
-    Raises BadInputError where it cannot be read or has none.
-    """
-    if path is None:
-        return None
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-        names = frozenset(name for line in lines if (name := clean_text(line, "label")))
-    except (OSError, UnicodeDecodeError, RowError) as error:
-        raise BadInputError(f"{option} {path}: expected a file with a label a line in UTF-8 ({error})") from error
-    if not names:
-        raise BadInputError(f"{path}: no label in it; expected one a line")
-    return names
 
 
 def recipe_of(sources: Sequence[Path], options: IngestOptions, digest: str, seed: int) -> Recipe:

@@ -40,7 +40,8 @@ class Item(NamedTuple):
 class ItemReading(NamedTuple):
     """How rows become items. mapping: {our field: their field}; allow_outside: read pictures outside the source's folder;
     allow_missing: label a row whose picture is not there by its text; keep: fields that its line carries; several: there are
-    several sources, and a line says which is its own.
+    several sources, and a line says which is its own; image_folder: what images of rows are relative to, in place of their
+    source's folder.
     """
 
     mapping: dict[str, str]
@@ -48,6 +49,7 @@ class ItemReading(NamedTuple):
     allow_missing: bool = False
     keep: tuple[str, ...] = ()
     several: bool = False
+    image_folder: Path | None = None
 
 
 def read_items(
@@ -107,7 +109,9 @@ def read_item(row: Row | Reject, how: ItemReading) -> Item:
             return found._replace(path=url, remote=row.picture)
         if record.image is None:
             return found
-        return found._replace(path=resolve_image(root_of(row.source), record.image, allow_outside=how.allow_outside))
+        return found._replace(
+            path=resolve_image(root_of(row.source, how.image_folder), record.image, allow_outside=how.allow_outside)
+        )
     except ImageError as error:
         return without_picture(found, error, how)
 
@@ -136,9 +140,9 @@ def unusable(row: Row) -> Record:
 
 
 @lru_cache(maxsize=64)
-def root_of(source: str) -> Path:
+def root_of(source: str, image_folder: Path | None = None) -> Path:
     """Return the folder to which a source's image paths are relative; to look for it takes longer than the rest of a row."""
-    return image_root(Path(source))
+    return image_root(Path(source), image_folder)
 
 
 def key_of(row: Row | Reject, how: ItemReading) -> int:
@@ -157,7 +161,7 @@ def key_of(row: Row | Reject, how: ItemReading) -> int:
     elif isinstance(row.picture, Remote):
         held = row.picture
     elif image is not None:
-        path = os.path.abspath(spelt(root_of(row.source), image))
+        path = os.path.abspath(spelt(root_of(row.source, how.image_folder), image))
         held = path, file_key(path)
     named = (item.record.id, image, item.record.text, item.error, held)
     return xxh3_64_intdigest(repr((*named, *carried(row, how).items())).encode("utf-8", "backslashreplace"))

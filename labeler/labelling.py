@@ -27,7 +27,7 @@ from labeler.ray_labelling import label_on_ray
 from labeler.records import ALIASES, Reject, Row, find_field
 from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
-from labeler.sources import Reading, brings_pictures, read_source
+from labeler.sources import Reading, brings_pictures, check_image_folder, read_source
 from labeler.sources.text import ENCODING
 from labeler.taxonomy import taxonomy_of
 from labeler.zero_shot import Prompts, label_set_of, refuse_towers
@@ -54,6 +54,7 @@ def predict(
     precision: Precision = "auto",
     mapping: dict[str, str] | None = None,
     encoding: str | None = None,
+    image_folder: Path | None = None,
     keep: Sequence[str] = (),
     allow_missing_image: bool = False,
     allow_outside: bool = False,
@@ -72,8 +73,9 @@ def predict(
     error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
     only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
     `review`, true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs.
-    Where there are several inputs, `source` in a line is that of its item; a line carries the fields `keep` of its row, and with
-    `allow_missing_image` a row whose picture is not there is labelled by its text.
+    Images of rows are relative to `image_folder`, by default to where their input lies. Where there are several inputs, `source`
+    in a line is that of its item; a line carries the fields `keep` of its row, and with `allow_missing_image` a row whose picture
+    is not there is labelled by its text.
     `out` None is standard output. `format` is jsonl or csv, by default what `out` ends in. An input and `out` may be strings,
     s3://BUCKET/KEY (see `labeler.remote`); a line then has the picture's URL as its `image`.
 
@@ -99,7 +101,9 @@ def predict(
         isinstance(out, Path) and not force and not work_folder(out).exists()
     ):  # else an unfinished run is looked at first
         refuse_foreign(out)
-    how = ItemReading(mapping or {}, allow_outside, allow_missing_image, kept_fields(keep), len(inputs) > 1)
+    how = ItemReading(mapping or {}, allow_outside, allow_missing_image, kept_fields(keep), len(inputs) > 1,
+                      image_folder)  # fmt: skip
+    check_image_folder([place for place in inputs if isinstance(place, Path)], Reading(image_folder=image_folder))
     job = opened(inputs, how, encoding, out)  # before any model is loaded
     choice = Choice(model, prompts=prompts)
     if not prompts:
@@ -108,6 +112,7 @@ def predict(
     recipe = {"model": str(model), "sha256": read_manifest(model)["content_sha256"], "way": str(choice.way), "format": form,
               "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside,
               "prompts": prompts and prompts.arguments(), "keep": list(how.keep), "several": how.several,
+              "image_folder": image_folder and str(image_folder),
               "allow_missing_image": allow_missing_image}  # fmt: skip
     rule = Rule(model, label_set_of(prompts), None, 1.0) if prompts else aimed(read_rule(choice.folder), aim)
     least = None if min_precision is None else least_score(rule, min_precision)
@@ -291,7 +296,7 @@ def read_inputs(
     inputs: Sequence[Path | str], how: ItemReading, encoding: str | None = None, out: Path | str | None = None
 ) -> Iterator[Row | Reject]:
     """Return the rows of all inputs, without `out` where it lies in a folder; raises BadInputError when an input is missing."""
-    reading = Reading(mapping=how.mapping, encoding=encoding)
+    reading = Reading(mapping=how.mapping, encoding=encoding, image_folder=how.image_folder)
     rows = chain.from_iterable([
         read_remote(place, how.mapping, how.allow_outside) if isinstance(place, str) else read_source(place, reading)
         for place in inputs

@@ -15,6 +15,7 @@ from labeler.collecting import Records
 from labeler.records import LabelSet, Reject
 from labeler.selection import Selected
 from labeler.sources.captions import LEFT_OUT
+from labeler.sources.class_folders import with_pictures
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
 from labeler.splits import Keys, RowLabels, leaks, repeated
@@ -58,6 +59,8 @@ def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], fi
     text, fields = f"{source}: no usable row among {counts['rows']}{left_out(rejects, first)}", other_fields(counts)
     if fields:
         text += f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
+    if rejects["label-missing"] and source.is_dir() and (classes := with_pictures(source)):
+        text += f". Is the label the sub-folder's name, such as {classes[0].name!r}? --format class-folders takes it"
     return text
 
 

@@ -12,7 +12,17 @@ from labeler.artifacts import BadInputError
 from labeler.records import Reject, Remote, Row, find_field
 from labeler.remote import LOST, PREFIX, copied, file_of, in_threads, lost, opened, read_bytes, status, told
 from labeler.sources import Reading, named_format, read_source, rows_of
-from labeler.sources.folder import MAX_SIDECAR_BYTES, METADATA, Entry, entries, metadata_rows, text_row, with_sidecar
+from labeler.sources.folder import (
+    MAX_SIDECAR_BYTES,
+    METADATA,
+    Entry,
+    entries,
+    metadata_rows,
+    say_strays,
+    sidecars,
+    text_row,
+    with_sidecar,
+)
 from labeler.values import RowError, clean_path
 
 if TYPE_CHECKING:
@@ -51,7 +61,7 @@ def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Task
     from pyarrow.fs import FileSelector, FileType
 
     filesystem, top = opened(url)
-    root, named = Path(top), set[str]()
+    root, named, strays = Path(top), set[str](), list[str]()
     folders = [top]
     while folders:
         current = folders.pop()
@@ -66,16 +76,18 @@ def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Task
                         yield partial(metadata_row, item, root, Path(current), files, mapping, url, allow_outside)
                     else:
                         yield partial(item._replace, source=f"{PREFIX}{current}/{METADATA}")
-        for entry in entries(root, Path(current), sorted(files), named):
+        for entry in entries(root, Path(current), sorted(files), named, strays):
             yield partial(row_of, root, entry, files, mapping)
+    say_strays(url, strays)
 
 
 def picture_tasks(url: str, mapping: dict[str, str]) -> Tasks:
     """Yield what makes the row of one picture."""
     image = Path(opened(url)[1])
-    places = [image, image.with_suffix(".txt")]
-    files = {place.name: info for place in places if (info := status(f"{PREFIX}{place}")).is_file}
-    yield partial(row_of, image.parent, Entry(1, *places), files, mapping)
+    texts = sidecars(image)
+    files = {place.name: info for place in [image, *texts] if (info := status(f"{PREFIX}{place}")).is_file}
+    text = next((place for place in texts if place.name in files), texts[0])
+    yield partial(row_of, image.parent, Entry(1, image, text), files, mapping)
 
 
 def table_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
@@ -124,8 +136,8 @@ def row_of(root: Path, entry: Entry, files: dict[str, FileInfo], mapping: dict[s
 
 
 def with_picture(item: Row | Reject, folder: str, mapping: dict[str, str], allow_outside: bool) -> Row | Reject:
-    """Return a row with the place of its picture, whose name is relative to `folder` or a URL."""
-    key = None if isinstance(item, Reject) else find_field(item.fields, "image", mapping)
+    """Return a row with the place of its picture, whose name is relative to `folder` or a URL; one with its bytes as it is."""
+    key = None if isinstance(item, Reject) or item.picture is not None else find_field(item.fields, "image", mapping)
     if isinstance(item, Reject) or key is None:
         return item
     try:

@@ -31,7 +31,7 @@ from labeler.decoding import prepare_images
 from labeler.images import VIDEOS, ImageError, frame_of
 from labeler.items import Item
 from labeler.records import Record
-from labeler.sources import PICTURES
+from labeler.sources.folder import PICTURES
 from labeler.values import RowError, clean_text
 
 if TYPE_CHECKING:

@@ -145,9 +145,12 @@ def refuse_strangers(
         if child not in known:
             raise BadInputError(f"{path}: {child!r} is not {where}{closest(child, known)}; correct it, or leave it out")
         if parent not in known and (task == "multi" or allowed is not None):
-            add = f"add it to {file}" if file else "give all labels, it too, with --labels FILE"
+            add = f"add it to {file}" if file else "allow it by --labels FILE with all labels, it too, one a line"
+            others = known - {
+                name for name, above in parents.items() if above == parent
+            }  # it is none of its own children
             raise BadInputError(
-                f"{path}: {parent!r}, the parent of {child!r}, is not {where}{closest(parent, known)}; correct it, or {add}"
+                f"{path}: {parent!r}, the parent of {child!r}, is not {where}{closest(parent, others)}; correct it, or {add}"
             )
 
 

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from labeler.artifacts import BadInputError
+from labeler.ingestion import IngestOptions, ingest
 from labeler.records import Reject, Row, record_from
 from labeler.sources.class_folders import read_class_folders
 from labeler.values import RowError
@@ -95,3 +97,57 @@ def test_what_is_no_folder_is_refused(tmp_path):
     for path in (tmp_path / "none", write(tmp_path, "a.jsonl", "{}")):
         with pytest.raises(BadInputError, match="no folder; expected one whose sub-folders are named by their labels"):
             list(read_class_folders(path))
+
+
+def test_sub_folders_named_like_splits_are_splits_and_theirs_are_labels(tmp_path):
+    for name in ("train/joy/1.jpg", "train/anger/deep/2.JPG", "Val/joy/3.png", "test/anger/4.mp4"):
+        write(tmp_path, name)
+    write(tmp_path, "train/joy/metadata.jsonl", json.dumps({"file_name": "1.jpg", "text": "t", "split": "test"}) + "\n")
+    write(tmp_path, "train/5.jpg")
+    write(tmp_path, "6.jpg")
+    write(tmp_path, "notes/todo.txt", "no picture, so no label of others")
+    rows, rejects = read(tmp_path)
+    found = [(row.get("id"), row["split"], row["label"]) for row in rows]
+    assert found == [
+        ("Val/joy/3.png", "Val", ("joy",)),
+        ("test/anger/4.mp4", "test", ("anger",)),
+        ("train/anger/deep/2.JPG", "train", ("anger",)),
+        (None, "train", ("joy",)),
+    ]
+    assert [(reject.id, reject.code) for reject in rejects] == [
+        ("6.jpg", "label-missing"), ("notes/todo.txt", "label-missing"), ("train/5.jpg", "label-missing"),
+    ]  # fmt: skip
+    assert rejects[2].message == "train/5.jpg: lies in no sub-folder of train, whose name would be its label"
+
+
+@pytest.mark.parametrize("names", [("train/1.jpg", "test/joy/2.jpg"), ("train/joy/1.jpg", "holiday/joy/2.jpg")])
+def test_sub_folders_that_only_look_like_splits_are_labels(tmp_path, names):
+    for name in names:
+        write(tmp_path, name)
+    rows, rejects = read(tmp_path)
+    assert sorted(row["label"] for row in rows) == sorted((name.split("/")[0],) for name in names)
+    assert not any("split" in row for row in rows)
+    assert rejects == []
+
+
+def test_splits_as_folders_are_kept(tmp_path):
+    for number in range(12):
+        split, label = ("train", "val", "test")[number % 3], ("joy", "anger")[number // 3 % 2]
+        picture = tmp_path / "photos" / split / label / f"{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 20 + 10 * number).save(picture)
+    profile = ingest([tmp_path / "photos"], tmp_path / "out", IngestOptions(format="class-folders")).profile
+    assert profile["splits"] == {"train": 4, "validation": 4, "test": 4}
+    assert profile["labels"]["train"] == {"anger": 2, "joy": 2}
+
+
+def test_a_folder_without_labels_is_told_of_class_folders(tmp_path):
+    write(tmp_path, "photos/joy/1.jpg")
+    write(tmp_path, "photos/anger/1.jpg")
+    with pytest.raises(
+        BadInputError, match=r"Is the label the sub-folder's name, such as 'anger'\? --format class-folders"
+    ):
+        ingest([tmp_path / "photos"], tmp_path / "out")
+    write(tmp_path, "flat/1.jpg")
+    with pytest.raises(BadInputError, match=r"label-missing(?!.*class-folders)"):
+        ingest([tmp_path / "flat"], tmp_path / "out")

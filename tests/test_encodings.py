@@ -15,6 +15,32 @@ from labeler.records import Reject
 from labeler.sources import Reading, read_source
 from labeler.sources.text import SAMPLE_BYTES, EncodingError, decode_text, file_encoding, known_encoding
 
+# what letters beyond ASCII tell apart, three lines each
+LATIN = {
+    "French": ("cp1252", ["Une fête très réussie", "Ça me rend triste où êtes-vous ?", "L’été dernier un élève déçu"]),
+    "Portuguese": ("cp1252", ["Não acredito que emoção", "Amanhã é feriado em São Paulo", "Coração partido e lágrimas"]),
+    "Swedish": ("cp1252", ["Jag är så glad över detta", "Hunden springer på ängen", "Kärlek och smärta går ihop"]),
+    "Danish": ("cp1252", ["Jeg er så glad for at være her", "Børnene løber på stranden", "En rød kjole på gulvet"]),
+    "German": ("cp1252", ["Schöne Grüße aus München", "„Das Mädchen läuft“ – über die Straße", "Früher war alles größer"]),
+    "Spanish": ("cp1252", ["¿Dónde está el niño?", "¡Qué alegría más grande!", "El corazón del león 5 €"]),
+    "Italian": ("cp1252", ["La città è bellissima", "Andrò al caffè più tardi", "Però non è giusto"]),
+    "Icelandic": ("cp1252", ["Ég er mjög glaður í dag", "Það er kalt á Íslandi", "Þú ert bestur"]),
+    "Polish": ("cp1250", ["Zażółć gęślą jaźń", "Dziękuję bardzo za życzenia", "Książka leży na stole"]),
+    "Czech": ("cp1250", ["Příliš žluťoučký kůň úpěl", "Děkuji že jste přišli", "Malé dítě běží po louce"]),
+    "Hungarian": ("cp1250", ["Köszönöm szépen a segítséget", "Őszi táj a hegyek között", "Szép gyűrű és hűvös szél"]),
+    "Croatian": ("cp1250", ["Djevojčica trči po travi", "Hvala vam što ste došli", "Sretan rođendan i žuti cvijet"]),
+    "Romanian": ("cp1250", ["Fetiţa aleargă în parc", "Îmi place această fotografie", "Mulţumesc pentru ajutor"]),
+    "Turkish": ("cp1254", ["Çok güzel bir gün", "İstanbul'da yağmur yağıyor", "Küçük kız bahçede koşuyor"]),
+    "Lithuanian": ("cp1257", ["Ačiū labai gražu", "Mergaitė bėga per pievą", "Šįvakar bus šalta"]),
+    "Polish of Unix": ("iso8859_2", ["Zażółć gęślą jaźń", "Dziękuję bardzo śpij", "Książka leży na stole"]),
+}  # fmt: skip
+OTHERS = {
+    "cp1251": ["Привет как дела", "Сегодня хорошая погода", "Собака бежит по полю"],
+    "koi8_r": ["Привет как дела", "Сегодня хорошая погода", "Собака бежит по полю"],
+    "cp1253": ["Καλημέρα σε όλους", "Είμαι πολύ χαρούμενος", "Η θάλασσα είναι γαλάζια"],
+    "cp932": ["今日はとても天気がいいです", "とても悲しい", "ソファーの上のアイス"],
+    "cp949": ["오늘 날씨가 좋네요", "너무 슬퍼요", "강아지가 달린다"],
+}
 CHINESE = "今天天气真好，我们去公园玩吧"
 
 
@@ -31,6 +57,28 @@ def test_a_table_is_read_in_its_own_encoding(tmp_path, encoding):
     assert [row.fields["text"] for row in rows] == [f"{CHINESE}{number}" for number in range(6)]
     guessed = encoding in ("gb18030", "utf-16")
     assert [bool(row.notes) for row in rows] == [guessed] * 6
+
+
+@pytest.mark.parametrize("times", [1, 100], ids=["short", "long"])
+@pytest.mark.parametrize("language", LATIN)
+def test_pages_of_latin_letters_are_told_by_the_alphabets_of_languages(tmp_path, language, times):
+    encoding, texts = LATIN[language]
+    path = tmp_path / "a.csv"
+    path.write_bytes(table(texts * times, encoding))
+    assert [row.fields["text"] for row in read_source(path)] == texts * times
+    assert file_encoding(path) == encoding
+
+
+@pytest.mark.parametrize("encoding", OTHERS)
+def test_other_scripts_are_not_taken_for_latin_letters(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes(table(OTHERS[encoding], encoding))
+    assert [row.fields["text"] for row in read_source(path)] == OTHERS[encoding]
+
+
+def test_several_languages_of_one_page_are_read_line_by_line(tmp_path):
+    texts = [text for encoding, lines in LATIN.values() if encoding == "cp1252" for text in lines]
+    assert decode_text("\n".join(texts).encode("cp1252")) == ("\n".join(texts), "cp1252")
 
 
 def test_the_line_that_is_not_utf8_tells_the_encoding_however_late_it_comes(tmp_path):

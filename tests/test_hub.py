@@ -13,6 +13,7 @@ from labeler.artifacts import BadInputError, sha256_bytes
 from labeler.encoders import weights
 from labeler.images import ImageError
 from labeler.ingestion import Ingested, IngestOptions, ingest
+from labeler.items import read_items
 from labeler.records import Record, Reject, Row, read_records
 from labeler.sources import Reading, find_format, read_source
 from labeler.sources.hub import Source, file_bytes, parse
@@ -272,3 +273,62 @@ def test_predict_reads_a_data_set_too(tmp_path, pets, trained):
     assert (done.items, done.errors) == (6, 0)
     first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
     assert (first["id"], first["image"], first["text"]) == ("test/0", "0.jpg", "pet 10")
+
+
+def plain_table(path: Path, pictures: list, **columns) -> Path:
+    """Write a parquet table that knows nothing of `datasets`: a struct of bytes and path, a caption and a label."""
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    struct = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    columns |= {"caption": [f"pet {n}" for n in range(len(pictures))], "label": ["cat", "dog"] * (len(pictures) // 2)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(pyarrow.table({"photo": pyarrow.array(pictures, struct)} | columns), path)
+    return path
+
+
+def test_one_table_of_a_data_set_gives_its_pictures(tmp_path, pets, picture_bytes):
+    table = next((pets / "data").glob("train-*"))
+    rows = rows_of(table)
+    assert [row.picture for row in rows] == [picture_bytes(seed) for seed in range(6)]
+    assert rows[1].fields["image"] == "1.jpg"
+    result = ingest([table], tmp_path / "records")
+    assert all((result.out / result.profile["root"] / record.image).is_file() for record in kept(result))
+    assert all(record.meta["image_sha256"] in record.image for record in kept(result))
+    assert ingest([table], tmp_path / "records").already
+    items = list(read_items(read_source(table), {}, False, 32))
+    assert [(item.error, item.pixels.shape) for item in items] == [(None, (32, 32, 3))] * 6
+
+
+def test_a_struct_of_bytes_and_path_is_a_picture_without_a_word_from_datasets(tmp_path, picture_bytes):
+    pictures = [{"bytes": picture_bytes(0), "path": "x/a.jpg"}, None, {"bytes": picture_bytes(2), "path": None},
+                {"bytes": None, "path": "b.jpg"}]  # fmt: skip
+    table = plain_table(tmp_path / "set" / "train.parquet", pictures, thumbnail=[b"x"] * 4)
+    (tmp_path / "set" / "b.jpg").write_bytes(picture_bytes(3))
+    rows = rows_of(table)
+    assert [(row.fields["image"], row.picture) for row in rows] == [
+        ("a.jpg", picture_bytes(0)), (None, None), (None, picture_bytes(2)), ("b.jpg", None)
+    ]  # fmt: skip
+    assert "thumbnail" not in rows[0].fields
+    result = ingest([table], tmp_path / "records")
+    assert (result.profile["kept"], result.profile["without_image"]) == (4, 1)
+    streamed = rows_of(source(tmp_path / "set", "::train"), Reading(mapping={"image": "photo"}))
+    assert [row.picture for row in streamed] == [picture_bytes(0), None, picture_bytes(2), picture_bytes(3)]
+
+
+def test_a_column_of_bytes_is_a_picture_where_it_is_named_so(tmp_path, picture_bytes):
+    data = [picture_bytes(number) for number in range(4)]
+    table = plain_table(tmp_path / "train.parquet", [None] * 4, jpeg=data)
+    assert [row.picture for row in rows_of(table, Reading(mapping={"image": "jpeg"}))] == data
+    profile = ingest([table], tmp_path / "records", IngestOptions(mapping={"image": "jpeg"})).profile
+    assert (profile["kept"], profile["without_image"]) == (4, 0)
+
+
+def test_tables_of_bytes_and_of_paths_share_a_root(tmp_path, picture_bytes):
+    table = plain_table(tmp_path / "a" / "t.parquet", [{"bytes": picture_bytes(n), "path": None} for n in range(4)])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.jpg").write_bytes(picture_bytes(5))
+    (tmp_path / "b" / "rows.jsonl").write_text(json.dumps({"image": "c.jpg", "label": "cat"}) + "\n", encoding="utf-8")
+    result = ingest([table, tmp_path / "b" / "rows.jsonl"], tmp_path / "out" / "records")
+    assert len(kept(result)) == 5
+    assert all((result.out / result.profile["root"] / record.image).is_file() for record in kept(result))

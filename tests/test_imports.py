@@ -27,7 +27,7 @@ decoding  chunks  looks  pictures  remote
 remote_rows
 collecting
 selection
-profile  image_quality  label_errors
+profile  image_quality  label_errors  ingest_options
 ingestion  store  export
 inspection
 preprocessing  batches  encoders.pretrained  encoders.grids
@@ -209,7 +209,8 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "collecting",
-         "selection", "ingestion", "preprocessing", "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
+         "selection", "ingest_options", "ingestion", "preprocessing",
+         "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
          "items", "output", "shards", "memory", "labeller", "engines", "engines.exported", "engines.onnx", "engines.openvino",
          "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
          "inspection", "models", "explanation", "heat_maps", "distributed", "ray_labelling",

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from labeler.artifacts import BadInputError, UsageError, sha256_file, verify
-from labeler.ingestion import Ingested, IngestOptions, ingest, parse_split_option
+from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.records import Record, read_label_set, read_records
+from labeler.selection import parse_split_option
 from labeler.values import SPLITS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from PIL import Image
 from labeler.artifacts import UsageError, read_manifest
 from labeler.export import export_tasks
 from labeler.ingestion import IngestOptions, ingest
-from labeler.items import ItemReading, key_of
+from labeler.items import ItemReading, key_of, read_item
 from labeler.looks import enough, look_groups
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records
@@ -88,6 +89,62 @@ def test_a_column_that_is_not_taken_for_a_picture_is_asked_about(tmp_path, label
     assert "warning: 4 rows in test: too few to tell how good a model is" in done.said
 
 
+@pytest.mark.parametrize("sign", [", ", ";"])
+def test_labels_that_look_like_several_are_asked_about(tmp_path, labeler, sign):
+    moods = [sign.join(names) for names in (("joy", "calm"), ("joy", "fear"), ("calm", "fear"))] + ["joy"]
+    rows = [{"text": f"text {n}", "label": moods[n % 4]} for n in range(40)]
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    done = labeler("ingest", source, "--out", tmp_path / "records")
+    said = f"3 of 4 labels look like several each, such as 'calm{sign}fear': --label-separator '{sign.strip()}'?"
+    assert f"warning: {said}" in done.said
+    for option in (("--task", "single"), ("--label-separator", sign.strip())):
+        done = labeler("ingest", source, "--out", tmp_path / "records", *option)
+        assert done.code == 0
+        assert "look like several" not in done.said
+
+
+def test_the_label_is_mapped_by_either_of_its_names(tmp_path, labeler):
+    rows = [{"text": f"text {n}", "Stimmung": "ab"[n % 2], "Art": "cd"[n % 2]} for n in range(30)]
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    for name in ("label", "labels"):
+        done = labeler("ingest", source, "--out", tmp_path / name, "--map", f"{name}=Stimmung")
+        assert done.code == 0
+        assert next(read_records(tmp_path / name)).labels == ("a",)
+    done = labeler("ingest", source, "--out", tmp_path / "out", "--map", "label=Stimmung", "--map", "labels=Art")
+    assert done.code == 2
+    assert "labels is taken from one field, not from 'Stimmung' and 'Art'" in done.said
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "said"),
+    [
+        (
+            "pets",
+            ["--format", "class-folders", "--label", "foo"],
+            "--label foo: the labels of class folders are the folders'",
+        ),
+        ("pets", ["--format", "class-folders", "--map", "label=foo"], "--label foo: the labels of class folders"),
+        (
+            "pets",
+            ["--format", "class-folders", "--map", "text=xx"],
+            "--map text=xx: pictures in folders have no fields without",
+        ),
+        ("pairs.csv", ["--frames", "3"], "--frames 3 is for MELD"),
+        ("pairs.jsonl", ["--encoding", "cp1252"], "--encoding cp1252 is for csv, MELD and texts"),
+        ("pairs.csv", ["--label", "red", "--label", "green"], "expected once, not with 'red' and 'green'"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_an_error(tmp_path, labeler, source, given, said):
+    draw(tmp_path / "pets/cat/0.png")
+    draw(tmp_path / "pets/dog/0.png", 1)
+    (tmp_path / "pairs.csv").write_text("text,label\na,x\nb,y\n")
+    write_rows(tmp_path / "pairs.jsonl", [{"text": name, "label": name} for name in "ab"])
+    done = labeler("ingest", tmp_path / source, "--out", tmp_path / "records", *given)
+    assert done.code == 2
+    assert said in done.said
+    assert labeler("ingest", tmp_path / "pairs.csv", "--label", "label", "--out", tmp_path / "records").code == 0
+
+
 def test_a_linked_folder_is_said_and_not_followed(tmp_path):
     for name in ("in/cat/0.png", "in/cow/0.png", "out/0.png"):
         draw(tmp_path / name)
@@ -118,6 +175,59 @@ def test_the_index_of_a_parquet_table_is_a_column(tmp_path):
     named = [row.fields for row in read_source(tmp_path / "named.parquet")]
     assert [row["id"] for row in named] == ["p", "q"]
     assert [set(row.fields) for row in read_source(tmp_path / "numbered.parquet")] == [{"id", "text", "label"}] * 2
+
+
+def test_pictures_may_lie_in_a_folder_of_their_own(tmp_path, labeler):
+    for number, name in enumerate(("photos/x/0.png", "photos/1.png", "outside.png", "tables/1.png")):
+        draw(tmp_path / name, number)
+    names = ["x/0.png", "1.png", "../outside.png", str(tmp_path / "photos/1.png")]
+    rows = [{"id": str(n), "image": name, "text": f"text {n}", "label": "ab"[n % 2]} for n, name in enumerate(names)]
+    (tmp_path / "tables").mkdir(exist_ok=True)
+    sources = [write_rows(tmp_path / "tables/a.jsonl", rows[:2]), write_rows(tmp_path / "b.jsonl", rows[2:])]
+    given = IngestOptions(image_folder=tmp_path / "photos")
+    result = ingest(sources, tmp_path / "records", given)
+    assert result.profile["rejects"] == {"image-outside": 1}
+    assert result.profile["root"] == "../photos"
+    kept = {record.id: record.image for record in read_records(tmp_path / "records")}
+    assert kept == {"0": "x/0.png", "1": "1.png", "3": "1.png"}
+    assert ingest(sources, tmp_path / "records", given).already
+    assert read_manifest(tmp_path / "records")["arguments"]["image_folder"] == str(tmp_path / "photos")
+    assert ingest(sources, tmp_path / "all", replace(given, allow_outside=True)).profile["rejected"] == 0
+    how = ItemReading({}, image_folder=tmp_path / "photos")
+    read = [read_item(row, how) for row in read_source(sources[0])]
+    assert [item.path for item in read] == [tmp_path / "photos/x/0.png", tmp_path / "photos/1.png"]
+    [row] = list(read_source(sources[0]))[1:]
+    key = key_of(row, how)
+    draw(tmp_path / "photos/1.png", 9)
+    assert key_of(row, how) != key
+    done = labeler("ingest", *sources, "--image-folder", tmp_path / "photos", "--out", tmp_path / "more")
+    assert done.code == 4
+    done = labeler("ingest", tmp_path / "photos", "--image-folder", tmp_path, "--out", tmp_path / "more")
+    assert done.code == 2
+    assert "--image-folder is for tables, whose rows name pictures;" in done.said
+    done = labeler("ingest", *sources, "--image-folder", tmp_path / "none", "--out", tmp_path / "more")
+    assert done.code == 3
+    assert "none: no such folder" in done.said
+
+
+def test_a_picture_is_found_by_its_path_on_windows(tmp_path):
+    names = [r"bilder\0.png", r"bilder\tief\übung 1.png", r"odd\name.png", r"..\outside.png", r"bilder\gone.png"]
+    for number, name in enumerate(
+        ("bilder/0.png", "bilder/tief/übung 1.png", r"odd\name.png", "odd/name.png", "../outside.png")
+    ):
+        draw(tmp_path / "in" / name, number)
+    rows = [{"id": str(n), "image": name, "label": "ab"[n % 2]} for n, name in enumerate(names)]
+    source = write_rows(tmp_path / "in/rows.jsonl", rows)
+    profile = ingest([source], tmp_path / "records").profile
+    assert profile["rejects"] == {"image-outside": 1, "image-missing": 1}
+    kept = {record.id: record.image for record in read_records(tmp_path / "records")}
+    assert kept == {"0": "bilder/0.png", "1": "bilder/tief/übung 1.png", "2": r"odd\name.png"}
+    read = [read_item(row, ItemReading({})) for row in read_source(source)]
+    assert [item.error is None for item in read] == [True, True, True, False, True]
+    assert read[0].path == tmp_path / "in/bilder/0.png"
+    metadata = [{"file_name": r"tief\übung 1.png", "label": "a"}]
+    write_rows(tmp_path / "in/bilder/metadata.jsonl", metadata)
+    assert [row.fields.get("file_name") for row in read_source(tmp_path / "in/bilder")] == ["tief/übung 1.png", None]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -227,6 +227,38 @@ def test_a_folder_gives_pictures_with_their_sidecars(tmp_path):
     assert rejects == []
 
 
+def test_files_that_lie_about_in_a_folder_are_passed_over_and_said(tmp_path, caplog):
+    strays = ["Thumbs.db", "a.docx", "desktop.ini", "sub/README.md", "sub/a.AAE", "sub/b.xmp", "sub/c.zip"]
+    kept = ["b.heic", "holiday.2024", "plain", "sub/d.JPG", "sub/e.csv"]
+    for name in (*strays, *kept, ".DS_Store", "sub/._d.JPG"):
+        write(tmp_path, name, b"x")
+    write(tmp_path, "sub/README.txt", "of no picture")
+    with caplog.at_level("INFO", "labeler"):
+        rows, rejects = read(tmp_path)
+    assert sorted(row["id"] for row in rows) == sorted([*kept, "sub/README.txt"])
+    assert rejects == []
+    said = "7 files that are no pictures or texts passed over: Thumbs.db, a.docx, desktop.ini, sub/README.md, sub/a.AAE, ..."
+    assert caplog.messages == [f"{tmp_path}: {said}"]
+
+
+def test_a_sidecar_is_found_in_capitals_and_behind_the_whole_name(tmp_path):
+    names = ("1.jpg", "2.JPG", "3.jpg", "4.PNG", "5.jpg", "5.png", "a.jpg", "A.jpg")
+    for name in names:
+        write(tmp_path, name, b"x")
+    texts = ["1.TXT", "2.JPG.txt", "3.JPG.TXT", "4.txt", "4.TXT", "5.jpg.txt", "5.txt", "A.Txt", "alone.TXT"]
+    for name in texts:
+        write(tmp_path, name, name)
+    rows, rejects = read(tmp_path)
+    assert {row["id"]: row["text"] for row in rows} == {
+        "1.jpg": "1.TXT", "2.JPG": "2.JPG.txt", "3.jpg": "3.JPG.TXT", "4.PNG": "4.txt", "4.TXT": "4.TXT", "5.jpg": "5.txt",
+        "5.png": "5.txt", "5.jpg.txt": "5.jpg.txt", "a.jpg": None, "A.jpg": "A.Txt", "alone.TXT": "alone.TXT",
+    }  # fmt: skip
+    assert rejects == []
+    assert read(tmp_path / "2.JPG")[0][0]["text"] == "2.JPG.txt"
+    write(tmp_path, "metadata.jsonl", '{"file_name": "1.jpg"}\n{"file_name": "2.JPG"}\n')
+    assert [row["text"] for row in read(tmp_path)[0][:2]] == ["1.TXT", "2.JPG.txt"]
+
+
 def test_a_sidecar_that_is_no_text_rejects_its_pair_alone(tmp_path):
     for name in ("a.png", "b.png"):
         write(tmp_path, name, b"x")
@@ -310,6 +342,11 @@ def test_metadata_names_files_of_sub_folders_and_they_come_once(tmp_path):
         ("a.json", '{"id": 1, "text": "x", "label": "joy"}\n', "jsonl"),
         ("a.jsonl", '{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": []}', "jsonl"),
         ("a.JSON", "", "jsonl"),
+        ("a.json", '\ufeff [\n {"id": 1}]', "json"),
+        ("a.json", '[{"id": 1, "data": "image"}]', "json"),
+        ("a.json", '{\n "id": 1\n}', "json"),
+        ("a.json", '{"id": 1, "te\n{"id": 2}\n', "jsonl"),
+        ("a.json", '["id"]\n', "jsonl"),
         ("a.tsv", "id\n", "csv"),
         ("a.jpeg", "x", "picture"),
         ("dev_sent_emo.csv", "x", "meld"),
@@ -323,6 +360,50 @@ def test_the_format_is_told_by_name_and_content(tmp_path, name, data, found):
     for wanted, place in (("coco", tmp_path), ("class-folders", path)):
         with pytest.raises(BadInputError, match=f"--format {wanted} takes a (file|folder)"):
             find_format(place, wanted)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_rows_is_read_as_rows(tmp_path, indent):
+    path = write(tmp_path, "rows.json", "\ufeff" + json.dumps(ROWS, ensure_ascii=False, indent=indent))
+    assert read(path) == (ROWS, [])
+    rows = [{"id": number, "text": f"text {number}", "label": "ab"[number % 2]} for number in range(30)]
+    profile = ingest([write(tmp_path, "b.json", json.dumps(rows, indent=indent))], tmp_path / "out").profile
+    assert (profile["kept"], profile["rejected"]) == (30, 0)
+
+
+def test_a_faulty_element_of_an_array_costs_its_own_row_alone(tmp_path):
+    faulty = ['{"id": "1", "id": "2"}', '{"id": "3", "meta": [{"x": NaN}]}', "7", "[]", "null"]
+    path = write(
+        tmp_path, "rows.json", "[\n" + ",\n".join([json.dumps(ROWS[0]), *faulty, json.dumps(ROWS[1])]) + "\n]\n"
+    )
+    rows, rejects = read(path)
+    assert rows == ROWS[:2]
+    assert [(reject.line, reject.code) for reject in rejects] == [
+        (2, "duplicate-key"), (3, "not-json"), (4, "not-an-object"), (5, "not-an-object"), (6, "not-an-object")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            '{\n "rows": [{"id": 1}],\n "version": 2\n}',
+            "one JSON object with the keys 'rows', 'version'; expected a list of",
+        ),
+        ('[{"id": 1},\n {"id": 2},\n', r"not JSON \(.* at line 3, column 1\); expected a list of rows, \[\{"),
+        ("[{'id': 1}]", r"not JSON .* or one such object a line"),
+        ("{\n}", "one JSON object without keys; expected"),
+    ],
+)
+def test_a_document_that_is_no_list_of_rows_is_refused(tmp_path, data, message):
+    with pytest.raises(BadInputError, match=message):
+        read(write(tmp_path, "rows.json", data))
+
+
+def test_an_array_too_large_for_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("labeler.sources.json_rows.MAX_BYTES", 1 << 20)
+    with pytest.raises(BadInputError, match=r"over 1 MiB, .* write one object a line \(jsonl\)"):
+        read(write(tmp_path, "rows.json", json.dumps([{"text": "x" * (1 << 20)}])))
 
 
 def test_every_format_can_be_asked_for():

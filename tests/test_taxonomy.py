@@ -255,9 +255,18 @@ def test_names_that_are_no_labels(moods, tmp_path):
         moods(rows, {"joi": "positive"})
     with pytest.raises(
         BadInputError,
-        match=r"'jo', the parent of 'anger', is not a label .* the closest is 'joy'; .* with --labels FILE",
+        match=r"'jo', the parent of 'anger', is not a label .* the closest is 'joy'; .* allow it by --labels FILE with",
     ):
         moods(several, {"anger": "jo"})
+    # what is most like a parent may be its own child, which it cannot be meant to be
+    with pytest.raises(
+        BadInputError, match=r"'joyful', the parent of 'joy', is not .* the closest is 'surprise'; correct"
+    ):
+        moods(several, {"joy": "joyful", "anger": "joyful"})
+    with pytest.raises(
+        BadInputError, match=r"'all', the parent of 'joy', is not a label of the data; correct it, or allow"
+    ):
+        moods(several, {"all": rows})
     for carried in (rows, several):
         with pytest.raises(
             BadInputError, match=r"'positiv', .* is not in .*labels\.txt; the closest is 'positive'; .* add it"

@@ -12,6 +12,7 @@ from labeler.cli import options
 FORMATS = (
     "auto",
     "jsonl",
+    "json",
     "csv",
     "parquet",
     "label-studio",
@@ -41,19 +42,24 @@ USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell
 @click.option("--caption", type=click.Choice(["longest", "each"]), default="longest", show_default=True,
               help="Where a text is a list of captions: take the longest, or make each a pair.")  # fmt: skip
 @click.option(
-    "--label", help="The field that holds the label or labels [default: the first of label, labels, tags, ...]."
+    "--label",
+    multiple=True,
+    callback=options.parse_once,
+    metavar="FIELD",
+    help="The field that holds the label or labels [default: the first of label, labels, tags, ...].",
 )
 @click.option("--labels", type=options.FOLDER, metavar="FILE",
               help="All labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
 @click.option("--answers", type=options.FOLDER, metavar="FILE",
               help="The same for answers to questions, but any other answer becomes <unk>.")  # fmt: skip
 @click.option("--top-answers", type=click.IntRange(min=1), metavar="N",
-              help="Keep the N most frequent answers of the train rows; any other becomes <unk>.")  # fmt: skip
+              help="Keep the N most frequent answers, or labels, of the train rows; any other becomes <unk>.")  # fmt: skip
 @click.option("--taxonomy", type=options.FOLDER, metavar="FILE",
               help='JSON, {"child": "parent"} or {"parent": ["child"]}: a label brings its parent.')  # fmt: skip
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
 @options.mapping
+@options.image_folder
 @click.option(
     "--label-separator",
     default="|",
@@ -80,7 +86,7 @@ def command(
 ) -> None:
     """Read labelled pairs into records.
 
-    A SOURCE is a file (jsonl, csv, tsv, parquet, json of Label Studio or COCO), a folder (pictures, MELD, a Lance
+    A SOURCE is a file (jsonl, csv, tsv, parquet, json of rows, Label Studio or COCO), a folder (pictures, MELD, a Lance
     dataset), or a data set of the Hugging Face hub: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT. NAME may be a
     folder with a copy of one.
 
@@ -93,7 +99,8 @@ def command(
     answer. Rows that cannot be used are counted and listed in rejects.jsonl (exit 4), the rest goes on. Splits are
     drawn so that no picture, no text and no group lies in two of them.
     """  # noqa: D301 (click looks for the character itself)
-    from labeler.ingestion import IngestOptions, ingest
+    from labeler.ingest_options import IngestOptions
+    from labeler.ingestion import ingest
     from labeler.profile import taxonomy_line
 
     given["separator"] = given.pop("label_separator")
@@ -120,6 +127,7 @@ def command(
     if "taxonomy" in profile:
         lines.append(f"  taxonomy: {taxonomy_line(profile)}")
     lines += warnings_of(profile)
+    lines += joint_labels(profile) if given["task"] != "single" else []
     if profile["leaked_rows"]:
         lines.append(
             f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
@@ -146,3 +154,14 @@ def warnings_of(profile: dict[str, Any]) -> list[str]:
                 f"  warning: {count} rows in {split}: too few to {USES[split]}; more rows, or other shares by --split"
             )
     return lines
+
+
+def joint_labels(profile: dict[str, Any]) -> list[str]:
+    """Return a warning where labels look like several in one string that nothing has taken apart."""
+    names = list(dict.fromkeys(name for labels in profile["labels"].values() for name in labels))
+    sign = max(",;", key=lambda sign: sum(sign in name for name in names))
+    joint = [name for name in names if sign in name]
+    if profile["labels_together"] or 2 * len(joint) <= len(names):
+        return []
+    share = f"{len(joint)} of {len(names)}"
+    return [f"  warning: {share} labels look like several each, such as {joint[0]!r}: --label-separator '{sign}'?"]

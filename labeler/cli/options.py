@@ -55,14 +55,25 @@ template: Decorator = click.option(
 
 
 def parse_map(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Return {ours: theirs} for `--map ours=theirs`; raises click.BadParameter where it cannot be."""
+    """Return {ours: theirs} for `--map ours=theirs`, `label` for `labels` too; raises click.BadParameter where it cannot be."""
     from labeler.records import ALIASES
 
-    pairs = [value.partition("=") for value in values]
-    for ours, sign, theirs in pairs:
+    found: dict[str, str] = {}
+    for value in values:
+        ours, sign, theirs = value.partition("=")
+        ours = "labels" if ours == "label" else ours
         if ours not in ALIASES or not sign or not theirs:
             raise click.BadParameter(f"expected ours=theirs, with ours one of {', '.join(ALIASES)}")
-    return {ours: theirs for ours, _, theirs in pairs}
+        if found.setdefault(ours, theirs) != theirs:
+            raise click.BadParameter(f"{ours} is taken from one field, not from {found[ours]!r} and {theirs!r}")
+    return found
+
+
+def parse_once(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """Return the value of an option; raises click.BadParameter where it is given several, of which all but one would be lost."""
+    if len(set(values)) > 1:
+        raise click.BadParameter(f"expected once, not with {' and '.join(map(repr, values))}")
+    return values[0] if values else None
 
 
 def parse_encoding(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -82,7 +93,13 @@ encoding: Decorator = click.option(
 
 mapping: Decorator = click.option(
     "--map", "mapping", multiple=True, callback=parse_map, metavar="OURS=THEIRS",
-    help="Take our field (id, image, text, labels, split, group) from the field THEIRS; repeatable.",
+    help="Take our field (id, image, text, label, split, group) from the field THEIRS; repeatable.",
+)  # fmt: skip
+
+
+image_folder: Decorator = click.option(
+    "--image-folder", type=FOLDER, metavar="DIR",
+    help="Where the pictures lie that rows name [default: the folder of the rows' file].",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from labeler.cli import options
 )
 @options.mapping
 @options.encoding
+@options.image_folder
 @click.option("--keep", multiple=True, metavar="FIELD", help="Carry this field of each row into its line; repeatable.")
 @click.option("--allow-missing-image", is_flag=True, help="Label a row whose picture is not there by its text.")
 @click.option("--allow-outside", is_flag=True, help="Read pictures outside the input's folder.")
@@ -50,8 +51,8 @@ from labeler.cli import options
 def command(
     context: click.Context, inputs: tuple[Path | str, ...], model: Path, out: Path | str, form: str | None, batch_size: int,
     zero_shot: str | None, templates: tuple[str, ...], aim: Any, min_precision: float | None, mapping: dict[str, str],
-    encoding: str | None, keep: tuple[str, ...], allow_missing_image: bool, allow_outside: bool, runtime: str, precision: Any,
-    device: str, force: bool, engine: str, workers: int | None, ray_address: str | None,
+    encoding: str | None, image_folder: Path | None, keep: tuple[str, ...], allow_missing_image: bool, allow_outside: bool,
+    runtime: str, precision: Any, device: str, force: bool, engine: str, workers: int | None, ray_address: str | None,
 ) -> None:  # fmt: skip
     """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
 
@@ -79,7 +80,8 @@ def command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     target = None if out == Path("-") else out
     result = predict(inputs, model, target, format=form, batch_size=batch_size, device=device, runtime=runtime,
-                     precision=precision, mapping=mapping, encoding=encoding, keep=keep,
+                     precision=precision, mapping=mapping, encoding=encoding,
+                     image_folder=image_folder, keep=keep,
                      allow_missing_image=allow_missing_image, allow_outside=allow_outside, aim=aim,
                      min_precision=min_precision, force=force, engine=engine, workers=workers,
                      ray_address=ray_address, prompts=prompts)  # fmt: skip

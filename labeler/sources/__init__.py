@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labeler.artifacts import BadInputError
+from labeler.artifacts import BadInputError, UsageError
 from labeler.records import Reject, Row
-from labeler.sources import class_folders, coco, csv, folder, hub, jsonl, label_studio, lance, meld, parquet
+from labeler.sources import class_folders, coco, csv, folder, hub, json_rows, jsonl, label_studio, lance, meld, parquet
 from labeler.sources.answers import with_answer
 from labeler.sources.captions import with_captions
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -28,7 +27,8 @@ SUFFIXES = {
 class Reading:
     """How a source is read. format: a name of FORMATS, or `auto`; encoding: of texts, by default found; label and
     frames: what a format with several of them takes (see `labeler.sources.meld`); caption: `longest` or `each` of a
-    list; mapping: {our field: their field}.
+    list; mapping: {our field: their field}; image_folder: what the images of rows are relative to, in place of their
+    source's folder.
     """
 
     format: str = "auto"
@@ -37,12 +37,14 @@ class Reading:
     frames: int = 1
     caption: str = "longest"
     mapping: dict[str, str] = field(default_factory=dict)
+    image_folder: Path | None = None
 
 
 FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "jsonl": lambda path, how: jsonl.read(path),
+    "json": lambda path, how: json_rows.read(path),
     "csv": lambda path, how: csv.read(path, how.encoding),
-    "parquet": lambda path, how: parquet.read(path),
+    "parquet": lambda path, how: parquet.read(path, how.mapping),
     "folder": lambda path, how: folder.read(path, how.encoding, how.mapping),
     "picture": lambda path, how: folder.read_picture(path, how.encoding, how.mapping),
     "class-folders": lambda path, how: class_folders.read_class_folders(path, how.encoding, how.mapping),
@@ -53,6 +55,7 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "hub": lambda path, how: hub.read(path, how.mapping.get("image")),
 }
 FOLDERS = ("folder", "class-folders", "meld", "lance", "hub")
+PLACED = ("folder", "picture", "class-folders", "meld", "hub")  # formats whose pictures have their places
 
 
 def read_source(path: Path, how: Reading | None = None) -> Iterator[Row | Reject]:
@@ -98,6 +101,8 @@ def find_format(path: Path, wanted: str = "auto") -> str:
         return "label-studio"
     if path.suffix.lower() == ".json" and coco.claims(path):
         return "coco"
+    if path.suffix.lower() == ".json" and json_rows.claims(path):
+        return "json"
     return named_format(str(path))
 
 
@@ -106,24 +111,43 @@ def named_format(place: str) -> str:
     suffix = Path(place).suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
-    if suffix in PICTURES:
+    if suffix in folder.PICTURES:
         return "picture"
     raise BadInputError(f"{place}: unknown format {suffix!r}; expected {', '.join(SUFFIXES)}, a picture or a folder")
 
 
-def image_root(path: Path) -> Path:
-    """Return the folder to which a source's image paths are relative."""
+def image_root(path: Path, image_folder: Path | None = None) -> Path:
+    """Return the folder to which a source's image paths are relative: `image_folder`, or where it lies itself."""
+    if image_folder:
+        return image_folder
     if hub.claims(path):
         return hub.root_of(path)
     return path if path.is_dir() and not lance.claims(path) else path.parent
 
 
+def check_image_folder(paths: Sequence[Path], how: Reading) -> None:
+    """Raise UsageError where a source's pictures cannot lie in the image folder, BadInputError where there is no such folder."""
+    if how.image_folder is None:
+        return
+    if not how.image_folder.is_dir():
+        raise BadInputError(f"--image-folder {how.image_folder}: no such folder")
+    for path in paths:
+        if (form := find_format(path, how.format)) in PLACED:
+            raise UsageError(
+                f"--image-folder is for tables, whose rows name pictures; {path} ({form}) says itself where they lie"
+            )
+
+
 def brings_pictures(path: Path) -> bool:
-    """Return whether a source's rows bring their pictures as bytes, in place of paths."""
-    return hub.claims(path) or lance.claims(path)
+    """Return whether a source's rows may bring their pictures as bytes, in place of paths."""
+    return hub.claims(path) or lance.claims(path) or parquet.brings_pictures(path)
 
 
-def common_root(paths: Sequence[Path], artifact: Path) -> Path:
-    """Return the folder to which records name their images: of all sources, `artifact` standing for those with bytes."""
-    roots = [artifact if brings_pictures(path) else image_root(path) for path in paths]
+def common_root(paths: Sequence[Path], artifact: Path, image_folder: Path | None = None) -> Path:
+    """Return the folder to which records name their images: of all sources, `artifact` standing for those with bytes.
+
+    A parquet table may have both, bytes and paths.
+    """
+    roots = [artifact for path in paths if brings_pictures(path)]
+    roots += [image_root(path, image_folder) for path in paths if not (hub.claims(path) or lance.claims(path))]
     return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))

@@ -1,13 +1,15 @@
-"""Folders of classes: `animals/cat/1.jpg` below `animals` is a picture of the class `cat`."""
+"""Folders of classes: `animals/cat/1.jpg` below `animals` is a picture of the class `cat`; of splits too, `train/cat/1.jpg`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from labeler.artifacts import BadInputError
 from labeler.records import Reject, Row, find_field
 from labeler.sources import folder
+from labeler.values import SPLIT_ALIASES
 
 
 def read_class_folders(
@@ -15,22 +17,50 @@ def read_class_folders(
 ) -> Iterator[Row | Reject]:
     """Yield the rows of a folder (see `folder.read`) with the name of their first-level sub-folder as `label`.
 
+    Where all sub-folders with pictures are named like splits and have sub-folders with pictures themselves, the first is
+    the `split` and the second the label.
+
     The label is a tuple of one, since a folder's name may hold what separates labels in a string. What lies in `root`
     itself has no label and is a reject. Raises BadInputError where `root` is no folder.
     """
     if not root.is_dir():
         raise BadInputError(f"{root}: no folder; expected one whose sub-folders are named by their labels")
+    by_split = has_splits(root)
     for item in folder.read(root, encoding, mapping):
-        yield with_label(item, mapping or {}) if isinstance(item, Row) else item
+        yield with_label(item, mapping or {}, by_split) if isinstance(item, Row) else item
 
 
-def with_label(row: Row, mapping: Mapping[str, str]) -> Row | Reject:
-    """Return the row with its label, or the reject of one that lies in no sub-folder."""
+def with_label(row: Row, mapping: Mapping[str, str], by_split: bool = False) -> Row | Reject:
+    """Return the row with its label, and its split where folders name it; the reject of one that lies in no such folder."""
     name = find_field(row.fields, "image", mapping)
     place = row.fields.get(name) if name else None
     place = place if isinstance(place, str) else row.fields.get("id")
     parts = PurePosixPath(str(place)).parts
-    if len(parts) < 2 or parts[0] in ("..", "/"):
-        message = f"{place}: lies in no sub-folder, whose name would be its label"
+    if len(parts) < 2 + by_split or parts[0] in ("..", "/"):
+        below = f" of {parts[0]}" if by_split and len(parts) == 2 else ""
+        message = f"{place}: lies in no sub-folder{below}, whose name would be its label"
         return Reject(row.source, row.line, str(place), "label-missing", message)
-    return row._replace(fields=row.fields | {mapping.get("labels", "label"): (parts[0],)})
+    found: dict[str, object] = {mapping.get("labels", "label"): (parts[by_split],)}
+    if by_split:
+        found[mapping.get("split", "split")] = parts[0]
+    return row._replace(fields=row.fields | found)
+
+
+def has_splits(root: Path) -> bool:
+    """Return whether the sub-folders with pictures are splits whose own sub-folders are classes."""
+    found = with_pictures(root)
+    return bool(found) and all(path.name.lower() in SPLIT_ALIASES and with_pictures(path) for path in found)
+
+
+def with_pictures(root: Path) -> list[Path]:
+    """Return the sub-folders that rows are made of and that have a picture or video in them, at any depth; raises nothing."""
+    try:
+        folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # to read it is a reject
+        return []
+    return [
+        path
+        for path in sorted(folders)
+        if not path.name.startswith(".") and not folder.is_ours(path)
+        and any(name.lower().endswith(folder.PICTURES + folder.VIDEOS) for _, _, names in os.walk(path) for name in names)
+    ]  # fmt: skip

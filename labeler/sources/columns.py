@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from labeler.artifacts import BadInputError
 from labeler.records import ALIASES
+
+PICTURE_PARTS = {"bytes": "binary", "path": "string"}  # of a struct that is a picture, and their types
 
 
 def picture_column(place: str, names: Sequence[str], wanted: str | None) -> str | None:
@@ -18,3 +21,10 @@ def picture_column(place: str, names: Sequence[str], wanted: str | None) -> str 
     if known is None and len(names) > 1:
         raise BadInputError(f"{place}: pictures or bytes in {', '.join(names)}; choose one with --map image=COLUMN")
     return known or next(iter(names), None)
+
+
+def named_picture(value: Any) -> tuple[str | None, bytes | None]:
+    """Return the name and the bytes of a picture, each None where it has none: from bytes, or from {"bytes", "path"}."""
+    if value is None or isinstance(value, bytes):
+        return None, value
+    return value.get("path"), value.get("bytes")

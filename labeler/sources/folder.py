@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,16 @@ from labeler.sources.text import EncodingError, decode_text, encoding_note
 
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
+TEXT = ".txt"
+# what is meant as data and cannot be read as a picture is an error, where other files that lie about are none
+MEANT = re.compile(
+    r"\.(jpe?g|jpe|jfif|jp2|jxl|png|webp|gif|bmp|tiff?|hei[cf]|avif|svg|ico|psd|tga|p[pgn]m|raw|dng|nef|arw|cr[23]|orf|rw2|"
+    r"mp4|m4v|mov|webm|mkv|avi|mpe?g|wmv|flv|3gp|mts|ogv|txt|csv|tsv|jsonl?|ndjson|parquet)"
+)
+SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # others belong to the name: `holiday.2024`
+SHOWN = 5
 
 log = logging.getLogger("labeler")
 
@@ -31,22 +42,28 @@ class Entry(NamedTuple):
 def read(root: Path, encoding: str | None = None, mapping: Mapping[str, str] | None = None) -> Iterator[Row | Reject]:
     """Yield a row {"id", "image", "text"} for every file below `root`, in the order of their paths.
 
-    A `.txt` beside a picture of the same name is its text; one without a picture is a pair without a
-    picture. Rows of a `metadata.jsonl` come in its own order, with all their fields; the files that it
-    names are not repeated. Hidden files and folders are passed over. `encoding` is the sidecars', by default UTF-8
-    or else what each one looks like.
+    A `.txt` beside a picture of the same name is its text (`a.txt` or `a.jpg.txt` of `a.jpg`, in capitals or not); one
+    without a picture is a pair without a picture. Rows of a `metadata.jsonl` come in its own order, with all their fields;
+    the files that it names are not repeated. Passed over are hidden files and folders, and files whose suffix is that of
+    something else than pictures, videos, texts and tables, such as `Thumbs.db`, which is said. `encoding` is the
+    sidecars', by default UTF-8 or else what each one looks like.
     """
     named: set[str] = set()  # by a metadata.jsonl of this folder or one above
     failed: list[OSError] = []
+    strays: list[str] = []
     for current, folders, names in os.walk(root, onerror=failed.append):
-        folders[:] = sorted(name for name in folders if not (name.startswith(".") or is_ours(Path(current, name))))
+        ours = [name for name in folders if not name.startswith(".") and is_ours(Path(current, name))]
+        for name in ours:
+            log.info("%s: made by labeler, so it is passed over", Path(current, name))
+        folders[:] = sorted(name for name in folders if not (name.startswith(".") or name in ours))
         for name in folders:
             if os.path.islink(os.path.join(current, name)):
                 place = Path(current, name).relative_to(root).as_posix()
                 message = f"{place}: a link to a folder, which is not followed; name its target as a source of its own"
                 yield Reject(str(root), 0, place, "folder-linked", message)
         shown = sorted(name for name in names if not name.startswith("."))
-        yield from read_one(root, Path(current), shown, named, encoding, mapping or {})
+        yield from read_one(root, Path(current), shown, named, encoding, mapping or {}, strays)
+    say_strays(str(root), strays)
     for error in failed:
         place = os.path.relpath(str(error.filename), root)
         yield Reject(str(root), 0, place, "folder-unreadable", f"{place}: {error.strerror}")
@@ -56,29 +73,61 @@ def read_picture(
     path: Path, encoding: str | None = None, mapping: Mapping[str, str] | None = None
 ) -> Iterator[Row | Reject]:
     """Yield the row of one picture, its sidecar's text with it."""
-    yield text_row(path.parent, Entry(1, path, path.with_suffix(".txt")), encoding, mapping=mapping)
+    sidecar = next((place for place in sidecars(path) if place.is_file()), path.with_suffix(TEXT))
+    yield text_row(path.parent, Entry(1, path, sidecar), encoding, mapping=mapping)
+
+
+def sidecars(image: Path) -> list[Path]:
+    """Return where the text of a picture may be, the usual place first."""
+    names = [image.stem, image.name]
+    return [image.with_name(f"{name}{suffix}") for name in names for suffix in (TEXT, TEXT.upper())]
+
+
+def is_stray(name: str) -> bool:
+    """Return whether a file's name says that it is neither a picture or video, nor a text or table."""
+    suffix = Path(name).suffix.lower()
+    return SUFFIX.fullmatch(suffix) is not None and MEANT.fullmatch(suffix) is None
+
+
+def say_strays(root: str, strays: Sequence[str]) -> None:
+    """Log, in one line, which files of a folder were passed over."""
+    if strays:
+        shown = ", ".join(strays[:SHOWN]) + (", ..." if len(strays) > SHOWN else "")
+        log.info("%s: %d files that are no pictures or texts passed over: %s", root, len(strays), shown)
+
+
+def has_metadata(root: Path) -> bool:
+    """Return whether a `metadata.jsonl` lies in a folder, at any depth."""
+    return any(METADATA in names for _, _, names in os.walk(root))
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a folder is the output of a stage, in the source of which it happens to lie; say so."""
+    """Return whether a folder is the output of a stage, in the source of which it happens to lie."""
     if not (folder / MANIFEST).is_file():
         return False
     try:
         read_manifest(folder)
     except BadInputError:
         return False
-    log.info("%s: made by labeler, so it is passed over", folder)
     return True
 
 
 def read_one(
-    root: Path, current: Path, names: list[str], named: set[str], encoding: str | None, mapping: Mapping[str, str]
+    root: Path,
+    current: Path,
+    names: list[str],
+    named: set[str],
+    encoding: str | None,
+    mapping: Mapping[str, str],
+    strays: list[str],
 ) -> Iterator[Row | Reject]:
-    """Yield the rows of one folder, its sub-folders left out; the files that its metadata names are added to `named`."""
+    """Yield the rows of one folder, its sub-folders left out; the files that its metadata names are added to `named`, those
+    that are passed over to `strays`.
+    """
     if METADATA in names and (current / METADATA).is_file():  # a FIFO of that name would never end
         for item in metadata_rows(current / METADATA, root, current, named, mapping):
             yield with_sidecar(item, root, mapping, encoding) if isinstance(item, Row) else item
-    for entry in entries(root, current, names, named):
+    for entry in entries(root, current, names, named, strays):
         yield text_row(root, entry, encoding, mapping=mapping)
 
 
@@ -109,23 +158,47 @@ def with_sidecar(
     if below.startswith(f"{os.pardir}/"):
         return row
     place = root / below
-    beside = text_row(root, Entry(row.line, place, place.with_suffix(".txt")), encoding, read or read_sidecar)
-    if isinstance(beside, Reject) or beside.fields["text"] is None:
-        return beside if isinstance(beside, Reject) else row
-    return row._replace(fields=row.fields | {text or "text": beside.fields["text"]}, notes=row.notes + beside.notes)
+    for sidecar in sidecars(place):
+        beside = text_row(root, Entry(row.line, place, sidecar), encoding, read or read_sidecar)
+        if isinstance(beside, Reject):
+            return beside
+        if beside.fields["text"] is not None:
+            fields = row.fields | {text or "text": beside.fields["text"]}
+            return row._replace(fields=fields, notes=row.notes + beside.notes)
+    return row
 
 
-def entries(root: Path, current: Path, names: list[str], named: set[str]) -> Iterator[Entry]:
-    """Yield the pairs among the sorted `names` of the folder `current` below `root`, but those that metadata named."""
-    stems = {Path(name).stem for name in names if not name.endswith(".txt") and name != METADATA}
+def entries(root: Path, current: Path, names: list[str], named: set[str], strays: list[str]) -> Iterator[Entry]:
+    """Yield the pairs among the sorted `names` of the folder `current` below `root`, but those that metadata named.
+
+    Files that are passed over are added to `strays`.
+    """
+    texts = {Path(name).stem: name for name in sorted(names, key=lambda name: name.endswith(TEXT)) if is_text(name)}
+    images = [name for name in names if not is_text(name) and not is_stray(name) and name != METADATA]
+    beside = {image: text for image in images if (text := texts.get(Path(image).stem, texts.get(image)))}
+    own = set(beside.values())
+    folded = {stem.casefold(): text for stem, text in texts.items() if text not in own}  # of nobody, as it is spelt
+    for image in images:
+        text = folded.get(Path(image).stem.casefold(), folded.get(image.casefold()))
+        if image not in beside and text:
+            beside[image] = text
+    taken = {*beside.values()}
     for line, name in enumerate(names, 1):
-        if name == METADATA or (current / name).relative_to(root).as_posix() in named:
+        place = (current / name).relative_to(root).as_posix()
+        if name == METADATA or place in named:
             continue
-        if name.endswith(".txt"):
-            if Path(name).stem not in stems:
+        if is_text(name):
+            if name not in taken:
                 yield Entry(line, None, current / name)
-            continue
-        yield Entry(line, current / name, (current / name).with_suffix(".txt"))
+        elif is_stray(name):
+            strays.append(place)
+        else:
+            yield Entry(line, current / name, current / beside.get(name, f"{Path(name).stem}{TEXT}"))
+
+
+def is_text(name: str) -> bool:
+    """Return whether a file's name is that of a text."""
+    return name.lower().endswith(TEXT)
 
 
 def with_image_below(row: Row, root: Path, current: Path, mapping: Mapping[str, str]) -> tuple[Row, str]:

@@ -18,7 +18,7 @@ from labeler.artifacts import BadInputError
 from labeler.encoders.weights import unreachable
 from labeler.images import ImageError, read_image_file, resolve_image
 from labeler.records import Reject, Row
-from labeler.sources.columns import picture_column
+from labeler.sources.columns import PICTURE_PARTS, named_picture, picture_column
 from labeler.values import SPLIT_ALIASES
 
 PREFIX = "hub:"
@@ -148,18 +148,23 @@ def read_split(
 
 
 def is_picture(feature: Any) -> bool:
-    """Return whether a column holds pictures, videos or bytes, one a row."""
+    """Return whether a column holds pictures, videos or bytes, one a row; structs of bytes and path are pictures too."""
+    if isinstance(feature, dict) and feature and feature.keys() <= PICTURE_PARTS.keys():
+        kinds = {name: str(getattr(part, "dtype", "")).removeprefix("large_") for name, part in feature.items()}
+        return all(kind in (PICTURE_PARTS[name], "null") for name, kind in kinds.items())
     return type(feature).__name__ in ("Image", "Video") or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
 def is_plain(feature: Any) -> bool:
     """Return whether a column holds strings, numbers, classes, or containers of these; lists of floats are vectors."""
     inner = inner_of(feature)
+    if is_picture(feature):
+        return False
     if isinstance(feature, dict):
         return all(is_plain(value) for value in feature.values())
     if inner is not None:
         return is_plain(inner) and not str(getattr(inner, "dtype", "")).startswith("float")
-    return type(feature).__name__ in ("Value", "ClassLabel") and not is_picture(feature)
+    return type(feature).__name__ in ("Value", "ClassLabel")
 
 
 def inner_of(feature: Any) -> Any:
@@ -191,7 +196,7 @@ def with_picture(row: Row, column: str | None, folder: Path) -> Row | Reject:
     value = row.fields.get(column) if column else None
     if column is None or value is None:
         return row
-    name, data = (None, value) if isinstance(value, bytes) else (value.get("path"), value.get("bytes"))
+    name, data = named_picture(value)
     try:
         if data is None and name is not None:
             data = file_bytes(name, folder)

@@ -81,18 +81,23 @@ def load(path: Path, expected: str) -> Document:
     return Document(value, damaged)
 
 
+def head_of(path: Path) -> str:
+    """Return the first 64 KiB of a file without blanks at the beginning; nothing where it cannot be read. Raises nothing."""
+    if not os.path.isfile(path):  # opening a FIFO would wait for ever
+        return ""
+    try:
+        with open(path, "rb") as file:
+            return file.read(HEAD_BYTES).decode("utf-8-sig", "replace").lstrip()
+    except OSError:
+        return ""
+
+
 def head_keys(path: Path) -> set[tuple[str, ...]]:
     """Return the paths of the keys in the first 64 KiB of a JSON document, arrays as "[]"; empty for anything else.
 
     [{"data": {"text": 1}}] has ("[]", "data") and ("[]", "data", "text"). Raises nothing.
     """
-    if not os.path.isfile(path):  # opening a FIFO would wait for ever
-        return set()
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES).decode("utf-8-sig", "replace").lstrip()
-    except OSError:
-        return set()
+    head = head_of(path)
     return keys_in(head) if head[:1] in ("{", "[") else set()
 
 

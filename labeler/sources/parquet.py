@@ -1,39 +1,105 @@
-"""parquet: a table with named columns, through pandas; lists stay lists, missing values are None."""
+"""parquet: a table with named columns, through pandas; lists stay lists, missing values are None, pictures are bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labeler.artifacts import BadInputError
-from labeler.records import Reject, Row
+from labeler.records import Reject, Row, find_field, named_fields
+from labeler.sources.columns import PICTURE_PARTS, named_picture, picture_column
+
+if TYPE_CHECKING:
+    from pyarrow import DataType, Schema
 
 UNNAMED = "__index_level_0__"  # an index without a name, which numbers the rows
 ROWS = 4096  # held in memory at a time
+PICTURES = 64  # rows with pictures in them
+
+log = logging.getLogger("labeler")
 
 
-def read(path: Path) -> Iterator[Row | Reject]:
+def read(path: Path, mapping: Mapping[str, str] | None = None) -> Iterator[Row | Reject]:
     """Yield the rows of `path`; `line` counts rows from 1.
 
-    Raises BadInputError where the file is no parquet table.
+    A picture is a column of bytes that `mapping` or an alias names, or a struct of `bytes` and `path`, as the library
+    `datasets` writes it: its bytes are the row's picture, and where there are none its path is the image's name.
+
+    Raises BadInputError where the file is no parquet table, or its picture cannot be told among several columns.
     """
     from pyarrow.parquet import ParquetFile
 
     number = 0
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS):
+            picture, unused = picture_columns(path, file.schema_arrow, mapping or {})
+            wanted = [name for name in file.schema_arrow.names if name not in unused] if unused else None
+            for batch in file.iter_batches(PICTURES if picture else ROWS, columns=wanted):
                 # integers stay integers where some are missing, in whichever batch they stand
                 # what pandas made the index is a column too
                 table = batch.to_pandas(integer_object_nulls=True, ignore_metadata=True)
                 for fields in table.to_dict("records"):
                     number += 1
-                    yield Row(
-                        str(path), number, {str(key): plain(value) for key, value in fields.items() if key != UNNAMED}
-                    )
+                    found = {str(key): plain(value) for key, value in fields.items() if key != UNNAMED}
+                    yield with_picture(Row(str(path), number, found), picture, mapping or {})
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: not a parquet table ({str(error).splitlines()[0]})") from error
+
+
+def brings_pictures(path: Path) -> bool:
+    """Return whether a file is a parquet table that may hold pictures as bytes."""
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return False
+    from pyarrow.parquet import read_schema
+
+    try:
+        kinds = read_schema(path).types
+    except (OSError, ValueError):  # which reading it says too
+        return False
+    return any(is_bytes(kind) or is_picture(kind) for kind in kinds)
+
+
+def picture_columns(path: Path, schema: Schema, mapping: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """Return the column with the picture, None where there is none, and others of bytes that are none of our fields'."""
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    image = find_field(kinds, "image", mapping)
+    pictures = [name for name, kind in kinds.items() if is_picture(kind) or (name == image and is_bytes(kind))]
+    known = image in pictures or image is None
+    picture = picture_column(str(path), pictures, image) if known else None
+    others = named_fields(tuple(kinds), tuple(mapping.items())).others
+    unused = [name for name in others if name != picture and (is_picture(kinds[name]) or is_bytes(kinds[name]))]
+    if unused:
+        log.info("%s: passed over: %s", path, ", ".join(unused))
+    return picture, unused
+
+
+def is_bytes(kind: DataType) -> bool:
+    """Return whether a column holds bytes."""
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def is_picture(kind: DataType) -> bool:
+    """Return whether a column is a struct of a picture's bytes and its path, or of one of them."""
+    from pyarrow import types
+
+    if not types.is_struct(kind) or not kind.num_fields or not {part.name for part in kind} <= PICTURE_PARTS.keys():
+        return False
+    return all(str(part.type).removeprefix("large_") in (PICTURE_PARTS[part.name], "null") for part in kind)
+
+
+def with_picture(row: Row, column: str | None, mapping: Mapping[str, str]) -> Row:
+    """Return the row with its picture's bytes, and the picture's name in their place, under a name of our field's."""
+    if column is None:
+        return row
+    name, data = named_picture(row.fields[column])
+    ours = column if find_field(row.fields, "image", mapping) == column else "image"
+    fields = {ours if key == column else key: value for key, value in row.fields.items()}
+    shown = name if data is None or name is None else Path(name).name
+    return row._replace(fields=fields | {ours: shown}, picture=data)
 
 
 def plain(value: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
+from labeler.sources.alphabets import latin_page
+
 SAMPLE_BYTES = 1 << 20
 ENCODING = "encoding "  # a row's note: its text was read in this encoding, which nobody named
 
@@ -92,7 +94,7 @@ def guess_encoding(data: bytes) -> str:
     best = from_bytes(data).best()
     if best is None:
         raise EncodingError("not UTF-8, and no other encoding fits; name it with --encoding")
-    return best.encoding
+    return latin_page(data, best.encoding)
 
 
 def known_encoding(name: str) -> str:

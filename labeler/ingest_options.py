@@ -1,0 +1,117 @@
+"""The options of stage `ingest`, which its manifest records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labeler.artifacts import BadInputError, UsageError
+from labeler.chunks import RowReading
+from labeler.selection import parse_split_option
+from labeler.sources import Reading, check_image_folder, find_format
+from labeler.sources.folder import has_metadata
+from labeler.taxonomy import read_taxonomy
+from labeler.values import RowError, clean_text
+
+ENCODED = {"csv", "meld", "folder", "picture", "class-folders"}  # formats in which the encoding is asked for
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How `ingest` reads a source; every field is recorded in the manifest."""
+
+    label: str | None = None
+    task: str = "auto"
+    mapping: dict[str, str] = field(default_factory=dict)
+    separator: str = "|"
+    split: str = "auto"
+    group_by: str | None = None
+    allow_missing_image: bool = False
+    allow_unlabelled: bool = False
+    allow_outside: bool = False
+    strict: bool = False
+    format: str = "auto"
+    encoding: str | None = None
+    fix_text: bool = False
+    drop_leaks: bool = False
+    frames: int = 1
+    caption: str = "longest"
+    labels: Path | None = None
+    answers: Path | None = None
+    top_answers: int | None = None
+    taxonomy: Path | None = None
+    image_folder: Path | None = None
+
+    def check(self, sources: Sequence[Path]) -> None:
+        """Raise UsageError for shares that are none, several vocabularies, or an option that the sources do not go with.
+
+        Raises BadInputError where a source or the folder of pictures is not there, or the taxonomy is none.
+        """
+        if self.split not in ("auto", "keep"):
+            parse_split_option(self.split)  # before any work
+        if self.frames < 1:
+            raise UsageError(f"--frames {self.frames}: expected 1 or more")
+        if sum(bool(given) for given in (self.labels, self.answers, self.top_answers)) > 1:
+            raise UsageError("--labels, --answers and --top-answers: expected one of them")
+        if self.taxonomy and self.top_answers:
+            raise UsageError("--taxonomy and --top-answers: expected one of them; --labels names the labels that stay")
+        read_taxonomy(self.taxonomy)  # its own faults before any work
+        check_image_folder(sources, self.reading())
+        self.refuse_idle(sources)
+
+    def refuse_idle(self, sources: Sequence[Path]) -> None:
+        """Raise UsageError for an option that has no effect on any of the sources; BadInputError for one that is not there."""
+        forms = {find_format(source, self.format) for source in sources}
+        if self.frames > 1 and "meld" not in forms:
+            raise UsageError(f"--frames {self.frames} is for MELD, whose clips have several; leave it out")
+        if self.encoding and not forms & ENCODED:
+            raise UsageError(f"--encoding {self.encoding} is for csv, MELD and texts beside pictures; leave it out")
+        if forms == {"class-folders"} and (label := self.fields().get("labels")):
+            raise UsageError(f"--label {label}: the labels of class folders are the folders' names; leave it out")
+        named = [f"{ours}={theirs}" for ours, theirs in self.mapping.items() if ours in ("id", "image", "text")]
+        if named and forms <= {"folder", "class-folders"} and not any(map(has_metadata, sources)):
+            raise UsageError(
+                f"--map {named[0]}: pictures in folders have no fields without a metadata.jsonl; leave it out"
+            )
+
+    def reading(self) -> Reading:
+        """Return how the sources are read."""
+        return Reading(
+            self.format, self.encoding, self.label, self.frames, self.caption, self.fields(), self.image_folder
+        )
+
+    def fields(self) -> dict[str, str]:
+        """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
+        named = {"labels": self.label, "group": self.group_by}
+        return self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
+
+    def row_reading(self, root: Path) -> RowReading:
+        """Return how rows become records whose images are relative to `root`."""
+        return RowReading(
+            root, self.fields(), self.separator, self.allow_outside, self.fix_text,
+            read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers, "--answers"), not self.allow_unlabelled,
+            self.reading(),
+        )  # fmt: skip
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as a manifest records them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+def read_vocabulary(path: Path | None, option: str = "--labels") -> frozenset[str] | None:
+    """Return the labels or answers of the vocabulary file that `option` names, one a line, cleaned like labels, or None.
+
+    Raises BadInputError where it cannot be read or has none.
+    """
+    if path is None:
+        return None
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        names = frozenset(name for line in lines if (name := clean_text(line, "label")))
+    except (OSError, UnicodeDecodeError, RowError) as error:
+        raise BadInputError(f"{option} {path}: expected a file with a label a line in UTF-8 ({error})") from error
+    if not names:
+        raise BadInputError(f"{path}: no label in it; expected one a line")
+    return names
