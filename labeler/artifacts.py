@@ -225,9 +225,14 @@ def work_folder(folder: Path) -> Path:
     return beside(folder, "making")
 
 
+def by_name(folder: Path) -> Path:
+    """Return the folder by a path that ends in its name, which `.` and `..` do not."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def beside(folder: Path, what: str) -> Path:
     """Return the hidden path beside `folder` for `what`; raises BadInputError for the root, which nothing lies beside."""
-    place = folder if folder.name not in ("", "..") else folder.resolve()
+    place = by_name(folder)
     if not place.name:
         raise BadInputError(f"{folder}: cannot be made, nothing lies beside it; choose another --out")
     return place.with_name(f".{place.name}.{what}")

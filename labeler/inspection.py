@@ -19,6 +19,7 @@ from labeler.artifacts import (
     Input,
     Recipe,
     already_made,
+    by_name,
     input_of,
     making,
     read_manifest,
@@ -52,7 +53,7 @@ class Inspected(NamedTuple):
 
 def quality_folder(store: Path) -> Path:
     """Return the folder beside the store in which `inspect` keeps what it found."""
-    return store.with_name(f"{store.name}-quality")
+    return by_name(store).with_name(f"{by_name(store).name}-quality")
 
 
 def read_profile(folder: Path) -> dict[str, Any]:

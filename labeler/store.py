@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, read_manifest, verify
+from labeler.artifacts import BadInputError, by_name, read_manifest, verify
 from labeler.records import LabelSet, read_label_set
 from labeler.values import Split
 
@@ -37,7 +37,7 @@ class Store:
         """
         import lance
 
-        self.folder = folder
+        self.folder = by_name(folder)
         self.manifest = (verify if check else read_manifest)(folder, "preprocess")
         self.label_set: LabelSet = read_label_set(folder)
         self._numbers: list[int] | None = None  # of the labels that the rows hold, where others were asked for

@@ -90,3 +90,13 @@ def test_nothing_is_trained_on_a_store_without_train_rows(store, tmp_path, optio
     new = new_rows(store, tmp_path / "new", "square", "cross")
     with pytest.raises(BadInputError, match="no row in the train split; --split of `labeler ingest` draws splits"):
         train("late-fusion", new, tmp_path / "run", options, device="cpu")
+
+
+def test_a_store_may_be_named_by_a_dot(run, store, tmp_path, labeler, monkeypatch):
+    new = new_rows(store, tmp_path / "new", "square", "cross")
+    monkeypatch.chdir(new)
+    assert labeler("evaluate", run, "--data", ".", "--device", "cpu").code == 0
+    assert labeler("inspect", ".").code == 0
+    assert sorted(path.name for path in new.parent.iterdir() if path.name.startswith("store")) == [
+        "store", "store-baselines-test", "store-quality",
+    ]  # fmt: skip
