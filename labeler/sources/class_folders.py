@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from labeler.artifacts import BadInputError
+from labeler.images import VIDEOS
 from labeler.records import Reject, Row, find_field
 from labeler.sources import folder
 from labeler.values import SPLIT_ALIASES
@@ -62,5 +63,5 @@ def with_pictures(root: Path) -> list[Path]:
         path
         for path in sorted(folders)
         if not path.name.startswith(".") and not folder.is_ours(path)
-        and any(name.lower().endswith(folder.PICTURES + folder.VIDEOS) for _, _, names in os.walk(path) for name in names)
+        and any(name.lower().endswith(folder.PICTURES + VIDEOS) for _, _, names in os.walk(path) for name in names)
     ]  # fmt: skip

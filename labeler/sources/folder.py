@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from labeler.artifacts import MANIFEST, BadInputError, read_manifest
-from labeler.images import frame_of, spelt
+from labeler.images import VIDEOS, frame_of, spelt
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
 from labeler.sources.text import EncodingError, decode_text, encoding_note
@@ -18,7 +18,6 @@ from labeler.sources.text import EncodingError, decode_text, encoding_note
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 TEXT = ".txt"
 # what is meant as data and cannot be read as a picture is an error, where other files that lie about are none
 MEANT = re.compile(
