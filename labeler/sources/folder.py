@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from labeler.artifacts import MANIFEST, BadInputError, read_manifest
-from labeler.images import VIDEOS, frame_of, spelt
+from labeler.images import frame_of, spelt
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
 from labeler.sources.text import EncodingError, decode_text, encoding_note
