@@ -51,6 +51,17 @@ class ItemReading(NamedTuple):
     several: bool = False
     image_folder: Path | None = None
 
+    @property
+    def carried(self) -> list[str]:
+        """Return the fields that a line has besides an item's own."""
+        return [*(["source"] if self.several else []), *self.keep]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what decides lines, as the state of an output records it; what else mapping changes shows in the rows' keys."""
+        found = self._asdict() | {"keep": list(self.keep), "image_folder": self.image_folder and str(self.image_folder)}
+        del found["mapping"]
+        return found
+
 
 def read_items(
     rows: Iterable[Row | Reject], how: ItemReading, side: int, ahead: int = AHEAD

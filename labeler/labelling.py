@@ -96,11 +96,7 @@ def predict(
     refuse_options(batch_size, engine == "ray", workers, ray_address)
     if prompts:
         refuse_with_prompts(aim, min_precision, runtime, precision)
-    refuse_as_input(inputs, out)
-    if (
-        isinstance(out, Path) and not force and not work_folder(out).exists()
-    ):  # else an unfinished run is looked at first
-        refuse_foreign(out)
+    refuse_output(inputs, out, force)
     how = ItemReading(mapping or {}, allow_outside, allow_missing_image, kept_fields(keep), len(inputs) > 1,
                       image_folder)  # fmt: skip
     check_image_folder([place for place in inputs if isinstance(place, Path)], Reading(image_folder=image_folder))
@@ -110,15 +106,12 @@ def predict(
         refuse_towers(model, "--zero-shot LABELS")
         choice = choose_engine(model, device, runtime, precision, many=job.many)
     recipe = {"model": str(model), "sha256": read_manifest(model)["content_sha256"], "way": str(choice.way), "format": form,
-              "aim": str(aim or ""), "min_precision": min_precision, "allow_outside": allow_outside,
-              "prompts": prompts and prompts.arguments(), "keep": list(how.keep), "several": how.several,
-              "image_folder": image_folder and str(image_folder),
-              "allow_missing_image": allow_missing_image}  # fmt: skip
+              "aim": str(aim or ""), "min_precision": min_precision, "prompts": prompts and prompts.arguments(),
+              **how.arguments()}  # fmt: skip
     rule = Rule(model, label_set_of(prompts), None, 1.0) if prompts else aimed(read_rule(choice.folder), aim)
     least = None if min_precision is None else least_score(rule, min_precision)
     settings = Settings(model, rule, how, device, batch_size, least, job.ahead, choice)
-    carried = [*(["source"] if how.several else []), *how.keep]
-    written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None, carried)
+    written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None, how.carried)
     label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
     if engine == "ray":
         label_windows = partial(label_on_ray, workers=workers, address=ray_address)
@@ -281,10 +274,14 @@ def label_here(
             yield [written(line) for line in labeller(window)]
 
 
-def refuse_as_input(inputs: Sequence[Path | str], out: Path | str | None) -> None:
-    """Raise UsageError where `out` is one of the inputs, which labels would replace."""
+def refuse_output(inputs: Sequence[Path | str], out: Path | str | None, force: bool) -> None:
+    """Raise UsageError where `out` is one of the inputs, BadInputError where it is something else's: labels would replace it."""
     if out is not None and absolute(out) in map(absolute, inputs):
         raise UsageError(f"--out {out}: an input itself, which the labels would replace; choose another --out")
+    if (
+        isinstance(out, Path) and not force and not work_folder(out).exists()
+    ):  # else what was interrupted is ended first
+        refuse_foreign(out)
 
 
 def absolute(place: Path | str) -> str:

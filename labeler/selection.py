@@ -25,6 +25,8 @@ KEPT, DUPLICATE, ID_CONFLICT, LABEL_COUNT, LEAK = range(5)
 CODES = ("", "duplicate", "id-conflict", "label-count", "leak")
 BLOCK = 4096  # rows whose lines are written at once
 DEFAULT_FRACTIONS = "0.7,0.15,0.15"
+FOR_VALIDATION = 0.15  # of the train rows, where the data bring no validation rows
+TRAIN, VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
 
 
 class Selected(NamedTuple):
@@ -68,7 +70,8 @@ def select(
     Args:
         records: all that could be read.
         task: whether a record has one label or any number.
-        split: `keep`, three shares, or `auto`: those of the data if they bring any.
+        split: `keep`, three shares, or `auto`: those of the data if they bring any, with train rows for validation where they
+            bring none of these.
         drop_leaks: with given splits, leave out train records that share a key with one outside train.
         top_answers: how many labels stay, those that most train records have; the others become UNKNOWN.
         seed: decides the splits that are drawn.
@@ -98,15 +101,33 @@ def select(
         # would join most dialogues of a set into one, so a row that has a group of its own is not joined by its text.
         own = dict(kept) | {"text": np.where(kept["group"] == 0, kept["text"], 0)}
         found, how = group_rows(own, len(rows)), "kept as given"
+        if split == "auto" and not (splits[rows] == VALIDATION).any():
+            taken = for_validation(
+                kept, splits[rows] == TRAIN, labels.of(reason == KEPT), columns.label_count[rows] >= 0, seed
+            )
+            splits[rows[taken]] = VALIDATION
+            how += f", but for {len(taken)} train rows drawn for validation" if len(taken) else ""
     else:
         found = group_rows(kept, len(rows))
         splits[rows], how = drawn(found, labels.of(reason == KEPT), split, seed)
-        splits[rows[only_to_learn_from(found, columns.label_count[rows] >= 0)]] = SPLITS.index("train")
+        splits[rows[only_to_learn_from(found, columns.label_count[rows] >= 0)]] = TRAIN
     groups[rows] = rows[found]
     if top_answers:
-        train = (reason == KEPT) & (splits == SPLITS.index("train"))
+        train = (reason == KEPT) & (splits == TRAIN)
         labels, names, relabelled = most_frequent(labels, names, train, top_answers)
     return Selected(reason, about, groups, splits, keys, labels, names, relabelled, task, how)
+
+
+def for_validation(keys: Keys, train: np.ndarray, labels: RowLabels, labelled: np.ndarray, seed: int) -> np.ndarray:
+    """Return the train rows, of N, to choose epochs by where the data bring none for that: whole groups, a share of each label.
+
+    None where these are all the rows with a label that there are to learn from.
+    """
+    rows = np.flatnonzero(train)
+    groups = group_rows(only(keys, rows), len(rows))
+    parts = split_groups(groups, labels.of(train), (1 - FOR_VALIDATION, FOR_VALIDATION), seed)
+    parts[only_to_learn_from(groups, labelled[rows])] = 0
+    return rows[parts == 1] if labelled[rows[parts == 0]].any() else rows[:0]
 
 
 def only_to_learn_from(groups: np.ndarray, labelled: np.ndarray) -> np.ndarray:

@@ -224,6 +224,27 @@ def test_an_official_split_is_kept_and_its_leaks_counted(run):
     assert redrawn.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
 
 
+def test_where_the_data_bring_no_validation_rows_some_train_rows_become_them(run):
+    """Whole groups, a share of each label; what is tested stays."""
+    rows = [row(number, split="train" if number < 100 else "test") for number in range(140)]
+    rows += [row(number, split="train", text=f"text number {number - 200}") for number in range(200, 230)]
+    result = run(rows)
+    splits = result.profile["splits"]
+    assert splits["test"] == 40
+    assert 15 <= splits["validation"] <= 24
+    assert splits["train"] + splits["validation"] == 130
+    assert result.profile["split"] == f"kept as given, but for {splits['validation']} train rows drawn for validation"
+    by_text: dict[str, set[str]] = {}
+    for record in kept(result):
+        by_text.setdefault(record.text, set()).add(record.split)
+    assert all(len(found) == 1 for found in by_text.values())
+    labels = result.profile["labels"]
+    assert abs(labels["validation"]["joy"] - labels["validation"]["anger"]) <= 3
+    assert run(rows, split="keep").profile["splits"] == {"train": 130, "validation": 0, "test": 40}
+    alone = run([row(number, split="test") for number in range(10)])
+    assert alone.profile["splits"] == {"train": 0, "validation": 0, "test": 10}
+
+
 def test_a_split_on_some_rows_only_is_refused(run):
     with pytest.raises(BadInputError, match=r"pairs\.jsonl:2: 1 rows have no split; give all rows one, or --split"):
         run([row(1, split="train"), row(2), row(3, split="test")])

@@ -68,7 +68,8 @@ USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell
 )
 @click.option("--split", default="auto", show_default=True,
               help="keep: as given in the data. 0.7,0.15,0.15: draw train, validation, test. 2/5: test is the second of "
-                   "five folds, validation an eighth of the rest. auto: keep if given.")  # fmt: skip
+                   "five folds, validation an eighth of the rest. auto: keep if given; where no row is for validation, some of "
+                   "train are.")  # fmt: skip
 @click.option("--drop-leaks", is_flag=True,
               help="With given splits: leave out train rows that share a picture, text or group with others.")  # fmt: skip
 @click.option("--group-by", help="A field whose equal values must not lie in two splits.")
