@@ -44,6 +44,7 @@ from labeler.evaluation import (
 from labeler.measuring import MODALITIES, asked, learned_from, make_baselines, measured, measured_parents
 from labeler.model_card import model_card
 from labeler.records import differing_names
+from labeler.sources.answers import UNKNOWN
 from labeler.taxonomy import taxonomy_of
 from labeler.towers_card import towers_card
 from labeler.training_options import TrainOptions
@@ -183,7 +184,9 @@ def measure_run(
 def refuse_mismatch(run: Any, store: Any) -> None:
     """Raise BadInputError unless the run knows the store's labels and image tower; its labels are the store's from here on."""
     ours, theirs = run.label_set, store.label_set
-    if ours.task != theirs.task or not set(theirs.names) <= set(ours.names):
+    lacking = set(ours.names) - set(theirs.names)
+    # what <unk> stands for hangs on which other labels there are
+    if ours.task != theirs.task or not set(theirs.names) <= set(ours.names) or (lacking and UNKNOWN in theirs.names):
         raise BadInputError(
             f"{run.folder} was trained for other labels than {store.folder} has ({len(ours.names)} for task {ours.task}, "
             f"{len(theirs.names)} for {theirs.task}): {differing_names(ours.names, theirs.names)}; evaluate it on labels that it "

@@ -13,7 +13,7 @@ from labeler.artifacts import BadInputError, sha256_bytes
 from labeler.encoders import weights
 from labeler.images import ImageError
 from labeler.ingestion import Ingested, IngestOptions, ingest
-from labeler.items import read_items
+from labeler.items import ItemReading, read_items
 from labeler.records import Record, Reject, Row, read_records
 from labeler.sources import Reading, find_format, read_source
 from labeler.sources.hub import Source, file_bytes, parse
@@ -296,7 +296,7 @@ def test_one_table_of_a_data_set_gives_its_pictures(tmp_path, pets, picture_byte
     assert all((result.out / result.profile["root"] / record.image).is_file() for record in kept(result))
     assert all(record.meta["image_sha256"] in record.image for record in kept(result))
     assert ingest([table], tmp_path / "records").already
-    items = list(read_items(read_source(table), {}, False, 32))
+    items = list(read_items(read_source(table), ItemReading({}), 32))
     assert [(item.error, item.pixels.shape) for item in items] == [(None, (32, 32, 3))] * 6
 
 
