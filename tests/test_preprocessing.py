@@ -263,7 +263,7 @@ def test_a_split_without_rows_is_named(towers, store, tmp_path):
     rows = [json.loads(line) for line in (store.parent / "source/pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [json.dumps(row | {"image": None, "text": row["id"]}) for row in rows if row["split"] != "validation"]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    ingest([tmp_path / "pairs.jsonl"], tmp_path / "records", IngestOptions())
+    ingest([tmp_path / "pairs.jsonl"], tmp_path / "records", IngestOptions(split="keep"))
     preprocess(tmp_path / "records", tmp_path / "store", **towers)
     with pytest.raises(BadInputError, match="no row in the validation split"):
         Store(tmp_path / "store").rows_of("validation")
