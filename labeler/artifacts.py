@@ -2,7 +2,7 @@
 
 Every stage writes one folder. The folder is built beside its final name, `manifest.json` is written
 last (stage, inputs with their sha256, arguments, seed, versions, a sha256 for every file), and then
-the folder is renamed to its final name. This module imports nothing else of labeler.
+the folder is renamed to its final name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from labeler.errors import BadInputError, LockedError
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CARD = "README.md"  # a run's: has a date, and is told anew when the run is evaluated
@@ -28,40 +30,6 @@ RECORDED_PACKAGES = ("labeler", "torch", "torchvision", "transformers", "timm", 
                      "pillow", "scikit-learn", "optuna")  # fmt: skip
 
 log = logging.getLogger("labeler")
-
-
-class LabelerError(Exception):
-    """A user's mistake or a machine's bad luck: the message says what, where, and what to do next."""
-
-    exit_code = 1
-
-
-class UsageError(LabelerError):
-    """The command was called with something it cannot take."""
-
-    exit_code = 2
-
-
-class BadInputError(LabelerError):
-    """The data, or an artifact given as input, cannot be used."""
-
-    exit_code = 3
-
-
-class LockedError(LabelerError):
-    """Another process is making the same artifact."""
-
-    exit_code = 5
-
-
-class DivergedError(LabelerError):
-    """Training has come to a loss that is no number."""
-
-
-class InterruptedRun(LabelerError):
-    """Ctrl-C stopped the stage after it had saved what it had."""
-
-    exit_code = 130
 
 
 class Input(NamedTuple):
@@ -266,9 +234,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def making(
-    folder: Path, recipe: Recipe | Callable[[], Recipe], *, resume: bool = False, keep: bool = False,
-    content: str | Callable[[dict[str, str]], str] | None = None, stage: str | None = None,
-) -> Iterator[Path]:  # fmt: skip
+    folder: Path,
+    recipe: Recipe | Callable[[], Recipe],
+    *,
+    resume: bool = False,
+    keep: bool = False,
+    content: str | Callable[[dict[str, str]], str] | None = None,
+    stage: str | None = None,
+) -> Iterator[Path]:
     """Yield a work folder; when the block ends without an error, publish it as `folder`.
 
     Args:
@@ -365,9 +338,12 @@ def make_parent(folder: Path) -> None:
 
 
 def write_manifest(
-    work: Path, recipe: Recipe, started: datetime, content: str | Callable[[dict[str, str]], str] | None = None,
+    work: Path,
+    recipe: Recipe,
+    started: datetime,
+    content: str | Callable[[dict[str, str]], str] | None = None,
     name: str = MANIFEST,
-) -> None:  # fmt: skip
+) -> None:
     """Write the manifest into `work`; nothing may be written there afterwards."""
     files = file_hashes(work)
     if callable(content):

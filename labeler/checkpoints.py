@@ -18,7 +18,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from labeler.artifacts import MANIFEST, BadInputError, LabelerError, damage, file_hashes, remove, write_json
+from labeler.artifacts import MANIFEST, damage, file_hashes, remove, write_json
+from labeler.errors import BadInputError, LabelerError
 
 PROGRESS = "progress.json"
 STATE = "trainer_state.json"  # the Trainer's

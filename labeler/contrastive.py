@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import Recipe, UsageError, already_made, check_free, input_of, remove, verify
+from labeler.artifacts import Recipe, already_made, check_free, input_of, remove, verify
+from labeler.errors import UsageError
 from labeler.model_card import given
 from labeler.models import check_name, constant, model_names
 from labeler.towers_card import towers_card

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from labeler.artifacts import BadInputError, LabelerError, write_json
+from labeler.artifacts import write_json
 from labeler.batches import StorePairs
 from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.embedding import embed_pairs, pair_keys
+from labeler.errors import BadInputError, LabelerError
 from labeler.evaluation import mean_recall
 from labeler.grad_cache import cached_backward
 from labeler.losses import contrastive_loss, shared_targets

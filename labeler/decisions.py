@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from labeler.artifacts import BadInputError, UsageError
+from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import (
     BEST_F1,
     Aim,

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import LabelerError
+from labeler.errors import LabelerError
 from labeler.images import Examined, ImageError, Prepared, examine_image, prepare_image, stretch
 
 TIME_LIMIT = 60.0  # seconds of CPU time for one picture

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, Input, UsageError, input_of, read_manifest
+from labeler.artifacts import Input, input_of, read_manifest
 from labeler.encoders.weights import is_published, tower_sha256
+from labeler.errors import BadInputError, UsageError
 from labeler.records import LabelSet, differing_names, read_label_set
 from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
 

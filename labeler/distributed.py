@@ -24,7 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError, write_json
+from labeler.artifacts import write_json
+from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.interrupts import stop_on_interrupt
 from labeler.training_options import TrainOptions
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, verify
+from labeler.artifacts import verify
+from labeler.errors import BadInputError
 from labeler.keys import comparables, keys_of
 from labeler.records import LabelSet
 from labeler.runs import Run, read_json, refuse_pickles

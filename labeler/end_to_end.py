@@ -21,8 +21,8 @@ from torchvision.transforms import v2
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from labeler.artifacts import UsageError
 from labeler.batches import Pair, StorePairs
+from labeler.errors import UsageError
 
 if TYPE_CHECKING:
     from labeler.encoders.image import ImageEncoder

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, UsageError
 from labeler.decoding import prepare_images
+from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import scores_of, settle
 from labeler.images import ImageError, Prepared
 from labeler.items import Item

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from labeler.artifacts import BadInputError, UsageError, make_parent, write_json, write_text
+from labeler.artifacts import make_parent, write_json, write_text
+from labeler.errors import BadInputError, UsageError
 from labeler.records import Record, Task, read_label_set
 from labeler.sources.jsonl import LineError, parse_line
 

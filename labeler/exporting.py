@@ -16,10 +16,7 @@ import numpy as np
 
 from labeler.artifacts import (
     CARD,
-    BadInputError,
-    LabelerError,
     Recipe,
-    UsageError,
     already_made,
     input_of,
     making,
@@ -32,6 +29,7 @@ from labeler.decisions import VALIDATION, Rule
 from labeler.decoding import prepare_images
 from labeler.engines import CHECK, Choice, Engine, Precision, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, PREPROCESSOR, TOKENIZER, TOWER
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, measure, scores_of, settle, write_named
 from labeler.images import ImageError
 from labeler.items import Item

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from labeler import workers
-from labeler.artifacts import BadInputError, UsageError, write_json
+from labeler.artifacts import write_json
 from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
@@ -28,6 +28,7 @@ from labeler.decisions import VALIDATION
 from labeler.distillation import ZeroShotTeacher, refuse_idle, teachers_say
 from labeler.embedding import refuse_other_pictures
 from labeler.end_to_end import EndToEnd, reader
+from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
 from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss

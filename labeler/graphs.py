@@ -13,9 +13,9 @@ from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.nn import functional
 
-from labeler.artifacts import LabelerError
 from labeler.encoders.image import ImageEncoder
 from labeler.encoders.weights import first_line
+from labeler.errors import LabelerError
 
 OPSET = 17
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.explanation import Explanation
 from labeler.images import decode_image
 

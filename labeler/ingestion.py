@@ -23,9 +23,7 @@ from tqdm import tqdm
 
 from labeler.artifacts import (
     MANIFEST,
-    BadInputError,
     Input,
-    LabelerError,
     Recipe,
     already_made,
     making,
@@ -37,6 +35,7 @@ from labeler.artifacts import (
 from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece, row_labels
 from labeler.collecting import Collected, Records
 from labeler.decoding import cores, examine_images, in_workers
+from labeler.errors import BadInputError, LabelerError
 from labeler.images import Examined, ImageError, read_image_file
 from labeler.ingest_options import IngestOptions, read_vocabulary
 from labeler.lines import json_id, with_meta, without_image

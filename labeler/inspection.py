@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from labeler.artifacts import (
-    BadInputError,
     Input,
     Recipe,
     already_made,
@@ -28,6 +27,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
+from labeler.errors import BadInputError
 from labeler.image_quality import THRESHOLDS, quality_scores, suspicious
 from labeler.images import decode_image
 from labeler.taxonomy import taxonomy_of

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labeler.artifacts import LabelerError
 from labeler.decisions import Rule, promised
 from labeler.encoders.weights import first_line
 from labeler.engines import Choice, Engine, open_engine
+from labeler.errors import LabelerError
 from labeler.evaluation import NEVER, scores_of, settle
 from labeler.items import Item, ItemReading
 from labeler.memory import lacks_memory

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, InterruptedRun, UsageError, read_manifest, work_folder
+from labeler.artifacts import read_manifest, work_folder
 from labeler.decisions import Rule, aimed, read_rule, rule_of
 from labeler.decoding import AHEAD
 from labeler.engines import Choice, Precision
+from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.evaluation import Aim
 from labeler.exporting import MANY, choose_engine
 from labeler.items import ItemReading, key_of, read_items
@@ -43,29 +44,12 @@ OWN = ("id", "image", "text", "labels", "label", "scores", "model", "error", "re
 
 
 def predict(
-    inputs: Sequence[Path | str],
-    model: Path,
-    out: Path | str | None = None,
-    *,
-    format: str | None = None,
-    batch_size: int = 32,
-    device: str = "auto",
-    runtime: str = "auto",
-    precision: Precision = "auto",
-    mapping: dict[str, str] | None = None,
-    encoding: str | None = None,
-    image_folder: Path | None = None,
-    keep: Sequence[str] = (),
-    allow_missing_image: bool = False,
-    allow_outside: bool = False,
-    aim: Aim | None = None,
-    min_precision: float | None = None,
-    prompts: Prompts | None = None,
-    force: bool = False,
-    engine: str = "local",
-    workers: int | None = None,
-    ray_address: str | None = None,
-) -> Counts:
+    inputs: Sequence[Path | str], model: Path, out: Path | str | None = None, *, format: str | None = None, batch_size: int = 32,
+    device: str = "auto", runtime: str = "auto", precision: Precision = "auto", mapping: dict[str, str] | None = None,
+    encoding: str | None = None, image_folder: Path | None = None, keep: Sequence[str] = (), allow_missing_image: bool = False,
+    allow_outside: bool = False, aim: Aim | None = None, min_precision: float | None = None, prompts: Prompts | None = None,
+    force: bool = False, engine: str = "local", workers: int | None = None, ray_address: str | None = None,
+) -> Counts:  # fmt: skip
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with `model`, a run or an export; write one line an item.
 
     A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
@@ -111,19 +95,10 @@ def predict(
     rule = Rule(model, label_set_of(prompts), None, 1.0) if prompts else aimed(read_rule(choice.folder), aim)
     least = None if min_precision is None else least_score(rule, min_precision)
     settings = Settings(model, rule, how, device, batch_size, least, job.ahead, choice)
+    by_ray = partial(label_on_ray, workers=workers, address=ray_address)
     written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None, how.carried)
-    label_windows: Callable[..., Generator[list[Line], None, None]] = label_here
-    if engine == "ray":
-        label_windows = partial(label_on_ray, workers=workers, address=ray_address)
     with writing(out, recipe, written.header, force) as output:
-        try:
-            with tqdm(total=job.total(), desc="labelling", unit="item", disable=None) as bar:
-                label_rows(label_windows, job.rows, settings, written, output, bar)
-                return output.join()
-        except KeyboardInterrupt:
-            if isinstance(output, Stream):
-                raise
-            raise InterruptedRun(f"{out}: interrupted; the same command goes on from there") from None
+        return label_job(job, settings, by_ray if engine == "ray" else label_here, written, output, out)
 
 
 class Job(NamedTuple):
@@ -232,6 +207,21 @@ def output_format(format: str | None, out: Path | str | None) -> str:
     elif out is not None and out.is_dir():
         raise BadInputError(f"{out}: a folder; --out takes the file to write")
     return form
+
+
+def label_job(
+    job: Job, settings: Settings, label_windows: Callable[..., Generator[list[Line], None, None]], written: LineFormat,
+    output: Shards | Stream, out: Path | str | None,
+) -> Counts:  # fmt: skip
+    """Label what the output does not know yet, with a progress bar, and join it; raises InterruptedRun after Ctrl-C."""
+    try:
+        with tqdm(total=job.total(), desc="labelling", unit="item", disable=None) as bar:
+            label_rows(label_windows, job.rows, settings, written, output, bar)
+            return output.join()
+    except KeyboardInterrupt:
+        if isinstance(output, Stream):
+            raise
+        raise InterruptedRun(f"{out}: interrupted; the same command goes on from there") from None
 
 
 def label_rows(

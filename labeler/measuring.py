@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, Input, Recipe, already_made, making, write_json
+from labeler.artifacts import Input, Recipe, already_made, making, write_json
+from labeler.errors import BadInputError
 from labeler.evaluation import (
     BEST_F1,
     HEADLINE,

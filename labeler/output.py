@@ -14,7 +14,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import IO, Any
 
-from labeler.artifacts import BadInputError, locked, sha256_bytes
+from labeler.artifacts import locked, sha256_bytes
+from labeler.errors import BadInputError
 from labeler.remote import download, endpoint, status, upload
 from labeler.shards import ERROR, FOREIGN, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
 from labeler.values import neutral

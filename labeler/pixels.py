@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from labeler.artifacts import BadInputError, Input, Recipe, already_made, making, verify
+from labeler.artifacts import Input, Recipe, already_made, making, verify
+from labeler.errors import BadInputError
 from labeler.preprocessing import counted, load_batches
 from labeler.store import Store
 

@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from labeler.artifacts import UsageError
 from labeler.batches import Pair, collate
+from labeler.errors import UsageError
 
 if TYPE_CHECKING:
     from labeler.end_to_end import EndToEnd

@@ -15,8 +15,6 @@ from tqdm import tqdm
 
 from labeler.artifacts import (
     MANIFEST,
-    BadInputError,
-    LabelerError,
     Recipe,
     already_made,
     check_free,
@@ -29,6 +27,7 @@ from labeler.artifacts import (
 )
 from labeler.decoding import prepare_images
 from labeler.encoders.weights import EMBEDDED, tower_sha256
+from labeler.errors import BadInputError, LabelerError
 from labeler.images import STRETCHED_BY, ImageError, Prepared
 from labeler.memory import halving
 from labeler.records import LabelSet, Record, read_label_set, read_records

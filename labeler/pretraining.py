@@ -16,9 +16,10 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from labeler.artifacts import BadInputError, UsageError, write_json
+from labeler.artifacts import write_json
 from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.end_to_end import reader
+from labeler.errors import BadInputError, UsageError
 from labeler.memory import keep_freed_memory
 from labeler.objectives import AlignedObjectives, Objectives
 from labeler.trainer import PairTrainer, training_arguments

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from labeler.artifacts import UsageError
 from labeler.chunks import FIXED, Columns
 from labeler.collecting import Records
+from labeler.errors import UsageError
 from labeler.records import LabelSet, Reject
 from labeler.selection import Selected
 from labeler.sources.captions import LEFT_OUT

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
 
-from labeler.artifacts import LabelerError
 from labeler.encoders.image import input_of, normalised
 from labeler.encoders.pretrained import load_transformers, quiet
 from labeler.encoders.text import no_words
 from labeler.encoders.weights import from_folder_or_hub
+from labeler.errors import LabelerError
 from labeler.layers import unit
 from labeler.models.clip import Embeddings
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.values import RowError, Split, clean_path, clean_text, jsonable, parse_labels, parse_split
 
 Task = Literal["single", "multi"]

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.images import FRAME, MAX_FILE_BYTES, ImageError, check_size
 from labeler.records import Remote
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import Reject, Remote, Row, find_field
 from labeler.remote import LOST, PREFIX, copied, file_of, in_threads, lost, opened, read_bytes, status, told
 from labeler.sources import Reading, named_format, read_source, rows_of

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labeler.artifacts import BadInputError, verify
+from labeler.artifacts import verify
+from labeler.errors import BadInputError
 from labeler.models import model_module
 from labeler.records import LabelSet, read_label_set
 

@@ -14,21 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import (
-    CARD,
-    BadInputError,
-    Recipe,
-    UsageError,
-    adding,
-    already_made,
-    input_of,
-    verify,
-    write_json,
-    write_text,
-)
+from labeler.artifacts import CARD, Recipe, adding, already_made, input_of, verify, write_json, write_text
 from labeler.contrastive import typed
 from labeler.decisions import aimed, promised
 from labeler.embedding import refuse_other_tower
+from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import (
     Aim,
     Predictions,
@@ -122,30 +112,39 @@ def evaluate(
     with adding(run, recipe, name) as folder:
         predictions, figures = measure_run(opened, store, split, batch_size, () if zero_shot else PROMISES)
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
-        for path in baselines.glob("baseline-*.jsonl") if baselines else ():
-            shutil.copyfile(path, folder / path.name)
-        metrics = describe(opened, store, split, trained) | figures
-        metrics["aim"] = str(aim) if aim else None
-        if note := elsewhere(trained, store, split):
-            metrics["data"]["trained_on_it"] = False
-            metrics["notes"] = [*metrics["notes"], note]
-            log.warning("%s: %s", run, note)
+        metrics = describe(opened, store, split, trained) | figures | {"aim": str(aim) if aim else None}
+        metrics["baselines"] = taken_over(baselines, folder) if baselines else []
+        note_origins(metrics, trained, store, split, fitted_on)
         if zero_shot:
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
-        if fitted_on is not store:
-            note = f"the baselines learned from {fitted_on.folder}" if fitted_on else NO_BASELINES
-            metrics["notes"] = [*metrics["notes"], note]
-            log.warning("%s: no train or no validation row; %s", data, note)
-        metrics["baselines"] = []
-        if baselines:
-            metrics["baselines"] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
         write_json(folder / f"metrics-{split}.json", metrics)
         own_card = CARD in trained["files"]  # an older labeler's card is part of its run
         if split == "test" and not own_card:
             card = partial(towers_card, typed=typed(trained, run)) if zero_shot else model_card
             write_text(folder / CARD, card(run, trained, metrics=metrics))
     return Evaluated(run, False, metrics)
+
+
+def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:
+    """Copy the baselines' predictions to `folder`; return their figures."""
+    for path in baselines.glob("baseline-*.jsonl"):
+        shutil.copyfile(path, folder / path.name)
+    found: list[dict[str, Any]] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
+    return found
+
+
+def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, fitted_on: Any) -> None:
+    """Note in the metrics, and say, where run or baselines learned from another store than they are measured on."""
+    notes = []
+    if note := elsewhere(trained, store, split):
+        metrics["data"]["trained_on_it"] = False
+        notes.append(note)
+    if fitted_on is not store:
+        notes.append(f"the baselines learned from {fitted_on.folder}" if fitted_on else NO_BASELINES)
+    metrics["notes"] = [*metrics["notes"], *notes]
+    for note in notes:
+        log.warning("%s on %s: %s", metrics["run"], store.folder, note)
 
 
 def opened_for(store: Any, run: Path, device: str, aim: Aim | None, zero_shot: ZeroShotOptions | None) -> Any:

@@ -15,9 +15,7 @@ import numpy as np
 
 from labeler.artifacts import (
     MANIFEST,
-    BadInputError,
     Recipe,
-    UsageError,
     already_made,
     input_of,
     locked,
@@ -28,6 +26,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.decoding import prepare_images
+from labeler.errors import BadInputError, UsageError
 from labeler.images import VIDEOS, ImageError, frame_of
 from labeler.items import Item
 from labeler.records import Record

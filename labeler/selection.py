@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from labeler.artifacts import BadInputError, UsageError
 from labeler.chunks import with_unknown
 from labeler.collecting import Records
+from labeler.errors import BadInputError, UsageError
 from labeler.keys import keys_of
 from labeler.lines import in_split, in_splits, json_id, with_id, with_labels
 from labeler.records import Reject, Task
@@ -225,9 +225,7 @@ def repeated_ids(records: Records) -> tuple[np.ndarray, np.ndarray]:
     order = again[np.argsort(ids[again], kind="stable")]
     same = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
     runs = np.split(same, np.flatnonzero(np.diff(same) > 1) + 1) if len(same) else []
-    others: list[
-        tuple[str, list[int]]
-    ] = []  # an id for each record that cannot keep its own, and the rows that it stands on
+    others: list[tuple[str, list[int]]] = []  # ids of records that cannot keep theirs, and these records' rows
     for run in runs:
         by_id: dict[str, dict[Any, list[int]]] = {}  # two ids may have one hash
         for row in order[run[0] : run[-1] + 2].tolist():
@@ -286,12 +284,10 @@ def rejected(records: Records, selected: Selected) -> Iterator[Reject]:
             source, line = records.place(about)
             message = f"the same row as {source}:{line}"
         elif code == "id-conflict":
-            what = (
-                "without an id that have this picture and text, and differ"
-                if records.columns.borrowed[row]
-                else "that differ"
+            nameless = (
+                "without an id that have this picture and text, and " if records.columns.borrowed[row] else "that "
             )
-            message = f"the id {identity!r} stands on {about} rows {what}"
+            message = f"the id {identity!r} stands on {about} rows {nameless}differ"
         elif code == "label-count":
             message = f"{about} labels where the task is single; --task multi takes several"
         else:

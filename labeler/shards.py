@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from labeler.artifacts import BadInputError, LabelerError, locked, make_parent, sha256_file, work_folder
+from labeler.artifacts import locked, make_parent, sha256_file, work_folder
+from labeler.errors import BadInputError, LabelerError
 
 SUFFIX = ".lines"
 JOINED = "joined"

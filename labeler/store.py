@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, by_name, read_manifest, verify
+from labeler.artifacts import by_name, read_manifest, verify
+from labeler.errors import BadInputError
 from labeler.records import LabelSet, read_label_set
 from labeler.values import Split
 
@@ -40,7 +41,7 @@ class Store:
         self.folder = by_name(folder)
         self.manifest = (verify if check else read_manifest)(folder, "preprocess")
         self.label_set: LabelSet = read_label_set(folder)
-        self._numbers: list[int] | None = None  # of the labels that the rows hold, where others were asked for
+        self._own = self.label_set.names  # what the numbers in the dataset stand for
         self.dataset = lance.dataset(str(folder / DATASET))
 
     @property
@@ -57,13 +58,13 @@ class Store:
     def rows(self) -> dict[str, list[Any]]:
         """Return the small columns whole: id, split, group, text, labels."""
         found = self.dataset.to_table(columns=["id", "split", "group", "text", "labels"]).to_pydict()
-        if self._numbers is not None:
-            found["labels"] = [labels and [self._numbers[label] for label in labels] for labels in found["labels"]]
+        if self.label_set.names != self._own:
+            numbers = [self.label_set.names.index(name) for name in self._own]
+            found["labels"] = [labels and [numbers[label] for label in labels] for labels in found["labels"]]
         return found
 
     def label_as(self, label_set: LabelSet) -> None:
         """Number the rows' labels as `label_set` does, which has each of them, and perhaps others that no row carries."""
-        self._numbers = [label_set.names.index(name) for name in self.label_set.names]
         self.label_set = label_set
         self.__dict__.pop("rows", None)
 

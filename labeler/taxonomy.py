@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import LabelSet, Task, refuse_deep
 from labeler.values import RowError, clean_text
 

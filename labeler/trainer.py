@@ -16,10 +16,11 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler import workers
-from labeler.artifacts import DivergedError, LabelerError, remove
+from labeler.artifacts import remove
 from labeler.batches import DroppedModalities, collate
 from labeler.checkpoints import Progress, prune, seal, unseal, what_is_wrong, writing
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
+from labeler.errors import DivergedError, LabelerError
 from labeler.memory import give_back_freed_memory, lacks_memory
 from labeler.training_options import TrainOptions
 

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -13,10 +14,7 @@ from typing import Any, NamedTuple
 from labeler.artifacts import (
     CARD,
     MANIFEST,
-    BadInputError,
-    InterruptedRun,
     Recipe,
-    UsageError,
     already_made,
     beside,
     check_free,
@@ -32,6 +30,7 @@ from labeler.artifacts import (
 )
 from labeler.distillation import ZeroShotTeacher, teacher_inputs
 from labeler.distributed import check_can_shard, check_ray, fit_on_workers
+from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.interrupts import stop_on_interrupt
 from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
@@ -103,8 +102,7 @@ def train(
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
     check_free(out, "train")
-    together = workers > 1 or ray_address is not None
-    if together:
+    if together := workers > 1 or ray_address is not None:
         check_ray()
     from labeler.model_card import model_card
 
@@ -113,11 +111,7 @@ def train(
     fit = None if together else new_fit(**how, report=report)
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
 
-    def run(folder: Path, continued: bool) -> dict[str, Any]:
-        if fit is not None:
-            return run_here(fit, folder, continued)
-        return fit_on_workers(how, folder, workers=workers, address=ray_address)
-
+    run = partial(run_here, fit) if fit is not None else partial(run_on_workers, how, workers, ray_address)
     history = fitted(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
     return Trained(out, False, history)
 
@@ -165,6 +159,13 @@ def fitted(
         (folder / "trainer").replace(checkpoints_of(out))
     remove(checkpoints_of(out))
     return history
+
+
+def run_on_workers(
+    how: dict[str, Any], workers: int, address: str | None, folder: Path, continued: bool
+) -> dict[str, Any]:
+    """Let workers run what `how` says, from the checkpoints in `folder` if there are any; return the history."""
+    return fit_on_workers(how, folder, workers=workers, address=address)
 
 
 def run_here(fit: Any, folder: Path, continued: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import BadInputError, UsageError
+from labeler.errors import BadInputError, UsageError
 from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, constant, model_names, training_defaults
 
 LEAST_TEXT_TOKENS = 3

@@ -18,12 +18,7 @@ from typing import Any
 
 from labeler.artifacts import (
     MANIFEST,
-    BadInputError,
-    DivergedError,
-    InterruptedRun,
-    LabelerError,
     Recipe,
-    UsageError,
     differences,
     input_of,
     locked,
@@ -34,6 +29,7 @@ from labeler.artifacts import (
     write_manifest,
     write_text,
 )
+from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, UsageError
 from labeler.models import check_name
 from labeler.training import train
 from labeler.training_options import options_for, own_options, search_space

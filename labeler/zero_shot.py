@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.artifacts import read_manifest
+from labeler.errors import BadInputError, UsageError
 from labeler.records import Label, LabelSet
 from labeler.values import RowError, clean_text
 

@@ -25,16 +25,19 @@ for _variable in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TRA
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from ingesting import kept, rejects, write
 from PIL import Image, ImageDraw
 
+from labeler.artifacts import verify
 from labeler.cli import main
-from labeler.ingestion import IngestOptions, ingest
+from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.records import Label, LabelSet
 
@@ -209,10 +212,37 @@ def picture_bytes() -> Callable[..., bytes]:
     return make
 
 
+@pytest.fixture
+def ingested(tmp_path):
+    """Return a function that ingests rows, or sources, into `tmp_path`/out and checks that every row is counted."""
+
+    def run(rows=None, *, sources=None, out="out", seed=0, force=False, **options) -> Ingested:
+        paths = sources or [write(tmp_path / "data" / "pairs.jsonl", rows)]
+        result = ingest(paths, tmp_path / out, IngestOptions(**options), seed=seed, force=force)
+        verify(result.out, "ingest")
+        profile, records = result.profile, kept(result)
+        assert profile["rows"] == profile["kept"] + profile["rejected"]
+        assert profile["kept"] == len(records) == sum(profile["splits"].values())
+        assert profile["rejected"] == len(rejects(result)) == sum(profile["rejects"].values())
+        assert Counter(item["code"] for item in rejects(result)) == profile["rejects"]
+        assert len({record.id for record in records}) == len(records)
+        assert all(record.split for record in records)
+        assert json.loads((result.out / "profile.json").read_text()) == profile
+        return result
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory, text_tower, image_tower) -> Path:
     """Return the store of the shapes, task single; `source` and `records` lie beside it."""
     return make_store(tmp_path_factory.mktemp("single"), "single", text_tower, image_tower)
+
+
+@pytest.fixture
+def pictures(store) -> Path:
+    """Return the folder of the shapes' pictures."""
+    return store.parent / "source" / "pictures"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 from test_evaluation import make, rows_of
 
-from labeler.artifacts import UsageError
+from labeler.errors import UsageError
 from labeler.evaluation import Predictions, aim_of, decide, fit_thresholds, kept, kept_promise, promise, risk_coverage
 from labeler.evaluation.abstention import DOUBT, Promise
 from labeler.evaluation.thresholds import NEVER, best_threshold

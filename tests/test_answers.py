@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from labeler.artifacts import BadInputError, UsageError
 from labeler.cli import cli
+from labeler.errors import BadInputError, UsageError
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.records import Record, Row, read_label_set, read_records
 from labeler.sources.answers import with_answer

@@ -14,13 +14,8 @@ import pytest
 
 from labeler import artifacts
 from labeler.artifacts import (
-    BadInputError,
     Input,
-    InterruptedRun,
-    LabelerError,
-    LockedError,
     Recipe,
-    UsageError,
     adding,
     already_made,
     beside,
@@ -32,6 +27,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
+from labeler.errors import BadInputError, InterruptedRun, LabelerError, LockedError, UsageError
 
 RECIPE = Recipe("ingest", (Input("pairs.jsonl", "ab" * 32),), {"task": "auto", "fields": ("a", "b")}, seed=3)
 HOLD_LOCK = """

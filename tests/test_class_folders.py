@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.records import Reject, Row, record_from
 from labeler.sources.class_folders import read_class_folders

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import pytest
 
-from labeler.artifacts import BadInputError
 from labeler.cli import COMMANDS, cli, main, system_error
+from labeler.errors import BadInputError
 
 HEAVY = {"torch", "transformers", "pandas", "pydantic", "numpy", "PIL", "lance"}
 ROWS = "".join(json.dumps({"id": n, "text": f"text {n}", "label": "ab"[n % 2]}) + "\n" for n in range(20))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import Reject, Row, record_from
 from labeler.sources import coco, label_studio
 

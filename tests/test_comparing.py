@@ -12,7 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from test_evaluation import make, never_nan, rows_of
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.evaluation import Predictions, bootstrap, compare, judge, mean_of, resample, statistics
 from labeler.evaluation.bootstrap import Resampled
 from labeler.evaluation.comparing import holm, rows_needed

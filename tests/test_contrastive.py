@@ -9,22 +9,16 @@ import signal
 import numpy as np
 import pytest
 import torch
+from lacking_memory import lacking_memory
 from safetensors.torch import load_file
 
-from labeler.artifacts import (
-    BadInputError,
-    DivergedError,
-    InterruptedRun,
-    LabelerError,
-    UsageError,
-    read_manifest,
-    work_folder,
-)
+from labeler.artifacts import read_manifest, work_folder
 from labeler.batches import collate
 from labeler.contrastive import pretrain, pretrain_options
 from labeler.contrastive_fitting import ContrastiveFit, ContrastiveTrainer
 from labeler.embedding import load_towers_run, pair_keys
-from labeler.layers import FastDropout, LogitScale
+from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, UsageError
+from labeler.layers import LogitScale
 from labeler.runs import load_run
 from labeler.store import Store
 from labeler.trainer import training_arguments
@@ -69,13 +63,7 @@ def test_chunks_that_memory_does_not_hold_are_halved_and_change_no_gradient(stor
     for limit in (10, 3):
         options = pretrain_options("clip", GIVEN | {"chunk_size": 10})
         fit = ContrastiveFit("clip", store, options, 0, "cpu")
-        for module in fit.model.modules():
-            if isinstance(module, (FastDropout, torch.nn.Dropout)):
-                module.p = 0.0
-        fit.model.register_forward_pre_hook(
-            lambda _, inputs, named, limit=limit: torch.empty(1 << 50) if len(named["input_ids"]) > limit else None,
-            with_kwargs=True,
-        )
+        lacking_memory(fit.model, limit)
         trainer = ContrastiveTrainer(fit, args=training_arguments(tmp_path, fit.options, 0, torch.device("cpu")))
         batch = collate(fit.train_pairs.__getitems__(range(10)), fit.tokenizer.pad_token_id)
         losses.append(trainer.training_step(fit.model, batch).item())

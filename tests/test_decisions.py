@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler.artifacts import BadInputError, UsageError
 from labeler.cli import main
 from labeler.decisions import aimed, promised, validation_predictions
+from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import aim_of, fit_thresholds, read_predictions
 from labeler.labeller import least_score
 from labeler.labelling import predict

@@ -16,8 +16,8 @@ import pytest
 from crashing import ENDS, arrays, decode
 from PIL import Image
 
-from labeler.artifacts import LabelerError
 from labeler.decoding import AHEAD, cores, examine_images, in_workers, prepare_images
+from labeler.errors import LabelerError
 from labeler.images import ImageError, Prepared, examine_image, load_image, stretch
 
 ROOT = Path(__file__).parent.parent

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError, read_manifest, verify
+from labeler.artifacts import read_manifest, verify
 from labeler.batches import StorePairs, collate
 from labeler.cli import cli
 from labeler.distillation import teachers_say
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.runs import load_run
 from labeler.store import Store
 from labeler.trainer import LabelTrainer

@@ -22,9 +22,10 @@ import torch
 from safetensors.torch import load_file
 
 from labeler import workers
-from labeler.artifacts import LabelerError, UsageError, read_manifest, verify, work_folder
+from labeler.artifacts import read_manifest, verify, work_folder
 from labeler.checkpoints import newest_checkpoint
 from labeler.cli import cli
+from labeler.errors import LabelerError, UsageError
 from labeler.runs import load_run, read_json
 from labeler.training import train
 from labeler.workers import OwnPart, own_part

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from labeler.artifacts import LabelerError, UsageError
 from labeler.distributed import cpus_each
+from labeler.errors import LabelerError, UsageError
 from labeler.training import train
 
 

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from transformers import VisualBertConfig, VisualBertModel
 
-from labeler.artifacts import LabelerError, UsageError
 from labeler.encoders import image, text, visualbert, weights
 from labeler.encoders.grids import averages
 from labeler.encoders.image import IMAGENET_MEAN, ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
 from labeler.encoders.weights import LITE0, MINILM, MINILM_TOKENIZER, embedded_path, from_hub, tower_sha256
+from labeler.errors import LabelerError, UsageError
 from labeler.images import stretch
 
 PARAPHRASES = [("A dog runs along the beach.", "A puppy is running by the sea."),

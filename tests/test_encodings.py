@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from labeler.artifacts import BadInputError
 from labeler.cli import cli
+from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.records import Reject
 from labeler.sources import Reading, read_source

@@ -17,10 +17,11 @@ from test_prediction import assert_as_measured, lines_of, write_pairs
 from test_resume import interrupt_at
 from transformers import AutoTokenizer
 
-from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError, read_manifest, verify
+from labeler.artifacts import read_manifest, verify
 from labeler.batches import StorePairs, collate, without
 from labeler.encoders.image import load_image_encoder
 from labeler.end_to_end import TOWER, AugmentedPictures, EndToEnd, augmentation
+from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.evaluation import read_predictions
 from labeler.exporting import export
 from labeler.fitting import Fit

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as reference
 
 from labeler import evaluation
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.evaluation import Predictions, decide, fit_thresholds, measure, statistics
 
 NAMES = ["anger", "joy", "neutral", "sadness", "surprise"]

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import nn
 
 from labeler import heat_maps, labelling
-from labeler.artifacts import BadInputError, LabelerError, UsageError
 from labeler.attribution import SMALL, TOLERANCE, Sight, attribute, text_places, word_spans
 from labeler.batches import Pair, collate
 from labeler.cli import cli
 from labeler.coattention import recorded_maps
 from labeler.encoders.image import load_image_encoder
 from labeler.end_to_end import EndToEnd
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.explanation import (
     decoded_subjects,
     explain_given,
@@ -369,11 +369,7 @@ def test_signs_that_no_font_has_are_said_once(trained, monkeypatch, caplog, tmp_
         ([ITEM, "--label", "crcle"], UsageError, "unknown label 'crcle'; did you mean 'circle'"),
         ([ITEM, "--data", "none"], BadInputError, "none"),
         ([ITEM, "--out", "none/x.png"], BadInputError, "none/x.png: cannot be written"),
-        (
-            ["--image", "broken.png", "--out", "./broken.png"],
-            UsageError,
-            "the picture itself, which the heat map would",
-        ),
+        (["--image", "broken.png", "--out", "./broken.png"], UsageError, "the picture itself, which the heat map"),
         (["--image", "a.mp4#frame=1of2", "--out", "a.mp4"], UsageError, "the picture itself, which the heat map would"),
         (["--image", "none.png"], BadInputError, "none.png: no such file"),
         (["--image", "broken.png"], BadInputError, "broken.png"),

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import click
 import pytest
 
-from labeler.artifacts import BadInputError, UsageError
 from labeler.cli import cli
+from labeler.errors import BadInputError, UsageError
 from labeler.export import Exported, export_tasks
 from labeler.records import Label, LabelSet, Record, Row, record_from, write_records
 from labeler.sources import label_studio

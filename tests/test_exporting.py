@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from labeler import exporting, labelling
-from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
+from labeler.artifacts import verify
 from labeler.engines import WAYS, Choice, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, INPUTS, TOKENIZER, TOWER
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.exporting import choose_engine, export, made_pairs, parts
 from labeler.graphs import write_fusion
 from labeler.items import Item

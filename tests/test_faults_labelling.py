@@ -17,8 +17,9 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 from PIL import Image
 
-from labeler.artifacts import InterruptedRun, LabelerError, LockedError, locked, work_folder
+from labeler.artifacts import locked, work_folder
 from labeler.decisions import read_rule
+from labeler.errors import InterruptedRun, LabelerError, LockedError
 from labeler.items import Item, ItemReading, key_of
 from labeler.labeller import Labeller, Settings
 from labeler.labelling import predict

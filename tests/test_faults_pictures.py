@@ -16,7 +16,7 @@ from crashing import crashing_prepare
 from picture_files import apng, chunk, claiming, encode, photo, png, tiff
 from PIL import Image
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.images import decode_image
 from labeler.ingestion import ingest
 from labeler.labelling import predict

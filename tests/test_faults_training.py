@@ -14,23 +14,14 @@ from pathlib import Path
 import lance
 import pytest
 import torch
+from lacking_memory import lacking_memory
 from safetensors.torch import load_file
 
-from labeler.artifacts import (
-    MANIFEST,
-    BadInputError,
-    InterruptedRun,
-    LabelerError,
-    LockedError,
-    locked,
-    read_manifest,
-    verify,
-    work_folder,
-)
+from labeler.artifacts import MANIFEST, locked, read_manifest, verify, work_folder
 from labeler.batches import collate
 from labeler.checkpoints import by_age
+from labeler.errors import BadInputError, InterruptedRun, LabelerError, LockedError
 from labeler.fitting import Fit
-from labeler.layers import FastDropout
 from labeler.preprocessing import preprocess
 from labeler.store import DATASET
 from labeler.trainer import LabelTrainer, training_arguments
@@ -335,13 +326,7 @@ def test_fault_26_a_batch_that_memory_does_not_hold_is_halved_and_has_the_same_g
     gradients, losses = [], []
     for limit in (8, 3):
         fit = Fit("visualbert", store, dataclasses.replace(options, **special), 0, "cpu")
-        for module in fit.model.modules():
-            if isinstance(module, (FastDropout, torch.nn.Dropout)):
-                module.p = 0.0
-        fit.model.register_forward_pre_hook(
-            lambda _, inputs, named, limit=limit: torch.empty(1 << 50) if len(named["input_ids"]) > limit else None,
-            with_kwargs=True,
-        )
+        lacking_memory(fit.model, limit)
         trainer = LabelTrainer(fit, args=training_arguments(tmp_path, options, 0, torch.device("cpu")))
         batch = collate(fit.train_pairs.__getitems__(range(8)), fit.tokenizer.pad_token_id)
         losses.append(trainer.training_step(fit.model, batch).item())

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import FlavaConfig, FlavaForPreTraining, FlavaImageProcessor, FlavaModel
 
-from labeler.artifacts import LabelerError
 from labeler.batches import Pair, collate
 from labeler.encoders.image import load_image_encoder
 from labeler.encoders.text import load_text_encoder
+from labeler.errors import LabelerError
 from labeler.models import Building, model_module
 from labeler.preprocessing import preprocess
 from labeler.scoring import evaluate

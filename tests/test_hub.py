@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from labeler.artifacts import BadInputError, sha256_bytes
+from labeler.artifacts import sha256_bytes
 from labeler.encoders import weights
+from labeler.errors import BadInputError
 from labeler.images import ImageError
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.items import ItemReading, read_items

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 # those of one package may use each other, but for the models.
 ORDER = """
 labeler  encoders  memory
+errors
 artifacts  interrupts
 values
 records  encoders.weights  resizing
@@ -187,8 +188,9 @@ def test_the_check_itself_finds_what_is_wrong(module, source, found):
     assert (found in wrong[0]) if found else wrong == []
 
 
-def test_artifacts_imports_nothing_of_ours():
-    assert [item.name for item in imports_of(path_of("artifacts").read_text()) if target(item.name)] == []
+@pytest.mark.parametrize(("module", "allowed"), [("errors", set()), ("artifacts", {"errors"})])
+def test_what_all_others_import_imports_nothing_of_ours(module, allowed):
+    assert {name for item in imports_of(path_of(module).read_text()) if (name := target(item.name))} == allowed
 
 
 @pytest.mark.parametrize("module", [name for name in module_names() if name.startswith("models.")])
@@ -208,7 +210,8 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["artifacts", "records", "resizing", "images", "decoding", "chunks", "keys", "lines", "looks", "splits", "collecting",
+LIGHT = ["errors", "artifacts", "records", "resizing", "images",
+         "decoding", "chunks", "keys", "lines", "looks", "splits", "collecting",
          "selection", "ingest_options", "ingestion", "preprocessing",
          "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
          "items", "output", "shards", "memory", "labeller", "engines", "engines.exported", "engines.onnx", "engines.openvino",
@@ -226,7 +229,7 @@ def test_what_a_stage_imports_first_is_light(module):
 def test_commands_import_only_click_and_what_is_light(module):
     assert packages_at_top(module) <= {"click", "labeler"} | set(sys.stdlib_module_names)
     ours = {target(item.name) for item in imports_of(path_of(module).read_text()) if item.at_top}
-    assert ours - {None} <= {"labeler", "artifacts", "cli", "cli.options"}
+    assert ours - {None} <= {"labeler", "errors", "artifacts", "cli", "cli.options"}
 
 
 def loaded_by(module: str) -> set[str]:

@@ -4,75 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from ingesting import kept, picture, rejected, rejects, row, write
 
-from labeler.artifacts import BadInputError, UsageError, sha256_file, verify
-from labeler.ingestion import Ingested, IngestOptions, ingest
-from labeler.records import Record, read_label_set, read_records
-from labeler.selection import parse_split_option
-from labeler.values import SPLITS
-
-
-def picture(path: Path, seed: int, side: int = 40, **options) -> Path:
-    """Write a picture that no other seed's looks like."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path, **options)
-    return path
-
-
-def row(number: int, **fields) -> dict:
-    return {"id": str(number), "text": f"text number {number}", "label": "joy" if number % 2 else "anger"} | fields
-
-
-def write(path: Path, rows: list[dict | str]) -> Path:
-    """Write rows as jsonl; a string stands as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [item if isinstance(item, str) else json.dumps(item) for item in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+from labeler.artifacts import sha256_file
+from labeler.errors import BadInputError
+from labeler.records import read_label_set
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Return a function that ingests rows, or sources, into `tmp_path`/out and checks that every row is counted."""
-
-    def run(rows=None, *, sources=None, out="out", seed=0, force=False, **options) -> Ingested:
-        paths = sources or [write(tmp_path / "data" / "pairs.jsonl", rows)]
-        result = ingest(paths, tmp_path / out, IngestOptions(**options), seed=seed, force=force)
-        verify(result.out, "ingest")
-        profile, records = result.profile, kept(result)
-        assert profile["rows"] == profile["kept"] + profile["rejected"]
-        assert profile["kept"] == len(records) == sum(profile["splits"].values())
-        assert profile["rejected"] == len(rejects(result)) == sum(profile["rejects"].values())
-        assert Counter(item["code"] for item in rejects(result)) == profile["rejects"]
-        assert len({record.id for record in records}) == len(records)
-        assert all(record.split for record in records)
-        assert json.loads((result.out / "profile.json").read_text()) == profile
-        return result
-
-    return run
-
-
-def kept(result: Ingested) -> list[Record]:
-    return list(read_records(result.out))
-
-
-def rejects(result: Ingested) -> list[dict]:
-    return [json.loads(line) for line in (result.out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def rejected(result: Ingested) -> list[tuple]:
-    return [(item["line"], item["code"]) for item in rejects(result)]
-
-
-def split_of(result: Ingested) -> dict[str, str]:
-    return {record.id: record.split for record in kept(result)}
+def run(ingested):
+    return ingested
 
 
 def test_records_labels_and_profile_are_written(run, tmp_path):
@@ -204,107 +148,6 @@ def test_one_label_is_nothing_to_learn(run, tmp_path):
     with pytest.raises(BadInputError, match=r"no usable row among 0 \(\{\}\)"):
         run([])
     assert not (tmp_path / "out").exists()
-
-
-def test_an_official_split_is_kept_and_its_leaks_counted(run):
-    splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
-    rows = [row(number, split=split) for number, split in enumerate(splits)]
-    rows[8]["text"] = rows[7]["text"] = rows[0]["text"]
-    result = run(rows)
-    assert result.profile["split"] == "kept as given"
-    assert result.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
-    assert list(split_of(result).values()) == ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
-    assert result.profile["leaked_rows"] == 2
-    assert result.profile["leaks"] == {split: {"text": 1, "text, verbatim": 1} for split in ("validation", "test")}
-    dropped = run(rows, drop_leaks=True, out="dropped")
-    assert (dropped.profile["leaked_rows"], dropped.profile["rejects"]) == (0, {"leak": 1})
-    assert dropped.profile["splits"] == {"train": 5, "validation": 2, "test": 2}
-    redrawn = run(rows, split="0.6,0.2,0.2", out="redrawn")
-    assert redrawn.profile["leaked_rows"] == 0
-    assert redrawn.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
-
-
-def test_where_the_data_bring_no_validation_rows_some_train_rows_become_them(run):
-    """Whole groups, a share of each label; what is tested stays."""
-    rows = [row(number, split="train" if number < 100 else "test") for number in range(140)]
-    rows += [row(number, split="train", text=f"text number {number - 200}") for number in range(200, 230)]
-    result = run(rows)
-    splits = result.profile["splits"]
-    assert splits["test"] == 40
-    assert 15 <= splits["validation"] <= 24
-    assert splits["train"] + splits["validation"] == 130
-    assert result.profile["split"] == f"kept as given, but for {splits['validation']} train rows drawn for validation"
-    by_text: dict[str, set[str]] = {}
-    for record in kept(result):
-        by_text.setdefault(record.text, set()).add(record.split)
-    assert all(len(found) == 1 for found in by_text.values())
-    labels = result.profile["labels"]
-    assert abs(labels["validation"]["joy"] - labels["validation"]["anger"]) <= 3
-    assert run(rows, split="keep").profile["splits"] == {"train": 130, "validation": 0, "test": 40}
-    alone = run([row(number, split="test") for number in range(10)])
-    assert alone.profile["splits"] == {"train": 0, "validation": 0, "test": 10}
-
-
-def test_a_split_on_some_rows_only_is_refused(run):
-    with pytest.raises(BadInputError, match=r"pairs\.jsonl:2: 1 rows have no split; give all rows one, or --split"):
-        run([row(1, split="train"), row(2), row(3, split="test")])
-    with pytest.raises(BadInputError, match="3 rows have no split"):
-        run([row(1), row(2), row(3)], split="keep")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "0.7",
-        "0.7,0.3",
-        "0.5,0.5,0.5",
-        "1,1,-1",
-        "0,0.5,0.6",
-        "a,b,c",
-        "nan,nan,nan",
-        "inf,0,0",
-        "0/5",
-        "6/5",
-        "1/1",
-        "1/",
-        "/5",
-        "-1/5",
-        "1/101",
-        "1/5/5",
-        "1.5/5",
-    ],
-)
-def test_shares_that_are_none_are_refused_before_any_work(run, text):
-    with pytest.raises(UsageError, match="expected `keep`, three shares that add up to 1, such as"):
-        run(["not even read"], split=text)
-    assert parse_split_option("0.8,0.1,0.1") == (None, (0.8, 0.1, 0.1))
-
-
-def test_folds_test_every_row_once_and_part_no_group(run):
-    rows = [row(number, label=("joy", "anger", "calm")[number % 3], episode=str(number // 4)) for number in range(240)]
-    tested = []
-    for fold in range(1, 6):
-        result = run(rows, out=f"fold-{fold}", split=f"{fold}/5", group_by="episode")
-        assert result.profile["split"] == f"drawn: test is fold {fold} of 5, validation an eighth of the rest"
-        records = list(read_records(result.out))
-        splits = {split: [record for record in records if record.split == split] for split in SPLITS}
-        assert [len(splits[split]) for split in SPLITS] == pytest.approx([168, 24, 48], abs=8)  # a group is four rows
-        for part in splits.values():
-            assert Counter(label for record in part for label in record.labels) == dict.fromkeys(
-                ("joy", "anger", "calm"), pytest.approx(len(part) / 3, abs=5)
-            )
-        episodes = [{record.meta["group"] for record in part} for part in splits.values()]
-        assert sum(map(len, episodes)) == len(set.union(*episodes)) == 60
-        tested += [record.id for record in splits["test"]]
-    assert sorted(tested) == sorted(record.id for record in records)
-
-
-def test_the_seed_decides_the_splits(run):
-    rows = list(map(row, range(60)))
-    outs = [run(rows, out=name, seed=seed).out / "records.jsonl" for name, seed in (("a", 0), ("b", 0), ("c", 1))]
-    first, again, other = (out.read_bytes() for out in outs)
-    assert first == again != other
 
 
 @pytest.mark.parametrize(

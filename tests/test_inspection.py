@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from labeler.artifacts import BadInputError, verify
+from labeler.artifacts import verify
 from labeler.cli import cli
+from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.inspection import ERRORS, PICTURES, inspect, quality_folder
 from labeler.preprocessing import preprocess

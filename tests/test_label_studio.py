@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from labeler.artifacts import BadInputError
 from labeler.chunks import RowReading, chunk_of
+from labeler.errors import BadInputError
 from labeler.images import ImageError, resolve_image
 from labeler.records import Record, Reject, Row, record_from
 from labeler.sources import label_studio

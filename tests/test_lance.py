@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from labeler.artifacts import BadInputError, LockedError, locked, sha256_bytes, verify
+from labeler.artifacts import locked, sha256_bytes, verify
+from labeler.errors import BadInputError, LockedError
 from labeler.images import MAX_FILE_BYTES, load_image, suffix_of
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.labelling import predict

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import labeler.ingestion
-from labeler.artifacts import LabelerError
+from labeler.errors import LabelerError
 from labeler.ingestion import ingest
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from labeler.artifacts import BadInputError
 from labeler.cli import cli
+from labeler.errors import BadInputError
 from labeler.images import ImageError, decode_image, frame_of, load_image
 from labeler.ingestion import IngestOptions, ingest
 from labeler.records import Reject

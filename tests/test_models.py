@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeler.artifacts import UsageError
 from labeler.batches import Pair, collate, without
 from labeler.encoders.text import load_text_encoder
+from labeler.errors import UsageError
 from labeler.layers import ZeroLinear, unit
 from labeler.models import COATTENTIONS, COATTN_PLACES, Building, model_module, model_names
 from labeler.prediction import PairList, logits

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler.artifacts import BadInputError
 from labeler.baselines import Features, logistic_regression
+from labeler.errors import BadInputError
 from labeler.evaluation import read_predictions
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess

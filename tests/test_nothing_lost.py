@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from labeler.artifacts import UsageError, read_manifest
+from labeler.artifacts import read_manifest
+from labeler.errors import UsageError
 from labeler.export import export_tasks
 from labeler.ingestion import IngestOptions, ingest
 from labeler.items import ItemReading, key_of, read_item

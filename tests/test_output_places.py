@@ -9,19 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from labeler.artifacts import UsageError
+from labeler.errors import UsageError
 from labeler.labelling import predict
 
 
 @pytest.fixture(scope="module")
 def run(trained) -> Path:
     return trained("visualbert-coattn")
-
-
-@pytest.fixture
-def pictures(store) -> Path:
-    """Return the folder of the shapes' pictures."""
-    return store.parent / "source" / "pictures"
 
 
 def test_an_output_is_no_input(run, pictures, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labeler.artifacts import BadInputError, UsageError
+from labeler.errors import BadInputError, UsageError
 from labeler.labelling import predict
 from labeler.shards import Counts
 
@@ -16,12 +16,6 @@ from labeler.shards import Counts
 @pytest.fixture(scope="module")
 def run(trained) -> Path:
     return trained("late-fusion")
-
-
-@pytest.fixture
-def pictures(store) -> Path:
-    """Return the folder of the shapes' pictures."""
-    return store.parent / "source" / "pictures"
 
 
 def table(path: Path, header: str, *rows: str, encoding: str = "utf-8") -> Path:

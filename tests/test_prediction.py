@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError, verify
+from labeler.artifacts import verify
 from labeler.batches import Pair
 from labeler.engines.native import image_tower as image_tower_of
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import read_predictions, scores_of
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labeller import WINDOW

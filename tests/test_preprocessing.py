@@ -12,18 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from labeler.artifacts import (
-    MANIFEST,
-    BadInputError,
-    LabelerError,
-    UsageError,
-    read_manifest,
-    verify,
-    work_folder,
-    write_json,
-)
+from labeler.artifacts import MANIFEST, read_manifest, verify, work_folder, write_json
 from labeler.encoders.image import ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.images import STRETCHED_BY, stretch
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import set_seed
 
-from labeler.artifacts import BadInputError, InterruptedRun, UsageError, work_folder
+from labeler.artifacts import work_folder
 from labeler.batches import collate
 from labeler.end_to_end import TOWER
+from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.fitting import Fit
 from labeler.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
 from labeler.pretraining import PretrainingTrainer, pretrain, told

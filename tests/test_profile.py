@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from labeler.artifacts import BadInputError
 from labeler.cli import cli
+from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.profile import MOST_BUCKETS, described, duplicates, histogram, quantiles
 

@@ -25,9 +25,10 @@ from transformers import (
     SiglipModel,
 )
 
-from labeler.artifacts import LabelerError, read_manifest
+from labeler.artifacts import read_manifest
 from labeler.distillation import ZeroShotTeacher, teachers_say
 from labeler.encoders.weights import is_published
+from labeler.errors import LabelerError
 from labeler.pixels import stored_pixels
 from labeler.published_towers import load_published
 from labeler.store import Store

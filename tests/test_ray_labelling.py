@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from labeler import labelling
-from labeler.artifacts import BadInputError, UsageError
+from labeler.errors import BadInputError, UsageError
 from labeler.labelling import predict
 from labeler.ray_labelling import ROUND, rounds
 from labeler.records import Row

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import ALIASES, Record, Row, label_set, read_label_set, read_records, record_from, write_records
 from labeler.values import MAX_DEPTH, MAX_TEXT_CHARACTERS, SPLIT_ALIASES, RowError
 

@@ -12,11 +12,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from labeler.artifacts import BadInputError, LabelerError, UsageError
 from labeler.batches import StorePairs, collate
 from labeler.encoders.image import load_image_encoder
 from labeler.encoders.regions import REGIONS, _build, _with_weights, see_regions
 from labeler.encoders.weights import tower_sha256
+from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import scores_of
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict

@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
 
 from labeler import items
-from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError
+from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.items import ItemReading, read_items
 from labeler.labeller import Labeller
 from labeler.labelling import predict

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from report_runs import NAMES, page, simulate, two_runs, write_run
 
-from labeler import artifacts
-from labeler.artifacts import BadInputError, read_manifest, verify
+from labeler import artifacts, errors
+from labeler.artifacts import read_manifest, verify
+from labeler.errors import BadInputError
 from labeler.evaluation import write_predictions
 from labeler.report import report
 from labeler.report.charts import ticks
@@ -310,7 +311,7 @@ def test_an_error_while_writing_leaves_the_old_report_whole(tmp_path, monkeypatc
 
 def test_what_is_refused(tmp_path):
     run, out = write_run(tmp_path / "run"), tmp_path / "report"
-    with pytest.raises(artifacts.UsageError, match=r"no runs given.*labeler report checkpoints"):
+    with pytest.raises(errors.UsageError, match=r"no runs given.*labeler report checkpoints"):
         report([], out)
     with pytest.raises(
         BadInputError, match=r"type `labeler evaluate .*run --data data/clipart/store --split validation`"
@@ -354,7 +355,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         report([run], site, force=True)
     with pytest.raises(BadInputError, match="made by `labeler train`, expected the output of `labeler report`"):
         report([run], run)
-    with artifacts.locked(tmp_path / "report"), pytest.raises(artifacts.LockedError, match="another labeler process"):
+    with artifacts.locked(tmp_path / "report"), pytest.raises(errors.LockedError, match="another labeler process"):
         report([run], tmp_path / "report")
     assert (site / "index.html").read_text() == "mine"
 

@@ -11,12 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeler.artifacts import (
-    BadInputError,
-    InterruptedRun,
-    verify,
-    work_folder,
-)
+from labeler.artifacts import verify, work_folder
+from labeler.errors import BadInputError, InterruptedRun
 from labeler.runs import load_run
 from labeler.training import train
 from labeler.watching import Watch

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler.artifacts import BadInputError, LabelerError, LockedError, work_folder
+from labeler.artifacts import work_folder
+from labeler.errors import BadInputError, LabelerError, LockedError
 from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, sharded, state_of
 
 RECIPE = {"model": "m", "aim": ""}

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from test_nothing_lost import draw, write_rows
 
-from labeler.artifacts import BadInputError
 from labeler.chunks import closest
+from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import Reject, Row
 from labeler.sources.csv import read
 

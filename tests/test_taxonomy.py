@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import labeler
 
-from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.artifacts import read_manifest
+from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import (
     Predictions,
     of_parents,

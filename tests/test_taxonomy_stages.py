@@ -13,8 +13,8 @@ from sklearn import metrics as reference
 from test_label_errors import clean
 from test_taxonomy import lines_of, write
 
-from labeler.artifacts import BadInputError
 from labeler.decisions import promised, validation_predictions
+from labeler.errors import BadInputError
 from labeler.export import export_tasks
 from labeler.ingestion import IngestOptions, ingest
 from labeler.label_errors import find_label_errors

@@ -51,11 +51,11 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from labeler.artifacts import LabelerError
 from labeler.encoders.grids import grid_of
 from labeler.encoders.image import _encoder, load_image_encoder
 from labeler.encoders.text import BERT_WORDS, load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
+from labeler.errors import LabelerError
 from labeler.layers import FusedEncoder, masked_mean, unit
 from labeler.models import Building, late_fusion
 from labeler.records import Label, LabelSet

@@ -14,17 +14,11 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from labeler.artifacts import (
-    BadInputError,
-    LabelerError,
-    read_manifest,
-    sha256_file,
-    verify,
-    work_folder,
-)
+from labeler.artifacts import read_manifest, sha256_file, verify, work_folder
 from labeler.averaging import AveragedWeights
 from labeler.cli import cli
 from labeler.decisions import VALIDATION
+from labeler.errors import BadInputError, LabelerError
 from labeler.evaluation import read_predictions, scores_of
 from labeler.fitting import Fit
 from labeler.models import model_names

@@ -9,12 +9,9 @@ import math
 import pytest
 import torch
 
-from labeler.artifacts import (
-    BadInputError,
-    UsageError,
-    read_manifest,
-)
+from labeler.artifacts import read_manifest
 from labeler.cli import cli
+from labeler.errors import BadInputError, UsageError
 from labeler.trainer import training_arguments
 from labeler.training import train
 from labeler.training_options import options_for, own_options, read_options, search_space

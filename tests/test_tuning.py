@@ -14,8 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from labeler import tuning
-from labeler.artifacts import BadInputError, InterruptedRun, LabelerError, UsageError, verify
+from labeler.artifacts import verify
 from labeler.cli import cli
+from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.models import model_names
 from labeler.store import Store
 from labeler.training_options import options_for, search_space

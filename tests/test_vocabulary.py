@@ -15,8 +15,8 @@ from transformers import (
     BertModel,
 )
 
-from labeler.artifacts import BadInputError
 from labeler.encoders.text import check_vocabulary, load_text_encoder
+from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
 from labeler.preprocessing import preprocess

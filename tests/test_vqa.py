@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler.artifacts import BadInputError
 from labeler.cli import cli
+from labeler.errors import BadInputError
 from labeler.evaluation import Predictions, read_predictions, statistics, vqa_accuracy, write_predictions
 from labeler.ingestion import IngestOptions, ingest
 from labeler.store import Store

@@ -11,9 +11,10 @@ import torch
 from conftest import draw_source
 from torch.nn import functional
 
-from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.artifacts import read_manifest
 from labeler.contrastive import pretrain, pretrain_options
 from labeler.distillation import ZeroShotTeacher, teachers_say
+from labeler.errors import BadInputError, UsageError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.losses import TrainingLoss, distillation_loss
 from labeler.preprocessing import preprocess

@@ -14,9 +14,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from labeler import zero_shot_model
-from labeler.artifacts import BadInputError, UsageError, read_manifest, verify
+from labeler.artifacts import read_manifest, verify
 from labeler.batches import StorePairs
 from labeler.embedding import embed_pairs, load_towers_run
+from labeler.errors import BadInputError, UsageError
 from labeler.labelling import predict
 from labeler.layers import unit
 from labeler.prediction import logits

@@ -13,7 +13,7 @@ import traceback
 import click
 
 from labeler import __version__
-from labeler.artifacts import LabelerError
+from labeler.errors import LabelerError
 
 COMMANDS = {
     "ingest": "Read labelled pairs into records, with leakage-free splits.",

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from labeler.artifacts import UsageError
 from labeler.cli import options
+from labeler.errors import UsageError
 
 
 @click.command("evaluate")

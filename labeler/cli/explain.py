@@ -35,7 +35,7 @@ def command(
     Weights are integrated gradients: what each word and region adds to the label's logit, from a baseline that says
     nothing. Words for the label stand between + or ++, those against it between - or --; a terminal shows colours.
     """
-    from labeler.artifacts import BadInputError, UsageError
+    from labeler.errors import BadInputError, UsageError
 
     given = image is not None or text is not None
     if given == (item is not None) or (given and store is not None):

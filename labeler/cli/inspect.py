@@ -21,7 +21,8 @@ def command(dataset: Path, force: bool, as_json: bool) -> None:
     """
     import json
 
-    from labeler.artifacts import BadInputError, read_manifest, verify
+    from labeler.artifacts import read_manifest, verify
+    from labeler.errors import BadInputError
     from labeler.inspection import inspect, read_profile
     from labeler.profile import described
 

@@ -28,7 +28,7 @@ def command(
 
     One line each: the cosine, the row's id, its picture where that is not the id, and its text, the nearest first.
     """
-    from labeler.artifacts import BadInputError, UsageError
+    from labeler.errors import BadInputError, UsageError
     from labeler.images import frame_of
     from labeler.searching import picture_of, search
 

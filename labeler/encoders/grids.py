@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from labeler.artifacts import LabelerError, UsageError
+from labeler.errors import LabelerError, UsageError
 
 # a network and its pixels [B, 3, size, size] -> what it has before its pooling: [B, C, H, W], or [B, N, C] from a transformer
 Grid = Callable[[Any, Tensor], Tensor]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
-from labeler.artifacts import LabelerError, UsageError, write_json
+from labeler.artifacts import write_json
 from labeler.encoders.flava import FLAVA, FLAVA_IMAGES, load_flava
 from labeler.encoders.grids import Grid, averages, grid_of, without_registers
 from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
@@ -33,6 +33,7 @@ from labeler.encoders.weights import (
     from_hub,
     tower_sha256,
 )
+from labeler.errors import LabelerError, UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # what config.json says of a network of timm's or torchvision's

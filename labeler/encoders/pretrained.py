@@ -12,8 +12,8 @@ import transformers
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from labeler.artifacts import BadInputError, LabelerError
 from labeler.encoders.weights import from_hub
+from labeler.errors import BadInputError, LabelerError
 
 # What may be left over in the files, since nothing here reads it, by how its name begins. Anything else is an error.
 LEFT_OVER = {

@@ -21,10 +21,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 
-from labeler.artifacts import LabelerError
 from labeler.encoders.pretrained import load_torchvision
 from labeler.encoders.weights import REGIONS as PREFIX
 from labeler.encoders.weights import first_line
+from labeler.errors import LabelerError
 
 DETECTORS = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2")  # those with published weights
 LIBRARY = "torchvision-detection"

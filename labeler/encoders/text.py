@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, FlavaModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from labeler.artifacts import BadInputError, LabelerError
 from labeler.encoders.flava import FLAVA, load_flava
 from labeler.encoders.pretrained import load_transformers
 from labeler.encoders.weights import EMBEDDED, MINILM, MINILM_TOKENIZER, embedded_path, from_folder_or_hub
+from labeler.errors import BadInputError, LabelerError
 from labeler.values import UNKNOWN_SHARE
 
 log = logging.getLogger("labeler")

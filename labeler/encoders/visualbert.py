@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase, VisualBertConfig, VisualBertModel
 
-from labeler.artifacts import LabelerError
 from labeler.encoders.text import BERT_LIKE, TextEncoder, config_value, load_text_encoder, position_offset
 from labeler.encoders.weights import EMBEDDED
+from labeler.errors import LabelerError
 
 TAKEN_OVER = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
               "hidden_dropout_prob", "max_position_embeddings", "layer_norm_eps")  # fmt: skip

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.request import urlopen
 
-from labeler.artifacts import MANIFEST, LabelerError, sha256_file, sha256_json
+from labeler.artifacts import MANIFEST, sha256_file, sha256_json
+from labeler.errors import LabelerError
 
 EMBEDDED = "embedded"
 REGIONS = "regions:"  # what the name of an image tower begins with that is a detector

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from labeler.artifacts import UsageError, verify
+from labeler.artifacts import verify
+from labeler.errors import UsageError
 from labeler.values import UNKNOWN_SHARE
 
 if TYPE_CHECKING:

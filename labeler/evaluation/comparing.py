@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy  # its parts are loaded when they are first used
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.evaluation.bootstrap import Resampled, resample
 from labeler.evaluation.metrics import HEADLINE, SECOND
 from labeler.evaluation.predictions import Predictions

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError, write_text
+from labeler.artifacts import write_text
+from labeler.errors import BadInputError
 from labeler.taxonomy import Taxonomy, taxonomy_of
 
 

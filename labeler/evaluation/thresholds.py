@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import UsageError
+from labeler.errors import UsageError
 
 SHRINKAGE = 5.0  # best of 0 to 40 on unseen rows, in simulations with 150 and 300 rows to fit on; at 1,000 none matters
 NEVER = 1.000001  # above every score

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from labeler.artifacts import UsageError
+from labeler.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Collection

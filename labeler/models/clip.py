@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
-from labeler.artifacts import BadInputError, verify
+from labeler.artifacts import verify
 from labeler.classifier import Classifier, TextTowerConfig, text_positions
 from labeler.encoders.pretrained import load_model
 from labeler.encoders.text import (
@@ -31,6 +31,7 @@ from labeler.encoders.text import (
     read_words,
     untrained_tower,
 )
+from labeler.errors import BadInputError
 from labeler.layers import LogitScale, ProbeHead, Projection, masked_mean, unit, use_fast_dropout
 from labeler.models import Building, Built
 

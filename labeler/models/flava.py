@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from transformers import FlavaModel, FlavaMultimodalConfig, FlavaMultimodalModel, PreTrainedModel
 
-from labeler.artifacts import LabelerError
 from labeler.classifier import TextTowerClassifier, TextTowerConfig
 from labeler.encoders.flava import FLAVA_TEXTS
 from labeler.encoders.text import (
@@ -35,6 +34,7 @@ from labeler.encoders.text import (
     pretrained_tower,
     read_words,
 )
+from labeler.errors import LabelerError
 from labeler.layers import ProbeHead, Streams, attention_bias, masked_mean, unit, use_fast_dropout
 from labeler.models import Building, Built
 

@@ -23,10 +23,10 @@ from typing import cast
 from torch import Tensor, nn
 from transformers import VisualBertModel
 
-from labeler.artifacts import UsageError
 from labeler.classifier import FusedClassifier, FusedConfig
 from labeler.coattention import AffinityAttention, CoAttention, SwappedAttention
 from labeler.encoders.visualbert import load_visualbert
+from labeler.errors import UsageError
 from labeler.layers import ProbeHead, Streams, fused_features
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 

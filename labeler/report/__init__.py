@@ -9,7 +9,6 @@ from typing import Any
 
 from labeler.artifacts import (
     MANIFEST,
-    BadInputError,
     Input,
     Recipe,
     adding,
@@ -19,6 +18,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
+from labeler.errors import BadInputError
 from labeler.report.comparison import collect, compare_models, trained
 from labeler.report.data_page import DataSet, first_errors, read_data, render_data
 from labeler.report.explanations import explain_rows

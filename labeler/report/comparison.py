@@ -7,7 +7,8 @@ from itertools import combinations
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from labeler.artifacts import SCHEMA_VERSION, BadInputError, sha256_file
+from labeler.artifacts import SCHEMA_VERSION, sha256_file
+from labeler.errors import BadInputError
 from labeler.evaluation import (
     ANSWERS,
     HEADLINE,

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import BadInputError, Input, input_of, read_manifest, sha256_file
+from labeler.artifacts import Input, input_of, read_manifest, sha256_file
+from labeler.errors import BadInputError
 from labeler.image_quality import THRESHOLDS
 from labeler.inspection import ERRORS, PICTURES, quality_folder, read_profile
 from labeler.profile import KINDS

@@ -12,18 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from labeler.artifacts import (
-    BadInputError,
-    Input,
-    LockedError,
-    Recipe,
-    adding,
-    already_made,
-    input_of,
-    read_manifest,
-    sha256_json,
-    write_json,
-)
+from labeler.artifacts import Input, Recipe, adding, already_made, input_of, read_manifest, sha256_json, write_json
+from labeler.errors import BadInputError, LockedError
 from labeler.evaluation import Predictions
 from labeler.explanation import (
     Explanation,

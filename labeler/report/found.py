@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from labeler.artifacts import BadInputError, read_manifest
+from labeler.artifacts import read_manifest
+from labeler.errors import BadInputError
 from labeler.report.page import environment
 from labeler.report.pictures import BUDGET, data_uri, examples_of, shortened
 

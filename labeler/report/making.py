@@ -7,8 +7,9 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
-from labeler.artifacts import BadInputError, UsageError, read_manifest
+from labeler.artifacts import read_manifest
 from labeler.encoders.weights import EMBEDDED
+from labeler.errors import BadInputError, UsageError
 from labeler.model_card import taught_by
 from labeler.models import constant
 from labeler.report.comparison import Model

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.evaluation import Predictions
 from labeler.inspection import named
 from labeler.report.comparison import Model

@@ -8,16 +8,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from labeler.artifacts import (
-    MANIFEST,
-    BadInputError,
-    Input,
-    UsageError,
-    input_of,
-    read_manifest,
-    sha256_file,
-    work_folder,
-)
+from labeler.artifacts import MANIFEST, Input, input_of, read_manifest, sha256_file, work_folder
+from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, read_predictions, without_parents
 from labeler.records import LabelSet
 from labeler.taxonomy import Taxonomy, taxonomy_of

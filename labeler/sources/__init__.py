@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labeler.artifacts import BadInputError, UsageError
+from labeler.errors import BadInputError, UsageError
 from labeler.records import Reject, Row
 from labeler.sources import class_folders, coco, csv, folder, hub, json_rows, jsonl, label_studio, lance, meld, parquet
 from labeler.sources.answers import with_answer

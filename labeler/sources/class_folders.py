@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.images import VIDEOS
 from labeler.records import Reject, Row, find_field
 from labeler.sources import folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import ALIASES
 
 PICTURE_PARTS = {"bytes": "binary", "path": "string"}  # of a struct that is a picture, and their types

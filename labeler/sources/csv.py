@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import Reject, Row
 from labeler.sources.text import EncodingError, encoding_note, file_encoding
 

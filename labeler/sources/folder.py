@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from labeler.artifacts import MANIFEST, BadInputError, read_manifest
+from labeler.artifacts import MANIFEST, read_manifest
+from labeler.errors import BadInputError
 from labeler.images import frame_of, spelt
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl

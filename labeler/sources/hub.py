@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import BadInputError
 from labeler.encoders.weights import unreachable
+from labeler.errors import BadInputError
 from labeler.images import ImageError, read_image_file, resolve_image
 from labeler.records import Reject, Row
 from labeler.sources.columns import PICTURE_PARTS, named_picture, picture_column

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 
 HEAD_BYTES = 64 << 10
 MAX_KEY_DEPTH = 4

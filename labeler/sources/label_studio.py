@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import ALIASES, Reject, Row, find_field
 from labeler.sources import json_document
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import LabelSet, Reject, Row, read_label_set
 from labeler.sources.columns import picture_column
 

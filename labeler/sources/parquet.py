@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeler.artifacts import BadInputError
+from labeler.errors import BadInputError
 from labeler.records import Reject, Row, find_field, named_fields
 from labeler.sources.columns import PICTURE_PARTS, named_picture, picture_column
 
