@@ -301,6 +301,35 @@ def test_one_table_of_a_data_set_gives_its_pictures(tmp_path, pets, picture_byte
     assert [(item.error, item.pixels.shape) for item in items] == [(None, (32, 32, 3))] * 6
 
 
+def test_one_table_of_a_data_set_gives_its_classes_by_name(tmp_path, picture_bytes):
+    folder = parquet_folder(tmp_path / "pets", picture_bytes, label=[-1, 0, 1, 0, None, 1])
+    streamed = rows_of(source(folder, "::train"))
+    rows = rows_of(next((folder / "data").glob("train-*")))
+    assert [row.fields["label"] for row in rows] == [None, "cat", "dog", "cat", None, "dog"]
+    assert rows[3].fields["kinds"] == ["big", "old", "wet"]
+    for name in ("label", "kinds"):
+        assert [row.fields[name] for row in rows] == [row.fields[name] for row in streamed]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "no JSON",
+        "[]",
+        '{"info": {"features": {"label": {"names": 3, "_type": "ClassLabel"}}}}',
+        '{"info": {"features": {"label": [], "caption": {"names": ["x"], "_type": "ClassLabel"}}}}',
+    ],
+)
+def test_a_note_that_says_nothing_of_classes_changes_nothing(tmp_path, note):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    table = pyarrow.table({"caption": ["a cat", "a dog"], "label": [0, 1]})
+    write_table(table.replace_schema_metadata({"huggingface": note}), tmp_path / "pets.parquet")
+    assert [row.fields for row in rows_of(tmp_path / "pets.parquet")] == [
+        {"caption": "a cat", "label": 0}, {"caption": "a dog", "label": 1}]  # fmt: skip
+
+
 def test_a_struct_of_bytes_and_path_is_a_picture_without_a_word_from_datasets(tmp_path, picture_bytes):
     pictures = [{"bytes": picture_bytes(0), "path": "x/a.jpg"}, None, {"bytes": picture_bytes(2), "path": None},
                 {"bytes": None, "path": "b.jpg"}]  # fmt: skip

@@ -28,3 +28,8 @@ def named_picture(value: Any) -> tuple[str | None, bytes | None]:
     if value is None or isinstance(value, bytes):
         return None, value
     return value.get("path"), value.get("bytes")
+
+
+def class_name(names: list[str], value: int | None) -> str | None:
+    """Return the name of a class; None for -1, which stands for a label that is kept secret, and for other numbers."""
+    return names[value] if value is not None and 0 <= value < len(names) else None

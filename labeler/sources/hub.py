@@ -18,7 +18,7 @@ from labeler.encoders.weights import unreachable
 from labeler.errors import BadInputError
 from labeler.images import ImageError, read_image_file, resolve_image
 from labeler.records import Reject, Row
-from labeler.sources.columns import PICTURE_PARTS, named_picture, picture_column
+from labeler.sources.columns import PICTURE_PARTS, class_name, named_picture, picture_column
 from labeler.values import SPLIT_ALIASES
 
 PREFIX = "hub:"
@@ -180,11 +180,6 @@ def names_of(feature: Any) -> Callable[[Any], Any] | None:
     if type(inner).__name__ == "ClassLabel":
         return lambda values: None if values is None else [class_name(inner.names, value) for value in values]
     return None
-
-
-def class_name(names: list[str], value: int | None) -> str | None:
-    """Return the name of a class; None for -1, which stands for a label that is kept secret, and for other numbers."""
-    return names[value] if value is not None and 0 <= value < len(names) else None
 
 
 def with_picture(row: Row, column: str | None, folder: Path) -> Row | Reject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from labeler.errors import BadInputError
 from labeler.records import Reject, Row, find_field, named_fields
-from labeler.sources.columns import PICTURE_PARTS, named_picture, picture_column
+from labeler.sources.columns import PICTURE_PARTS, class_name, named_picture, picture_column
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
@@ -25,7 +26,8 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Iterator[Row |
     """Yield the rows of `path`; `line` counts rows from 1.
 
     A picture is a column of bytes that `mapping` or an alias names, or a struct of `bytes` and `path`, as the library
-    `datasets` writes it: its bytes are the row's picture, and where there are none its path is the image's name.
+    `datasets` writes it: its bytes are the row's picture, and where there are none its path is the image's name. Numbers of
+    that library's classes become the classes' names.
 
     Raises BadInputError where the file is no parquet table, or its picture cannot be told among several columns.
     """
@@ -35,6 +37,7 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Iterator[Row |
     try:
         with ParquetFile(path) as file:
             picture, unused = picture_columns(path, file.schema_arrow, mapping or {})
+            classes = class_columns(file.schema_arrow)
             wanted = [name for name in file.schema_arrow.names if name not in unused] if unused else None
             for batch in file.iter_batches(PICTURES if picture else ROWS, columns=wanted):
                 # integers stay integers where some are missing, in whichever batch they stand
@@ -43,6 +46,7 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Iterator[Row |
                 for fields in table.to_dict("records"):
                     number += 1
                     found = {str(key): plain(value) for key, value in fields.items() if key != UNNAMED}
+                    found |= {name: named(found.get(name), names) for name, names in classes.items()}
                     yield with_picture(Row(str(path), number, found), picture, mapping or {})
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: not a parquet table ({str(error).splitlines()[0]})") from error
@@ -73,6 +77,30 @@ def picture_columns(path: Path, schema: Schema, mapping: Mapping[str, str]) -> t
     if unused:
         log.info("%s: passed over: %s", path, ", ".join(unused))
     return picture, unused
+
+
+def class_columns(schema: Schema) -> dict[str, list[str]]:
+    """Return the classes of the columns whose numbers stand for them, as the library `datasets` notes it in the file."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        kinds = {name: features[name] for name in schema.names if name in features}
+    except (KeyError, TypeError, ValueError):  # another's table, or a note that is none of that library's
+        return {}
+    found = {}
+    for name, kind in kinds.items():
+        # of one class, or of a list of them: in older versions a list of one feature
+        inner = kind[0] if isinstance(kind, list) and kind else kind
+        inner = inner.get("feature", inner) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and isinstance(inner.get("names"), list):
+            found[name] = inner["names"]
+    return found
+
+
+def named(value: Any, names: list[str]) -> Any:
+    """Return the names that a class's number, or a list of them, stands for; anything else as it is."""
+    if isinstance(value, list):
+        return [named(item, names) for item in value]
+    return class_name(names, value) if isinstance(value, int) else value
 
 
 def is_bytes(kind: DataType) -> bool:
