@@ -4,15 +4,18 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from labeler.cli import COMMANDS
+from labeler.model_card import USE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
     "README.md",
+    "docs/GUIDE.md",
     "docs/DESIGN.md",
     "docs/LOG.md",
     "docs/RESULTS.md",
@@ -29,6 +32,14 @@ def test_every_link_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not missing
+
+
+def test_the_guide_lists_its_parts_and_shows_the_lines_of_the_model_card():
+    guide = (ROOT / "docs/GUIDE.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^## (.+)$", guide, flags=re.MULTILINE)
+    anchors = [re.sub(r"[^a-z -]", "", part.lower()).replace(" ", "-") for part in parts]
+    assert re.findall(r"^\d+\. \[(.+)\]\(#(.+)\)$", guide, flags=re.MULTILINE) == list(zip(parts, anchors, strict=True))
+    assert textwrap.indent(USE.format(folder="checkpoints/my/visualbert-coattn"), "    ") in guide
 
 
 @pytest.mark.parametrize("command", COMMANDS)
