@@ -16,7 +16,7 @@ from labeler.batches import StorePairs
 from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.embedding import embed_pairs, pair_keys
 from labeler.errors import BadInputError, LabelerError
-from labeler.evaluation import mean_recall
+from labeler.evaluation import metric_for, retrieved
 from labeler.grad_cache import cached_backward
 from labeler.losses import contrastive_loss, shared_targets
 from labeler.memory import give_back_freed_memory, keep_freed_memory, lacks_memory
@@ -38,13 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("labeler")
 
-METRIC = "recall_at_10"
-
 
 class ContrastiveFit:
     """Two towers being fitted: the data, the model, and whether Ctrl-C has asked it to stop."""
 
-    metric = METRIC
     averaged = None
     report = None
 
@@ -66,6 +63,7 @@ class ContrastiveFit:
         self.model.to(self.device)
         self.max_tokens = min(self.options.max_text_tokens, self.model.max_text_tokens)
         self.train_pairs, self.validation_pairs = (self.whole_pairs(split) for split in ("train", "validation"))
+        self.metric = metric_for(len(self.validation_pairs))
 
     def whole_pairs(self, split: Split) -> StorePairs:
         """Return the pairs of a split that have a text and a picture; in the place of labels they have their keys."""
@@ -94,7 +92,7 @@ class ContrastiveFit:
         give_back_freed_memory()
         keep_freed_memory()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return history_of(METRIC, trainer.state.log_history) | {
+        return history_of(self.metric, trainer.state.log_history) | {
             "train_pairs": len(self.train_pairs),
             "validation_pairs": len(self.validation_pairs),
             "logit_scale": self.model.logit_scale().item(),
@@ -105,7 +103,7 @@ class ContrastiveFit:
         }
 
     def validate(self) -> tuple[float, float]:
-        """Return loss, in batches as large as those of training, and recall at 10 among all pairs of the validation split."""
+        """Return loss, in batches as large as those of training, and `metric` among all pairs of the validation split."""
         pairs = self.validation_pairs
         text, image = embed_pairs(self.model, pairs, self.tokenizer.pad_token_id)
         parts = [torch.from_numpy(part).split(self.options.batch_size) for part in (text, image, pairs.labels)]
@@ -114,7 +112,7 @@ class ContrastiveFit:
             scale = self.model.logit_scale().cpu()
             for texts, images, keys in zip(*parts, strict=True):
                 total += len(keys) * pairs_loss(texts, images, scale, keys).item()
-        return total / len(pairs), mean_recall(text, image, tuple(pairs.labels.T))
+        return total / len(pairs), retrieved(text, image, tuple(pairs.labels.T))
 
     def save(self, folder: Path, history: dict[str, Any]) -> None:
         """Write the towers and all that is needed to embed with them."""

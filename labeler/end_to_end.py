@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -130,7 +131,8 @@ def augmentation(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
 class AugmentedPictures(Dataset[Pair]):
     """Pairs whose pictures are augmented, otherwise each epoch.
 
-    Seed, epoch and the row in the store decide how, so that a resumed epoch goes on as it began.
+    Seed, epoch and the picture itself decide how, so that a resumed epoch goes on as it began, and a picture with several texts
+    is the same picture to all of them: pretraining must not learn to tell it from itself.
     """
 
     def __init__(self, pairs: StorePairs, augment: Callable[[Tensor], Tensor], seed: int):
@@ -152,14 +154,13 @@ class AugmentedPictures(Dataset[Pair]):
 
     def __getitems__(self, indices: list[int]) -> list[Pair]:
         """Return many pairs."""
-        rows = self.pairs.rows[np.asarray(indices)]
-        return [self.augmented(pair, row) for pair, row in zip(self.pairs.__getitems__(indices), rows, strict=True)]
+        return [self.augmented(pair) for pair in self.pairs.__getitems__(indices)]
 
-    def augmented(self, pair: Pair, row: int) -> Pair:
-        """Return the pair with its picture as seed, epoch and row decide."""
+    def augmented(self, pair: Pair) -> Pair:
+        """Return the pair with its picture as seed, epoch and what it shows decide."""
         if not pair.has_image or pair.pixels is None:
             return pair
         with torch.random.fork_rng(devices=[]):  # dropout draws from the same generator
-            state = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1)
+            state = np.random.SeedSequence([self.seed, self.epoch, crc32(pair.pixels.tobytes())]).generate_state(1)
             torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would set the GPU's too
             return pair._replace(pixels=self.augment(torch.from_numpy(pair.pixels)).numpy())

@@ -86,6 +86,7 @@ class Fit:
         self.teachers, self.report, self.shard = teachers, report, shard
         self.progress, self.save_seconds = Progress(), 60 * save_minutes
         self.averaged: AveragedWeights | None = None
+        self.at_start = -math.inf  # the validation metric before training, where the head has been fitted
         self.device = choose_device(device)
         refuse_idle(teachers, self.store)
         labelled_rows, validation_rows = self.store.rows_of("train"), chosen_by(self.store)
@@ -173,6 +174,7 @@ class Fit:
         # bf16 ends here: temperature, thresholds and promises are fitted to the scores that `predict` gives, in float32
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         history = history_of(self.metric, trainer.state.log_history)
+        self.tell_if_worse(history)
         history |= {"train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}
         if self.options.pretrain:
             history["pretraining"] = told(pretraining)
@@ -202,7 +204,17 @@ class Fit:
         probe = linear_probe(self.task, features[0], truths[0], features[1], truths[1])
         probe = probe._replace(bias=probe.bias + self.loss.shift().numpy())
         head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe))
-        log.info("head fitted on the untrained model: validation %s %.4f", self.metric, self.validate()[1])
+        self.at_start = self.validate()[1]
+        log.info("head fitted on the untrained model: validation %s %.4f", self.metric, self.at_start)
+
+    def tell_if_worse(self, history: dict[str, Any]) -> None:
+        """Warn where training has made worse what the head began with."""
+        best = max((epoch["validation_metric"] for epoch in history["epochs"]), default=math.inf)
+        if best < self.at_start:
+            log.warning(
+                "no epoch is as good as the fitted head before training (validation %s %.4f, %.4f at best): try lower rates, "
+                "or --freeze, which trains the head alone", self.metric, self.at_start, best,
+            )  # fmt: skip
 
     def validation_logits(self) -> np.ndarray:
         """Return logits [N, L] on the validation split."""

@@ -30,7 +30,7 @@ class Judged(NamedTuple):
     """What was found: the errors, most likely first, and how."""
 
     errors: list[LabelError]
-    not_judged: np.ndarray  # [L] bool: labels that too few groups carry
+    not_judged: np.ndarray  # [L] bool: labels that too few groups carry, or, of several a row, that all rows do
     probe: CrossValidated
 
 
@@ -41,7 +41,8 @@ def find_label_errors(
 
     The least likely labels come first; for task multi, given labels that look wrong and missing ones take turns.
     Rows of one group (copies of a picture or a text) lie in one fold, so that none vouches for another. A label that
-    fewer than FOLDS groups carry is not judged: its rows would look wrong because the regression hardly knows it.
+    fewer than FOLDS groups carry is not judged: its rows would look wrong because the regression hardly knows it. Nor is,
+    for task multi, one that all rows carry.
 
     With a `taxonomy` no suggestion has a label without its parent.
 
@@ -55,6 +56,8 @@ def find_label_errors(
     probe = cross_validated(task, rows, folds)
     numbers = np.asarray(groups)
     not_judged = np.array([len(np.unique(numbers[carries])) < FOLDS for carries in rows.truth.T])
+    if task == "multi":
+        not_judged |= rows.truth.all(axis=0)
     doubted = _doubted(task, rows.truth, probe.scores) & ~not_judged
     if task == "single":
         best = probe.scores.argmax(axis=1)
@@ -92,5 +95,13 @@ def _doubted(task: str, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return truth & find_label_issues(truth.argmax(axis=1), scores, filter_by=FILTERS[task], n_jobs=1)[:, None]
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
-    carried = [np.flatnonzero(row).tolist() for row in truth]
-    return np.asarray(find_multilabel_issues_per_class(carried, scores, filter_by=FILTERS[task], n_jobs=1))
+    doubted = np.zeros_like(truth)
+    varied = np.flatnonzero(
+        truth.any(axis=0) & ~truth.all(axis=0)
+    )  # cleanlab compares those that carry it with those that do not
+    if len(varied):
+        carried = [np.flatnonzero(row).tolist() for row in truth[:, varied]]
+        doubted[:, varied] = find_multilabel_issues_per_class(
+            carried, scores[:, varied], filter_by=FILTERS[task], n_jobs=1
+        )
+    return doubted

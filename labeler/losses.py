@@ -72,13 +72,8 @@ class TrainingLoss:
         return distillation_loss(self.task, logits, soft_targets, self.temperature)
 
     def mass(self, labels: Tensor) -> float:
-        """Return what the summed losses of rows with these labels are divided by, but for a constant: their weights' sum.
-
-        Of rows some of which nobody has labelled, their number: that is exact where all labels weigh alike.
-        """
-        if self.task == "multi" or not is_labelled(labels).all():
-            return len(labels)
-        return float(self.weights[labels.cpu()].sum())
+        """Return what the summed losses of rows with these labels are divided by, but for a constant: their weights' sum."""
+        return len(labels) if self.task == "multi" else float(self.weights[labels.cpu()].sum())
 
     def shift(self) -> Tensor:
         """Return what brings logits [B, L] that minimise the plain loss to the minimum of this one.

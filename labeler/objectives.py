@@ -47,12 +47,13 @@ def keys_in(batch: Tensor) -> Tensor:
     return torch.unique(batch.detach().flatten(1), dim=0, return_inverse=True)[1]
 
 
-def right_for(input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:
+def right_for(texts: Tensor, pictures: Tensor) -> Tensor:
     """Return targets [B, B] as `labeler.losses.shared_targets`: frames of a clip and captions of a picture are no negatives.
 
-    Batches are sorted by length, so that pairs of one text meet in a batch more often than others.
+    texts [B, T] int64 and pictures [B, ...], visual tokens or pixels, are zero where there is nothing. Batches are sorted by
+    length, so that pairs of one text meet in a batch more often than others.
     """
-    return shared_targets(keys_in(input_ids * text_mask), keys_in(visual_tokens * visual_mask.unsqueeze(-1)))
+    return shared_targets(keys_in(texts), keys_in(pictures))
 
 
 def swap_pictures(has_both: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,10 +139,11 @@ class Objectives(nn.Module):
         pixels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return `loss`, and of it `words` (nats a hidden word) and `matching` (nats a pair)."""
+        pictures = pixels if visual_tokens is None else visual_tokens * visual_mask.unsqueeze(-1)
         if visual_tokens is None:
             visual_tokens, visual_mask = self.model.see(pixels, visual_mask)
         has_both = text_mask.any(dim=1) & visual_mask.any(dim=1)
-        same = right_for(input_ids, text_mask, visual_tokens, visual_mask) > 0
+        same = right_for(input_ids * text_mask, cast(Tensor, pictures)) > 0
         source, own = swap_pictures(has_both, same)
         visual_tokens, visual_mask = visual_tokens[source], visual_mask[source]
         masked = self.words.hide(input_ids, text_mask)
@@ -228,6 +230,7 @@ class AlignedObjectives(nn.Module):
         pixels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return `loss`, and of it `words` (nats a hidden word), `matching` and `contrast` (nats a pair)."""
+        pictures = cast(Tensor, pixels if visual_tokens is None else visual_tokens * visual_mask.unsqueeze(-1))
         if visual_tokens is None:
             visual_tokens, visual_mask = self.parts.model.see(pixels, visual_mask)
         both = text_mask.any(dim=1) & visual_mask.any(dim=1)
@@ -239,7 +242,7 @@ class AlignedObjectives(nn.Module):
             soft = average.guess(masked, text_mask, visual_tokens, visual_mask).softmax(dim=1)
             keys = [side[both] for side in average.embeddings(theirs, text_mask, visual_mask)]
         queries = [side[both] for side in self.parts.embeddings(streams, text_mask, visual_mask)]
-        right = right_for(*(part[both] for part in (input_ids, text_mask, visual_tokens, visual_mask)))
+        right = right_for((input_ids * text_mask)[both], pictures[both])
         contrast = self.contrast(queries, keys, right)
         matching = self.match(streams, text_mask, visual_mask, both, queries, right > 0)
         logits, share = self.parts.guess(masked, text_mask, visual_tokens, visual_mask), self.distilled
@@ -288,6 +291,8 @@ class AlignedObjectives(nn.Module):
             return streams.text.sum() * 0
         with torch.no_grad():
             alike = self.scale() * queries[0] @ queries[1].T
+        if not alike.isfinite().all():  # nothing can be drawn by it; the trainer stops at such a loss
+            return streams.text.sum() * torch.nan
         others, pairs = rows[told], torch.stack([hard_negatives(found[told], same[told]) for found in (alike.T, alike)])
         texts = torch.cat([rows, others, rows[pairs[0]]])
         images = torch.cat([rows, rows[pairs[1]], others])

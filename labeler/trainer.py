@@ -253,8 +253,11 @@ class LabelTrainer(ValidatingTrainer):
         super().__init__(fit, fit.model, eval_dataset=fit.validation_pairs, compute_loss_func=loss, **options)
 
     def mass(self, labels: Tensor) -> float:
-        """Return the sum of the labels' weights."""
-        return self.fit.loss.mass(labels)
+        """Return the sum of the labels' weights; with teachers, who weigh no labels, how many there are.
+
+        The parts of a batch then count for as much as they are, all together for 1; class weights act within each.
+        """
+        return len(labels) if self.fit.teachers else self.fit.loss.mass(labels)
 
     def chosen_loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return the loss that the options ask for, in place of the model's own."""

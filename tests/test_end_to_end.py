@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from labeler.fitting import Fit
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
 from labeler.models import model_names
+from labeler.objectives import right_for
 from labeler.pixels import FILE, pixels_for, stored_pixels
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
@@ -179,7 +181,7 @@ def test_a_batch_with_pixels(some_pairs):
     assert torch.equal(without(batch, "text")["pixels"], batch["pixels"])
 
 
-def test_augmentation_follows_from_seed_epoch_and_row(some_pairs):
+def test_augmentation_follows_from_seed_epoch_and_picture(some_pairs):
     augmented = AugmentedPictures(some_pairs, augmentation((64, 64)), seed=1)
     state = torch.random.get_rng_state()
     first = augmented.__getitems__([0, 1, 2, 3])
@@ -193,6 +195,18 @@ def test_augmentation_follows_from_seed_epoch_and_row(some_pairs):
     again.set_epoch(1)
     assert not np.array_equal(again[2].pixels, first[2].pixels)
     assert not np.array_equal(AugmentedPictures(some_pairs, augmentation((64, 64)), 2)[2].pixels, first[2].pixels)
+
+
+def test_a_picture_with_several_texts_is_one_picture_in_an_epoch_and_none_of_its_texts_wrong(some_pairs):
+    pixels = some_pairs[0].pixels
+    pairs = [some_pairs[0]._replace(input_ids=[number], pixels=pixels) for number in range(5, 9)] + [some_pairs[1]]
+    lists = SimpleNamespace(
+        __getitems__=lambda indices: [pairs[index] for index in indices], __len__=lambda: len(pairs)
+    )
+    batch = collate(AugmentedPictures(lists, augmentation((64, 64)), seed=1).__getitems__(list(range(5))), 0)
+    right = right_for(batch["input_ids"], batch["pixels"]) > 0
+    assert right[:4, :4].all()
+    assert right[4].tolist() == [False] * 4 + [True]
 
 
 def test_an_augmented_picture_has_height_and_width_in_this_order_and_is_never_mirrored():

@@ -91,6 +91,16 @@ def test_a_label_that_few_groups_carry_is_not_judged(task):
         assert task == "multi" or error.row >= FOLDS - 1
 
 
+@pytest.mark.parametrize("others", [LABELS, 0])
+def test_a_label_that_all_rows_carry_is_not_judged(others):
+    rows = clean("multi")
+    everyone = np.ones((300, 1), dtype=bool)
+    rows = rows._replace(truth=np.hstack([rows.truth[:, :others], everyone]))
+    judged = find_label_errors("multi", rows, range(300))
+    assert judged.not_judged.tolist() == [False] * others + [True]
+    assert all(error.suggested[-1] for error in judged.errors)
+
+
 def test_rows_without_any_label_can_be_judged():
     rows = clean("multi")
     rows.truth[:150:5] = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,7 @@ from labeler.losses import (
     log_prior,
     shared_targets,
 )
+from labeler.trainer import LabelTrainer
 from labeler.training_options import TrainOptions
 
 NUMBERS = torch.tensor([0, 2, 1, 1, 0, 0, 0])
@@ -198,3 +202,17 @@ def test_the_same_text_and_the_same_picture_share_the_target():
     expected = [[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5]]
     assert targets.tolist() == expected
     assert torch.equal(shared_targets(torch.arange(3), torch.arange(3)), torch.eye(3))
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_the_parts_of_a_batch_count_for_it_all(taught):
+    """With teachers some rows have no label, and class weights would count these and the others by two measures."""
+    truth = np.zeros((12, 3), bool)
+    truth[np.arange(12), [0] * 8 + [1] * 3 + [2]] = True
+    loss = TrainingLoss(TrainOptions(class_weights="balanced"), "single", truth)
+    labels = torch.tensor([0, 0, 1, 2, 0, -1, 1, -1] if taught else [0, 0, 1, 2, 0, 0, 1, 0])
+    trainer = SimpleNamespace(fit=SimpleNamespace(loss=loss, teachers=("run",) * taught))
+    trainer.mass = partial(LabelTrainer.mass, trainer)
+    shares = [LabelTrainer.share_of(trainer, {"labels": part}, {"labels": labels}) for part in labels.split(3)]
+    assert sum(shares) == pytest.approx(1)
+    assert len(set(shares[:2])) == 2 - taught

@@ -59,13 +59,19 @@ def test_frames_of_a_clip_are_no_negatives_of_one_another(pairs):
     batch = unlabelled(pairs, 6)
     batch["input_ids"][1], batch["text_mask"][1] = batch["input_ids"][0], batch["text_mask"][0]
     batch["visual_tokens"][2], batch["visual_mask"][2] = batch["visual_tokens"][0], batch["visual_mask"][0]
-    right = right_for(**batch)
+    right = right_for(batch["input_ids"], batch["visual_tokens"])
     expected = torch.eye(6)
     expected[0, :3] = expected[:3, 0] = 1
     torch.testing.assert_close(right, expected / expected.sum(1, keepdim=True))
     drawn = torch.stack([hard_negatives(torch.zeros(6, 6), right > 0) for _ in range(200)])
     assert not (drawn[:, 0] < 3).any()
     assert set(drawn[:, 1].tolist()) == {2, 3, 4, 5}
+
+
+def test_weights_that_ran_away_give_a_loss_that_is_no_number(aligned, pairs):
+    with torch.no_grad():
+        aligned.parts.text_projection.weight.fill_(torch.nan)
+    assert torch.isnan(aligned(**unlabelled(pairs, 6))["loss"])
 
 
 def test_a_batch_of_one_text_has_no_negatives(aligned, pairs):

@@ -74,7 +74,7 @@ def test_the_losses_are_those_of_a_plain_loop(build, pairs, monkeypatch, name):
 
     torch.manual_seed(3)
     both = batch["text_mask"].any(1) & batch["visual_mask"].any(1)
-    source, own = swap_pictures(both, right_for(**batch) > 0)
+    source, own = swap_pictures(both, right_for(batch["input_ids"], batch["visual_tokens"]) > 0)
     special = torch.isin(batch["input_ids"], torch.tensor(built.tokenizer.all_special_ids))
     masked = mask_words(
         batch["input_ids"], batch["text_mask"] & ~special, built.tokenizer.mask_token_id, len(objectives.words.special)

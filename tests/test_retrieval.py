@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from labeler.evaluation import mean_recall, measure_retrieval
+from labeler.evaluation import measure_retrieval, metric_for, retrieved
 from labeler.evaluation.retrieval import ranks
 
 
@@ -52,7 +52,17 @@ def test_recall_and_median_rank_with_intervals(space):
         assert low <= there[f"recall_at_{k}"] <= high
     assert there["median_rank"] == np.sort(places)[29]
     back = ranks(image, text, keys)
-    assert mean_recall(text, image, keys) == pytest.approx(((places <= 10).mean() + (back <= 10).mean()) / 2)
+    assert metric_for(60) == "mean_reciprocal_rank"
+    assert retrieved(text, image, keys) == pytest.approx(((1 / places).mean() + (1 / back).mean()) / 2)
+
+
+def test_a_run_is_chosen_by_recall_where_there_are_enough_pairs_to_tell():
+    text, image = (unit(np.random.default_rng(seed).normal(size=(120, 8))) for seed in range(2))
+    keys = np.arange(120), np.arange(120)
+    there, back = ranks(text, image, keys), ranks(image, text, keys)
+    assert metric_for(120) == "recall_at_10"
+    assert retrieved(text, image, keys) == pytest.approx(((there <= 10).mean() + (back <= 10).mean()) / 2)
+    assert 0 < retrieved(text, image, keys) < 0.5
 
 
 def test_where_draws_do_not_differ_a_recall_has_an_exact_interval_and_a_rank_none():
@@ -70,4 +80,4 @@ def test_the_same_for_all_is_the_last_place():
     same = np.ones((30, 4)) / 2
     keys = np.arange(30), np.arange(30)
     assert (ranks(same, same, keys) == 30).all()
-    assert mean_recall(same, same, keys) == 0
+    assert retrieved(same, same, keys) == 1 / 30

@@ -21,7 +21,7 @@ from labeler.evaluation.predictions import (
     write_named,
     write_predictions,
 )
-from labeler.evaluation.retrieval import mean_recall, measure_retrieval
+from labeler.evaluation.retrieval import measure_retrieval, metric_for, retrieved
 from labeler.evaluation.thresholds import BEST_F1, NEVER, Aim, aim_of, fit_thresholds
 
 __all__ = [
@@ -46,15 +46,16 @@ __all__ = [
     "kept_promise",
     "mean_average_precision",
     "mean_of",
-    "mean_recall",
     "measure",
     "measure_retrieval",
+    "metric_for",
     "of_parents",
     "predictions_of",
     "promise",
     "read_predictions",
     "reliability",
     "resample",
+    "retrieved",
     "risk_coverage",
     "round_scores",
     "rows_of",

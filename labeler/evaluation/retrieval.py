@@ -12,6 +12,7 @@ from labeler.evaluation.measuring import bounds_of
 DEPTHS = (1, 5, 10)
 RECALLS = tuple(f"recall_at_{depth}" for depth in DEPTHS)
 DIRECTIONS = ("text_to_image", "image_to_text")
+FEW = 100  # pairs of which a recall at 10 says too little
 TOGETHER = 1024  # rows of similarities held at once
 
 
@@ -75,7 +76,15 @@ def joined(parts: Any) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
 
 
-def mean_recall(text: np.ndarray, image: np.ndarray, right: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return recall at 10, the mean of both directions: what a run of `labeler pretrain` is chosen by."""
+def metric_for(pairs: int) -> str:
+    """Return the metric that a run of `labeler pretrain` is chosen by on so many validation pairs.
+
+    Of few pairs any order finds most among the first ten.
+    """
+    return RECALLS[-1] if pairs >= FEW else "mean_reciprocal_rank"
+
+
+def retrieved(text: np.ndarray, image: np.ndarray, right: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return the metric that `metric_for` names, the mean of both directions; see `ranks`."""
     both = np.concatenate([ranks(text, image, right), ranks(image, text, right)])
-    return float((both <= DEPTHS[-1]).mean())
+    return float((both <= DEPTHS[-1]).mean() if metric_for(len(text)) == RECALLS[-1] else (1 / both).mean())
