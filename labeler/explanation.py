@@ -14,6 +14,7 @@ from labeler.decoding import prepare_images
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import scores_of, settle
 from labeler.images import ImageError, Prepared
+from labeler.inputs import found_again
 from labeler.items import Item
 from labeler.records import Record, read_records
 from labeler.taxonomy import taxonomy_of
@@ -143,7 +144,7 @@ def explain_item(
     from labeler.store import Store
 
     opened = open_run(run, device)
-    folder = data or Path(opened.manifest["inputs"][0]["path"])
+    folder = data or found_again(run, opened.manifest["inputs"][0])
     if data is None and not folder.is_dir():
         raise BadInputError(f"{folder}: the store that {run} was trained on is not there; name it with --data STORE")
     store = Store(folder)

@@ -32,6 +32,7 @@ from labeler.engines.exported import FUSION, PREPROCESSOR, TOKENIZER, TOWER
 from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, measure, scores_of, settle, write_named
 from labeler.images import ImageError
+from labeler.inputs import found_again
 from labeler.items import Item
 from labeler.model_card import model_card
 from labeler.records import Record, read_records
@@ -332,7 +333,7 @@ def own_export(run: Path, *, anew: bool = False) -> Path:
     With `anew`, it is made again.
     """
     manifest = read_manifest(run, "train")
-    store = Path(manifest["inputs"][0]["path"])
+    store = found_again(run, manifest["inputs"][0])
     out = run / KEPT
     if (out / CHECK).is_file() and not anew:
         kept = read_manifest(out, "export")

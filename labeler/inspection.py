@@ -143,6 +143,12 @@ def error_rows(store: Store, seed: int) -> tuple[list[dict[str, Any]], dict[str,
     features = Features(*store.features(rows), store.truth(rows))
     taxonomy = taxonomy_of(store.label_set)
     judged = find_label_errors(taxonomy.task, features, groups.tolist(), seed, taxonomy)
+    if judged.guessed:
+        reason = (
+            f"the regression that judges them knows hardly more than how frequent each label is (log loss "
+            f"{judged.probe.log_loss:.3f}, of the frequencies {judged.frequencies:.3f})"
+        )
+        return [], {"checked": 0, "count": 0, "not_checked": reason, "changes": [], "labels_not_judged": []}
     errors = [
         {
             "id": store.rows["id"][rows[error.row]],

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 
 from labeler.baselines import CrossValidated, Features, cross_validated
 from labeler.splits import RowLabels, split_groups
 from labeler.taxonomy import Taxonomy
 
 FOLDS = 5
+LEARNED = 0.01  # by so much the regression has to lower the log loss of the labels' frequencies to be listened to
 # Which of cleanlab's filters found most of the planted errors at the same precision (docs/LOG.md): as many rows as are
 # estimated to be wrong, the least likely first; for several labels what is confidently another value than given, or most
 # missing labels stay hidden behind given ones.
@@ -32,6 +34,12 @@ class Judged(NamedTuple):
     errors: list[LabelError]
     not_judged: np.ndarray  # [L] bool: labels that too few groups carry, or, of several a row, that all rows do
     probe: CrossValidated
+    frequencies: float  # the log loss of scores that say no more than how frequent each label is
+
+    @property
+    def guessed(self) -> bool:
+        """Return whether the regression hardly knows more than that, so that what it doubts says nothing."""
+        return self.probe.log_loss > (1 - LEARNED) * self.frequencies
 
 
 def find_label_errors(
@@ -71,7 +79,16 @@ def find_label_errors(
     likelihood = np.where(rows.truth, probe.scores, 1 - probe.scores)
     order = _order(likelihood, [doubted & rows.truth, doubted & ~rows.truth])
     scores = np.where(doubted, likelihood, np.inf).min(axis=1)
-    return Judged([LabelError(row, suggested[row], float(scores[row])) for row in order], not_judged, probe)
+    return Judged([LabelError(row, suggested[row], float(scores[row])) for row in order], not_judged, probe,
+                  log_loss_of_shares(task, rows.truth))  # fmt: skip
+
+
+def log_loss_of_shares(task: str, truth: np.ndarray) -> float:
+    """Return the log loss, as in `CrossValidated`, of each label's share in truth [N, L] as every row's score."""
+    shares = truth.mean(axis=0)
+    if task == "single":
+        return float(scipy.special.entr(shares).sum())
+    return float((scipy.special.entr(shares) + scipy.special.entr(1 - shares)).mean())
 
 
 def _order(likelihood: np.ndarray, kinds: list[np.ndarray]) -> list[int]:

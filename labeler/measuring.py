@@ -22,6 +22,7 @@ from labeler.evaluation import (
     settle,
     write_named,
 )
+from labeler.inputs import found_again
 from labeler.records import read_label_set
 from labeler.taxonomy import taxonomy_of
 from labeler.values import SPLITS, Split
@@ -60,8 +61,8 @@ def asked(split: Split, aim: Aim | None) -> dict[str, Any]:
     }
 
 
-def learned_from(store: Any, trained: dict[str, Any]) -> Any:
-    """Return the store that baselines learn from: `store`, the one that the run was trained on where it lacks rows, or None."""
+def learned_from(store: Any, run: Path, trained: dict[str, Any]) -> Any:
+    """Return the store that baselines learn from: `store`, the one that `run` was trained on where it lacks rows, or None."""
     from labeler.store import Store
 
     def has_rows(found: Any) -> bool:
@@ -72,7 +73,7 @@ def learned_from(store: Any, trained: dict[str, Any]) -> Any:
         return store
     given = trained["inputs"][0]
     try:
-        other = Store(Path(given["path"]), check=False)
+        other = Store(found_again(run, given), check=False)
     except BadInputError:
         return None
     same = (

@@ -31,6 +31,7 @@ from labeler.evaluation import (
     scores_of,
     write_named,
 )
+from labeler.inputs import found_again
 from labeler.measuring import MODALITIES, asked, learned_from, make_baselines, measured, measured_parents
 from labeler.model_card import model_card
 from labeler.records import differing_names
@@ -107,7 +108,7 @@ def evaluate(
     store = Store(data, check=False)
     opened = opened_for(store, run, device, aim, zero_shot)
     refuse_mismatch(opened, store)
-    fitted_on = learned_from(store, trained)
+    fitted_on = learned_from(store, run, trained)
     baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
         predictions, figures = measure_run(opened, store, split, batch_size, () if zero_shot else PROMISES)
@@ -137,7 +138,8 @@ def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:
 def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, fitted_on: Any) -> None:
     """Note in the metrics, and say, where run or baselines learned from another store than they are measured on."""
     notes = []
-    if note := elsewhere(trained, store, split):
+    if note := elsewhere(Path(metrics["run"]), trained, store, split):
+        metrics["data"]["caution"] = note
         metrics["data"]["trained_on_it"] = False
         notes.append(note)
     if fitted_on is not store:
@@ -284,8 +286,8 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
     }  # fmt: skip
 
 
-def elsewhere(trained: dict[str, Any], store: Any, split: Split) -> str | None:
-    """Return what is to be said where a run was trained on another store, whose train rows may stand in this split; else None."""
+def elsewhere(run: Path, trained: dict[str, Any], store: Any, split: Split) -> str | None:
+    """Return what is to be said where `run` was trained on another store, whose train rows may stand in this split; else None."""
     from labeler.embedding import pair_keys
     from labeler.store import Store
 
@@ -294,7 +296,7 @@ def elsewhere(trained: dict[str, Any], store: Any, split: Split) -> str | None:
         return None
     note = f"it was trained on another store, {given['path']}"
     try:
-        other = Store(Path(given["path"]), check=False)
+        other = Store(found_again(run, given), check=False)
     except BadInputError:
         return f"{note}, which is not there any more: whether it has seen rows of this split cannot be told"
     if other.sha256 != given["sha256"]:

@@ -28,6 +28,7 @@ from labeler.artifacts import (
 from labeler.decoding import prepare_images
 from labeler.errors import BadInputError, UsageError
 from labeler.images import VIDEOS, ImageError, frame_of
+from labeler.inputs import found_again
 from labeler.items import Item
 from labeler.records import Record
 from labeler.sources.folder import PICTURES
@@ -230,26 +231,6 @@ class Index:
                 f"{self.folder}: made by another model ({made['path']}, content {made['sha256'][:12]}) than {model} is now "
                 f"({given[:12]}), whose vectors mean something else; make it again with `labeler index --model {model}`"
             )
-
-
-def found_again(folder: Path, made_from: dict[str, str]) -> Path:
-    """Return where an input of the index `folder` is: where it was then, or lies as before to an index that was moved with it.
-
-    Where it is at none of these: where it was.
-    """
-    was = Path(made_from["path"])
-    names = was.parts[1:] if was.is_absolute() else was.parts
-    # the longest end of the old path first
-    near = (parent.joinpath(*names[start:]) for start in range(len(names)) for parent in folder.resolve().parents)
-    return next((place for place in (was, *near) if holds(place, made_from["sha256"])), was)
-
-
-def holds(place: Path, sha256: str) -> bool:
-    """Return whether there is an artifact of that content."""
-    try:
-        return bool(read_manifest(place)["content_sha256"] == sha256)
-    except (BadInputError, KeyError, OSError):  # a folder that may not be looked into is none
-        return False
 
 
 def search(

@@ -29,7 +29,9 @@ def stored(tmp_path_factory, text_tower, image_tower) -> Path:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(60):
-        image = Image.fromarray(rng.integers(0, 256, (60, 80 + number, 3), dtype=np.uint8))
+        pixels = rng.integers(0, 256, (60, 80 + number, 3), dtype=np.uint8)
+        pixels[..., number % 3] //= 4  # so that labels can be told
+        image = Image.fromarray(pixels)
         (Image.new("RGB", (80, 60)) if number == 7 else image).save(folder / f"{number}.png")
         labels = [["<b>cat</b>", EVIL], ["<b>cat</b>"], ["dog"]][number % 3]
         rows.append({"id": f"{number}<i>", "image": f"{number}.png", "text": f"{EVIL} {number}", "labels": labels})

@@ -18,6 +18,7 @@ ORDER = """
 labeler  encoders  memory
 errors
 artifacts  interrupts
+inputs
 values
 records  encoders.weights  resizing
 taxonomy

@@ -28,13 +28,21 @@ def odd_store(tmp_path_factory, text_tower, image_tower) -> Path:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(40):
-        image = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+        pixels = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels // (1 + number % 2))  # so that labels can be told
         if number < 2:
             image = Image.new("RGB", (80, 60), ("black", "white")[number])
         elif number == 2:
             image = Image.fromarray(rng.integers(0, 256, (400, 20, 3), dtype=np.uint8))
         image.save(folder / f"{number}.png")
-        rows.append({"id": f"p{number}", "image": f"{number}.png", "text": f"text {number}", "label": "ab"[number % 2]})
+        rows.append(
+            {
+                "id": f"p{number}",
+                "image": f"{number}.png",
+                "text": f"{('one', 'two')[number % 2]} {number}",
+                "label": "ab"[number % 2],
+            }
+        )
     rows[-1]["image"] = None
     return made(folder, rows, text_tower, image_tower)
 

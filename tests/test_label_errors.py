@@ -101,6 +101,19 @@ def test_a_label_that_all_rows_carry_is_not_judged(others):
     assert all(error.suggested[-1] for error in judged.errors)
 
 
+@pytest.mark.parametrize("task", ["single", "multi"])
+def test_a_regression_that_only_knows_how_frequent_labels_are_is_not_listened_to(task):
+    rows = clean(task)
+    assert not find_label_errors(task, rows, range(300)).guessed
+    shuffled = rows._replace(truth=np.random.default_rng(5).permutation(rows.truth))
+    judged = find_label_errors(task, shuffled, range(300))
+    assert judged.guessed
+    shares = rows.truth.mean(axis=0)
+    own = [-np.log(shares[row]).sum() if task == "single" else
+           -np.log(np.where(row, shares, 1 - shares)).mean() for row in rows.truth]  # fmt: skip
+    assert judged.frequencies == pytest.approx(np.mean(own))
+
+
 def test_rows_without_any_label_can_be_judged():
     rows = clean("multi")
     rows.truth[:150:5] = False

@@ -54,6 +54,7 @@ def test_baselines_learn_from_what_the_run_learned_from_and_labels_are_the_runs(
         word = names[int(np.flatnonzero(truth)[0])]["name"]
         assert texts[identity] is None or word in texts[identity]
     assert f"the baselines learned from {store}" in metrics["notes"]
+    assert metrics["data"]["caution"].startswith(f"it was trained on another store, {store}; ")
     old, fresh = Store(store), Store(new)
     fresh.label_as(old.label_set)
     parts = [Features(*one.features(one.rows_of(split)), one.truth(one.rows_of(split)))

@@ -18,6 +18,7 @@ from labeler.errors import BadInputError
 from labeler.evaluation import write_predictions
 from labeler.report import report
 from labeler.report.charts import ticks
+from labeler.report.runs import read_runs
 
 EVIL = "<script>alert(1)</script>\"'\n{{ 7*7 }} & |"
 PIXEL = b"\x89PNG\r\n\x1a\n not decoded by the report"
@@ -320,11 +321,36 @@ def test_what_is_refused(tmp_path):
     other = write_run(tmp_path / "other", sha256="cd" * 32)
     with pytest.raises(BadInputError, match=r"other: its data sha256 is cdcd.*that of .*run is abab"):
         report([run, other], out)
-    with pytest.raises(BadInputError, match=r"its task is multi, that of .*run is single"):
+    alike = "only runs of the same labels can be compared: report on each by itself"
+    with pytest.raises(BadInputError, match=rf"its task is multi, that of .*run is single; {alike}"):
         report([run, write_run(tmp_path / "multi", task="multi")], out)
     with pytest.raises(BadInputError, match="its labels is"):
         report([run, write_run(tmp_path / "names", names=NAMES[::-1])], out)
     assert not out.exists()
+
+
+def test_a_run_is_reported_on_from_another_directory(tmp_path, monkeypatch):
+    """Run and store were named by relative paths where they were made."""
+    store = tmp_path / "project" / "data" / "clipart" / "store"
+    recipe = artifacts.Recipe("preprocess", (), {})
+    with artifacts.making(store, recipe) as work:
+        (work / "profile.json").write_text("{}")
+    content = read_manifest(store)["content_sha256"]
+    run = write_run(tmp_path / "project" / "checkpoints" / "run", sha256=content)
+    monkeypatch.chdir(tmp_path)
+    assert read_runs([run], "test")[0].store == store
+    assert read_runs([run.relative_to(tmp_path)], "test")[0].store.resolve() == store
+
+
+def test_what_a_run_may_have_seen_stands_beside_the_answer(tmp_path):
+    run, out = write_run(tmp_path / "run"), tmp_path / "report"
+    metrics = json.loads((run / "metrics-test.json").read_text())
+    metrics["data"]["caution"] = "it was trained on another store, <old>"
+    (run / "metrics-test.json").write_text(json.dumps(metrics))
+    said = "visualbert: it was trained on another store, <old>."
+    assert report([run], out)["cautions"] == [said]
+    assert "<old>" in (out / "comparison.md").read_text() or "&lt;old&gt;" in (out / "comparison.md").read_text()
+    assert f"<strong>{said.replace('<old>', '&lt;old&gt;')}</strong>" in (out / "index.html").read_text()
 
 
 def test_damaged_run_files_are_refused_with_the_command(tmp_path):

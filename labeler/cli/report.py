@@ -28,6 +28,10 @@ def command(
     from labeler.report import report
 
     comparison = report(list(runs), out, split=split, explain=explain, force=force, device=device)
-    lines = [*(f"  {row['name']:20} {options.headline(row)}" for row in comparison["models"]), comparison["answer"]]
+    lines = [
+        *(f"  {row['name']:20} {options.headline(row)}" for row in comparison["models"]),
+        *comparison.get("cautions", []),  # one of before has none
+        comparison["answer"],
+    ]
     lines += [claim["text"] for claim in comparison["against_baseline"]]
     options.say("\n".join([*lines, f"report: {out / 'index.html'}"]), comparison, as_json)

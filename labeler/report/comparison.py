@@ -112,6 +112,11 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
         "task": task,
         "models": [_row(task, figures, model) for model in models],
         "comparisons": comparisons,
+        "cautions": [
+            f"{model.name}: {model.metrics['data']['caution']}."
+            for model in models
+            if not model.baseline and "caution" in model.metrics["data"]
+        ],
         "seeds": (seeds := _seeds(figures, models)),
         "seed_comparisons": _compare_seeds(task, seeds, drawn, first["n"]),
     }

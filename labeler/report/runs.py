@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from labeler.artifacts import MANIFEST, Input, input_of, read_manifest, sha256_file, work_folder
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, read_predictions, without_parents
+from labeler.inputs import found_again
 from labeler.records import LabelSet
 from labeler.taxonomy import Taxonomy, taxonomy_of
 
@@ -59,7 +60,7 @@ def _read_run(folder: Path, split: str) -> Run:
         raise BadInputError(f"{folder}: no metrics-{split}.json in it, the run is not evaluated; type `{command}`")
     metrics = _read_json(folder / f"metrics-{split}.json", command)
     try:
-        store = Path(metrics["data"]["store"])
+        store = found_again(folder, {"path": metrics["data"]["store"], "sha256": metrics["data"]["sha256"]})
         wrong = metrics["data"]["split"] != split or metrics[HEADLINE[metrics["task"]]] is None
         labels = LabelSet.model_validate(_read_json(folder / "labels.json", command))
         used = [f"predictions-{split}.jsonl", *(baseline["predictions"] for baseline in metrics["baselines"])]
@@ -103,11 +104,15 @@ def _read_json(path: Path, command: str) -> Any:
 
 def _refuse_other_rows(first: Run, run: Run) -> None:
     """Raise BadInputError when `run` was not measured on the rows and labels of `first`."""
+    for what, one, other in (("task", first.metrics["task"], run.metrics["task"]), ("labels", first.names, run.names)):
+        if one != other:
+            raise BadInputError(
+                f"{run.folder}: its {what} is {other!s:.80}, that of {first.folder} is {one!s:.80}; only runs of the same labels "
+                "can be compared: report on each by itself"
+            )
     for what, one, other in (
-        ("task", first.metrics["task"], run.metrics["task"]),
         ("data sha256", first.metrics["data"]["sha256"], run.metrics["data"]["sha256"]),
         ("split", first.metrics["data"]["split"], run.metrics["data"]["split"]),
-        ("labels", first.names, run.names),
     ):
         if one != other:
             raise BadInputError(
