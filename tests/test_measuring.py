@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from labeler import exporting
+from labeler import evaluation, exporting, scoring
 from labeler.decisions import Rule
 from labeler.evaluation import Predictions, decide, measure, resample
 from labeler.evaluation import metrics as figures
@@ -104,6 +104,41 @@ def test_an_export_is_measured_by_its_headline_metric_alone(task, metric, monkey
     shown = exporting.figure_of(rule, found.scores, exporting.Checked([], found.truth))
     assert shown == {key: expected[key] for key in (metric, f"{metric}_ci95")}
     assert all(names == {metric} for names in seen)
+
+
+@pytest.mark.parametrize("pictures", [60, 50])
+def test_rows_that_all_have_both_are_not_measured_a_second_time(pictures, monkeypatch):
+    found, measured = make("single"), []
+    store = SimpleNamespace(
+        rows={"id": found.ids, "group": found.groups},
+        label_set=SimpleNamespace(task="single", names=names_of(found)),
+        rows_of=lambda _: np.arange(60),
+        complete=lambda rows: rows < pictures,
+    )
+    run = SimpleNamespace(
+        model=None,
+        tokenizer=SimpleNamespace(pad_token_id=0),
+        preprocessor={"max_text_tokens": 8},
+        temperature=1.0,
+        thresholds=None,
+    )
+    monkeypatch.setattr("labeler.batches.StorePairs", lambda _, rows, *rest: rows)
+    monkeypatch.setattr("labeler.prediction.model_outputs", lambda _, rows, *rest: np.zeros((len(rows), 2, 5)))
+    monkeypatch.setattr(
+        scoring, "predictions_of", lambda store, rows, scores, thresholds: evaluation.rows_of(found, rows)
+    )
+
+    def measure_few(store, predictions):
+        measured.append(len(predictions.ids))
+        return measure("single", names_of(found), predictions, draws=20)
+
+    monkeypatch.setattr(scoring, "measured", measure_few)
+    whole = measure("single", names_of(found), found, draws=20)
+    result = scoring.score_modalities(run, store, found, whole, "test", 8)
+    assert measured == ([60, 60] if pictures == 60 else [50, 50, 50])
+    assert list(result) == ["both", "text", "image"]
+    assert result["both"] == result["text"]  # the model says the same of both here
+    assert {"per_class", "confusion"} & set(result["both"]) == set()
 
 
 class Counted(np.ndarray):
