@@ -1,7 +1,9 @@
-"""Measuring: what is worked out once, what is left out, and that figures are those of plain loops."""
+"""Measuring: what is worked out once, what is left out, what is held, and that figures are those of plain loops."""
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 
 from labeler import evaluation, exporting, scoring
 from labeler.decisions import Rule
+from labeler.errors import BadInputError
 from labeler.evaluation import Predictions, decide, measure, resample
 from labeler.evaluation import metrics as figures
 
@@ -162,3 +165,47 @@ def test_counts_of_labels_are_taken_from_all_labels_at_once(monkeypatch):
     watched = found._replace(truth=found.truth.view(Counted))
     assert figures.per_class("multi", names_of(found), watched) == expected
     assert Counted.times == 1
+
+
+def most_held(work) -> int:
+    """Return how many bytes were held at once while `work` ran."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_predictions_file_is_written_and_read_line_by_line(tmp_path):
+    found, path = make(rows=200, labels=200), tmp_path / "p.jsonl"
+    names = names_of(found)
+    held = most_held(lambda: evaluation.write_predictions(path, names, found))
+    assert held < path.stat().st_size / 4
+    lines = path.read_bytes().split(b"\n")
+    assert [list(json.loads(line)["scores"].values()) for line in lines[:-1]] == found.scores.tolist()
+    assert lines[-1] == b""
+    back = []
+    held = most_held(lambda: back.append(evaluation.read_predictions(path, names)))
+    assert held < 3 * (found.scores.nbytes + found.truth.nbytes + found.predicted.nbytes)
+    assert back[0].ids == found.ids
+    assert all(np.array_equal(a, b) for a, b in zip(back[0][2:5], found[2:5], strict=True))
+
+
+def test_a_predictions_file_appears_whole_or_not_at_all(tmp_path):
+    found, path = make(), tmp_path / "p.jsonl"
+    evaluation.write_predictions(path, names_of(found), found)
+    before = path.read_bytes()
+    found.scores[-1, 0] = np.nan
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        evaluation.write_predictions(path, names_of(found), found)
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+    assert path.read_bytes() == before
+
+
+def test_a_predictions_file_that_is_no_text_further_on_is_named(tmp_path):
+    found, path = make(), tmp_path / "p.jsonl"
+    evaluation.write_predictions(path, names_of(found), found)
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    with pytest.raises(BadInputError, match=r"p\.jsonl: no readable predictions file"):
+        evaluation.read_predictions(path, names_of(found))
