@@ -30,7 +30,7 @@ from labeler.decoding import prepare_images
 from labeler.engines import CHECK, Choice, Engine, Precision, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, PREPROCESSOR, TOKENIZER, TOWER
 from labeler.errors import BadInputError, LabelerError, UsageError
-from labeler.evaluation import HEADLINE, Predictions, measure, scores_of, settle, write_named
+from labeler.evaluation import HEADLINE, Predictions, figure, scores_of, settle, write_named
 from labeler.images import ImageError
 from labeler.inputs import found_again
 from labeler.items import Item
@@ -255,8 +255,7 @@ def figure_of(rule: Rule, scores: np.ndarray, checked: Checked) -> dict[str, Any
     if checked.truth is None:
         return {}
     task = rule.label_set.task
-    measured, metric = measure(task, rule.label_set.names, said(rule, scores, checked)), HEADLINE[task]
-    return {metric: measured[metric], f"{metric}_ci95": measured[f"{metric}_ci95"]}
+    return figure(task, HEADLINE[task], said(rule, scores, checked))
 
 
 def refuse_other(way: Way, found: dict[str, Any]) -> None:

@@ -171,14 +171,15 @@ def measure_run(
 
     pixels = pixels_for(run, store)
     predictions, before, seconds = score_split(run, store, split, batch_size, pixels)
-    metrics = measured(store, predictions) | measured_parents(store, predictions)
+    whole = measured(store, predictions)
+    metrics = whole | measured_parents(store, predictions)
     metrics["calibration"] = {"temperature": run.temperature} | {
         when: reliability(store.label_set.task, found) for when, found in (("before", before), ("after", predictions))
     }
     metrics["thresholds"] = run.thresholds
     metrics["abstention"] = abstention(run, predictions, promises)
     metrics["evaluate_pairs_per_second"] = round(len(predictions.ids) / seconds, 2)
-    metrics["modalities"] = score_modalities(run, store, predictions, split, batch_size, pixels)
+    metrics["modalities"] = score_modalities(run, store, predictions, whole, split, batch_size, pixels)
     return predictions, metrics
 
 
@@ -230,9 +231,18 @@ def score_split(
 
 
 def score_modalities(
-    run: Any, store: Any, predictions: Predictions, split: Split, batch_size: int, pixels: Any = None
+    run: Any,
+    store: Any,
+    predictions: Predictions,
+    whole: dict[str, Any],
+    split: Split,
+    batch_size: int,
+    pixels: Any = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return {modality: figures} on the split's rows that have a text and a picture, so that nothing else differs."""
+    """Return {modality: figures} on the split's rows that have a text and a picture, so that nothing else differs.
+
+    `whole` are the figures of `predictions`, on all of the split's rows.
+    """
     import torch
 
     from labeler.batches import StorePairs, without
@@ -251,7 +261,10 @@ def score_modalities(
         for column, modality in enumerate(MODALITIES[1:]):
             scores = scores_of(store.label_set.task, values[:, column], run.temperature)
             found[modality] = predictions_of(store, rows[complete], scores, run.thresholds)
-    figures = {modality: measured(store, found[modality]) for modality in MODALITIES}
+    figures = {
+        modality: whole if modality == "both" and len(complete) == len(rows) else measured(store, found[modality])
+        for modality in MODALITIES
+    }
     return {
         modality: {key: value for key, value in values.items() if key not in ("per_class", "confusion")}
         for modality, values in figures.items()

@@ -4,8 +4,8 @@ from labeler.evaluation.abstention import Promise, kept, kept_promise, promise, 
 from labeler.evaluation.bootstrap import Resampled, mean_of, resample
 from labeler.evaluation.calibration import fit_temperature, reliability, scores_of, scores_of_logits
 from labeler.evaluation.comparing import compare, differences, judge
-from labeler.evaluation.measuring import measure
-from labeler.evaluation.metrics import ANSWERS, HEADLINE, SECOND, average_precision, mean_average_precision, statistics
+from labeler.evaluation.measuring import figure, measure
+from labeler.evaluation.metrics import ANSWERS, HEADLINE, SECOND, statistics
 from labeler.evaluation.predictions import (
     Predictions,
     decide,
@@ -21,6 +21,7 @@ from labeler.evaluation.predictions import (
     write_named,
     write_predictions,
 )
+from labeler.evaluation.ranking import average_precision, mean_average_precision
 from labeler.evaluation.retrieval import measure_retrieval, metric_for, retrieved
 from labeler.evaluation.thresholds import BEST_F1, NEVER, Aim, aim_of, fit_thresholds
 
@@ -39,6 +40,7 @@ __all__ = [
     "compare",
     "decide",
     "differences",
+    "figure",
     "fit_temperature",
     "fit_thresholds",
     "judge",

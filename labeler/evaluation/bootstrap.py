@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its parts are loaded when they are first used
 
-from labeler.evaluation.metrics import statistics
+from labeler.evaluation.metrics import Statistics
 from labeler.evaluation.predictions import Predictions
 
 CELLS = 2_000_000  # rows x draws held at once: 16 MB of weights
@@ -110,12 +110,12 @@ def resample(
     task: str, predictions: Predictions, seed: int = 0, draws: int = 2000, wanted: Collection[str] | None = None
 ) -> Resampled:
     """Return the `wanted` metrics of `statistics` (all by default) on the rows, on `draws` draws and with parts left out."""
-    rows = len(predictions.ids)
-    estimate = statistics(task, predictions, np.ones((rows, 1)), wanted)
+    figures = Statistics(task, predictions)
+    estimate = figures.of(np.ones((len(predictions.ids), 1)), wanted)
     return Resampled(
         {name: float(value) for name, (value,) in estimate.items()},
-        _over(task, predictions, draw_weights(predictions.groups, seed, draws), wanted),
-        _over(task, predictions, left_out_weights(predictions.groups, seed), wanted),
+        _over(figures, draw_weights(predictions.groups, seed, draws), wanted),
+        _over(figures, left_out_weights(predictions.groups, seed), wanted),
     )
 
 
@@ -129,10 +129,8 @@ def mean_of(models: Sequence[Resampled]) -> Resampled:
     )
 
 
-def _over(
-    task: str, predictions: Predictions, weights: Iterator[np.ndarray], wanted: Collection[str] | None
-) -> dict[str, np.ndarray]:
-    parts = [statistics(task, predictions, some, wanted) for some in weights]
+def _over(figures: Statistics, weights: Iterator[np.ndarray], wanted: Collection[str] | None) -> dict[str, np.ndarray]:
+    parts = [figures.of(some, wanted) for some in weights]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from labeler.evaluation.predictions import Predictions
 COUNTED = ("accuracy", "subset_accuracy")
 FEW_POSITIVES = 5
 MOST_CONFUSED = 200  # labels, of which a matrix can be looked at
+LARGEST = 3_000_000  # rows x labels, of which the interval of AUROC takes 4 to 8 s
 
 
 def measure(task: str, names: list[str], predictions: Predictions, seed: int = 0, draws: int = 2000) -> dict[str, Any]:
@@ -43,30 +45,50 @@ def measure(task: str, names: list[str], predictions: Predictions, seed: int = 0
     return result | {"notes": notes}
 
 
-def _estimates(task: str, predictions: Predictions, seed: int, draws: int, notes: list[str]) -> dict[str, Any]:
-    """Return {metric: value, metric_ci95: interval}, adding to `notes` why one of them is None."""
+def figure(task: str, metric: str, predictions: Predictions, seed: int = 0, draws: int = 2000) -> dict[str, Any]:
+    """Return `metric` and `<metric>_ci95` alone, as `measure` does."""
+    return _estimates(task, predictions, seed, draws, [], [metric])
+
+
+def _estimates(
+    task: str,
+    predictions: Predictions,
+    seed: int,
+    draws: int,
+    notes: list[str],
+    wanted: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Return {metric: value, metric_ci95: interval} of the `wanted`, adding to `notes` why one of them is None."""
     if not predictions.ids:
-        undefined = list(statistics(task, predictions, np.ones((0, 1))))
+        undefined = list(statistics(task, predictions, np.ones((0, 1)), wanted))
         notes += [f"{metric}: not defined, the split holds no row" for metric in undefined]
         return {key: None for metric in undefined for key in (metric, f"{metric}_ci95")}
     result: dict[str, Any] = {}
-    once = statistics(task, predictions, np.ones((len(predictions.ids), 1)))
-    # with many labels one draw of the mean AUROC takes seconds
-    slow = {"auroc"} if predictions.truth.shape[1] > MOST_CONFUSED else set()
-    resampled, groups = resample(task, predictions, seed, draws, once.keys() - slow), len(set(predictions.groups))
+    once = statistics(task, predictions, np.ones((len(predictions.ids), 1)), wanted)
+    slow = long_reason(predictions)
+    asked = once.keys() - ({"auroc"} if slow else set())
+    resampled, groups = resample(task, predictions, seed, draws, asked), len(set(predictions.groups))
     for metric, estimate in ((metric, float(value[0])) for metric, value in once.items()):
         known = not np.isnan(estimate)
         result[metric] = estimate if known else None
-        asked = known and metric not in slow
-        result[f"{metric}_ci95"] = bounds = bounds_of(resampled, metric, groups, metric in COUNTED) if asked else None
+        bounds = bounds_of(resampled, metric, groups, metric in COUNTED) if known and metric in asked else None
+        result[f"{metric}_ci95"] = bounds
         if not known:
             reason = "no label divides the rows" if metric == "auroc" else "no row carries a label"
             notes.append(f"{metric}: not defined, {reason}")
-        elif metric in slow:
-            notes.append(f"{metric}: no interval, which would take long with over {MOST_CONFUSED} labels")
+        elif metric not in asked:
+            notes.append(f"{metric}: no interval, which would take long with {slow}")
         elif bounds is None:
             notes.append(f"{metric}: no interval, the bootstrap draws do not differ (every row alike, or one group)")
     return result
+
+
+def long_reason(predictions: Predictions) -> str | None:
+    """Return of what there is so much that the interval of AUROC would take long; None where it does not."""
+    rows, labels = predictions.truth.shape
+    if labels > MOST_CONFUSED:
+        return f"over {MOST_CONFUSED} labels"
+    return f"{rows:,} rows of {labels} labels" if rows * labels > LARGEST else None
 
 
 def bounds_of(resampled: Resampled, metric: str, groups: int, counted: bool) -> list[float] | None:

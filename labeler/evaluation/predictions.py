@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import write_text
+from labeler.artifacts import write_parts
 from labeler.errors import BadInputError
 from labeler.taxonomy import Taxonomy, taxonomy_of
 
@@ -25,6 +25,17 @@ class Predictions(NamedTuple):
     agreed: np.ndarray | None = (
         None  # [N] `vqa_accuracy` of what is predicted, NaN without answers; None where no row has any
     )
+
+
+class Row(NamedTuple):
+    """One row of a predictions file."""
+
+    id: str
+    group: str
+    truth: np.ndarray  # [L] bool
+    scores: np.ndarray  # [L] float64
+    predicted: np.ndarray  # [L] bool
+    agreed: float | None
 
 
 def round_scores(scores: np.ndarray) -> np.ndarray:
@@ -124,22 +135,24 @@ def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
 
 def write_predictions(path: Path, names: list[str], predictions: Predictions) -> None:
     """Write one JSON line a row: id, group, truth and predicted as label names, scores by label; of questions vqa_accuracy."""
+    write_parts(path, _lines(names, predictions))
+
+
+def _lines(names: list[str], predictions: Predictions) -> Iterator[str]:
+    """Yield the lines of a predictions file."""
     agreed = [None] * len(predictions.ids) if predictions.agreed is None else predictions.agreed.tolist()
-    rows = zip(*predictions[:2], predictions.truth, round_scores(predictions.scores), predictions.predicted, agreed,
-               strict=True)  # fmt: skip
-    lines = []
+    rows = zip(*predictions[:2], predictions.truth, predictions.scores, predictions.predicted, agreed, strict=True)
     for row_id, group, truth, scores, predicted, agreement in rows:
         line = {
             "id": row_id,
             "group": group,
             "truth": [names[i] for i in np.flatnonzero(truth)],
             "predicted": [names[i] for i in np.flatnonzero(predicted)],
-            "scores": dict(zip(names, scores.tolist(), strict=True)),
+            "scores": dict(zip(names, round_scores(scores).tolist(), strict=True)),
         }
         if agreement is not None:
             line["vqa_accuracy"] = None if np.isnan(agreement) else agreement
-        lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(path, "".join(lines))
+        yield json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_predictions(path: Path, names: list[str]) -> Predictions:
@@ -148,22 +161,14 @@ def read_predictions(path: Path, names: list[str]) -> Predictions:
     Raises BadInputError, with the file and the line, when the file is missing, a line is not such a row, its labels
     are not `names`, a score is not a number in 0..1, or an id comes twice.
     """
+    rows: list[Row] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with open(path, encoding="utf-8") as file:
+            seen: set[str] = set()
+            for number, line in enumerate(file, start=1):
+                rows.append(_row(f"{path}:{number}", line.removesuffix("\n"), names, seen))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: no readable predictions file; run `labeler evaluate` again") from error
-    rows, seen = [], set()
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
-        try:
-            rows.append(_row(line, names))
-            if rows[-1][0] in seen:
-                raise ValueError(f"the id {rows[-1][0]!r} comes a second time")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise BadInputError(
-                f"{path}:{number}: not a row of predictions ({reason}); run `labeler evaluate` again"
-            ) from error
-        seen.add(rows[-1][0])
     ids, groups, truth, scores, predicted, found = zip(*rows, strict=True) if rows else ([], [], [], [], [], [])
     shape = (len(rows), len(names))
     flags = [np.array(values, dtype=bool).reshape(shape) for values in (truth, predicted)]
@@ -172,8 +177,21 @@ def read_predictions(path: Path, names: list[str]) -> Predictions:
     return Predictions(list(ids), list(groups), flags[0], numbers, flags[1], agreed)
 
 
-def _row(line: str, names: list[str]) -> tuple[str, str, list[bool], list[float], list[bool], float | None]:
-    """Return id, group, truth, scores, predicted, vqa_accuracy of one line; raises what `read_predictions` catches."""
+def _row(place: str, line: str, names: list[str], seen: set[str]) -> Row:
+    """Return one line, and add its id to those `seen`; raises BadInputError, with the place, as `read_predictions` does."""
+    try:
+        row = _parsed(line, names)
+        if row.id in seen:
+            raise ValueError(f"the id {row.id!r} comes a second time")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BadInputError(f"{place}: not a row of predictions ({reason}); run `labeler evaluate` again") from error
+    seen.add(row.id)
+    return row
+
+
+def _parsed(line: str, names: list[str]) -> Row:
+    """Return one line; raises what `_row` catches."""
     row = json.loads(line)
     scores = row["scores"]
     if scores.keys() != set(names):
@@ -184,5 +202,6 @@ def _row(line: str, names: list[str]) -> tuple[str, str, list[bool], list[float]
     unknown = {*row["truth"], *row["predicted"]} - set(names)
     if unknown or not isinstance(row["id"], str) or not isinstance(row["group"], str):
         raise ValueError(f"unknown labels {sorted(unknown)}" if unknown else "id and group are not both text")
-    truth, predicted = ([name in row[key] for name in names] for key in ("truth", "predicted"))
-    return row["id"], row["group"], truth, values, predicted, row.get("vqa_accuracy")
+    chosen = [set(row[key]) for key in ("truth", "predicted")]
+    truth, predicted = (np.array([name in some for name in names], dtype=bool) for some in chosen)
+    return Row(row["id"], row["group"], truth, np.array(values), predicted, row.get("vqa_accuracy"))
