@@ -17,7 +17,8 @@ from typing import IO, Any
 from labeler.artifacts import locked, sha256_bytes
 from labeler.errors import BadInputError
 from labeler.remote import download, endpoint, status, upload
-from labeler.shards import ERROR, FOREIGN, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
+from labeler.replacing import FOREIGN
+from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
 from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
@@ -137,7 +138,7 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         there = {file: status(place).is_file for file, place in files.items()}
         if there[path] and not there[state_of(path)] and not path.exists() and not force:
-            raise BadInputError(FOREIGN.format(url))
+            raise BadInputError(FOREIGN.format(url, "predict", "out"))
         fetched = not path.exists() and all(there.values())
         if fetched:
             for file, place in files.items():

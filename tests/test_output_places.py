@@ -64,3 +64,15 @@ def test_a_failure_leaves_the_old_file(run, pictures, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="broken"):
         predict([pictures], run, tmp_path / "out.jsonl", device="cpu", force=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]
+
+
+def test_an_explanation_replaces_its_own_drawing_and_no_photo(trained, pictures, tmp_path, labeler):
+    out, photo = tmp_path / "e.png", next(pictures.glob("*.png"))
+    command = ["explain", trained("resnet-gru"), "--text", "a red circle", "--out", out, "--device", "cpu"]
+    shutil.copy(photo, out)
+    done = labeler(*command)
+    assert done.code == 3
+    assert "e.png: was not written by `labeler explain`, so it is left alone; --force replaces it" in done.said
+    assert out.read_bytes() == photo.read_bytes()
+    assert labeler(*command, "--force").code == 0
+    assert labeler(*command).code == 0

@@ -68,6 +68,8 @@ def test_the_command_and_its_page(store, indexed, tmp_path, capsys):
     page = (tmp_path / "found.html").read_text(encoding="utf-8")
     assert "a red &lt;b&gt; square" in page
     assert page.count('src="data:image/jpeg') == 3
+    cli.main([*words, "--html", str(tmp_path / "found.html")], standalone_mode=False)
+    capsys.readouterr()
     cli.main(["index", str(store), "--model", str(Index(indexed).manifest["inputs"][1]["path"]), "--out", str(indexed)],
              standalone_mode=False)  # fmt: skip
     assert "already made" in capsys.readouterr().err
@@ -121,14 +123,20 @@ def test_what_cannot_be_searched_is_said(store, indexed, pretrained, tmp_path):
         ("./photo.jpg", UsageError, "the picture itself, which the page would replace; choose another --html"),
         (".", BadInputError, r"\.: cannot be written; --html takes a file in a folder that is there"),
         ("none/page.html", BadInputError, "none/page.html: cannot be written"),
+        (
+            "other.jpg",
+            BadInputError,
+            r"other\.jpg: was not written by `labeler search --html`.*--force .*another --html",
+        ),
     ],
 )
 def test_a_page_that_cannot_be_written_is_said_before_the_search(indexed, tmp_path, monkeypatch, page, error, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photo.jpg").write_bytes(b"of the user")
+    for name in ("photo.jpg", "other.jpg"):
+        (tmp_path / name).write_bytes(b"of the user")
     with pytest.raises(error, match=message):
         cli.main(["search", "photo.jpg", "--index", str(indexed), "--html", page], standalone_mode=False)
-    assert (tmp_path / "photo.jpg").read_bytes() == b"of the user"
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"of the user"}
 
 
 def test_a_frame_of_a_video_is_a_picture(store, indexed, pretrained, tmp_path):
