@@ -53,7 +53,7 @@ def predict(
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with `model`, a run or an export; write one line an item.
 
     A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
-    labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
+    labels have parents and a pair has one label, `label` in a line is that one. An item that cannot be read has an
     error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
     only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
     `review`, true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs.
@@ -96,7 +96,10 @@ def predict(
     least = None if min_precision is None else least_score(rule, min_precision)
     settings = Settings(model, rule, how, device, batch_size, least, job.ahead, choice)
     by_ray = partial(label_on_ray, workers=workers, address=ray_address)
-    written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None, how.carried)
+    taxonomy = taxonomy_of(rule.label_set)
+    if form == "csv" and taxonomy.apart:
+        recipe["columns"] = ["label"]  # lines of older versions, which lack it, are not kept
+    written = LineFormat(form, taxonomy.names, least is not None, how.carried, taxonomy.apart)
     with writing(out, recipe, written.header, force) as output:
         return label_job(job, settings, by_ray if engine == "ray" else label_here, written, output, out)
 
