@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 FORMATS = ("jsonl", "csv")
-NOT_WRITTEN = (".tsv", ".xlsx", ".xls", ".ods", ".parquet")
+NOT_WRITTEN = (".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".gz", ".zst", ".bz2", ".xz", ".zip")
 OWN = ("id", "image", "text", "labels", "label", "scores", "model", "error", "review", "source")  # fields of a line
 
 

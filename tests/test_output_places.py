@@ -58,6 +58,12 @@ def test_a_file_of_something_else_is_left_alone_before_any_work(run, pictures, t
         predict([pictures], run, tmp_path / "labels.xlsx")
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz", ".zip"])
+def test_nothing_is_written_uncompressed_under_a_name_that_says_it_is(pictures, tmp_path, suffix):
+    with pytest.raises(UsageError, match=rf"labels\.jsonl\{suffix}: \{suffix} is not written; end it in \.csv or \.jsonl"):
+        predict([pictures], tmp_path / "none", tmp_path / f"labels.jsonl{suffix}")
+
+
 def test_a_failure_leaves_the_old_file(run, pictures, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
     monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
