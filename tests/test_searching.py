@@ -17,7 +17,7 @@ from labeler.contrastive import pretrain, pretrain_options
 from labeler.embedding import embed_pairs, load_towers_run
 from labeler.errors import BadInputError, UsageError
 from labeler.report.found import render_found
-from labeler.searching import Index, embed_query, index, make_fast, search, table_of
+from labeler.searching import Found, Hit, Index, embed_query, index, make_fast, search, table_of
 from labeler.store import Store
 
 
@@ -73,6 +73,13 @@ def test_the_command_and_its_page(store, indexed, tmp_path, capsys):
     cli.main(["index", str(store), "--model", str(Index(indexed).manifest["inputs"][1]["path"]), "--out", str(indexed)],
              standalone_mode=False)  # fmt: skip
     assert "already made" in capsys.readouterr().err
+
+
+def test_a_hit_is_one_line_whatever_its_text(indexed, capsys, monkeypatch):
+    hits = [Hit("a", "one\ntwo\r\nthree\u2028four", 0.5), Hit("b\nc", None, 0.25)]
+    monkeypatch.setattr(searching, "search", lambda *_, **__: Found(hits, indexed, ""))
+    cli.main(["search", "words", "--index", str(indexed)], standalone_mode=False)
+    assert capsys.readouterr().out == "+0.500  a  one two three four\n+0.250  b c  \n"
 
 
 def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):

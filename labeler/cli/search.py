@@ -54,6 +54,7 @@ def command(
     else:
         for hit in hits:
             place = "" if hit.image in (None, hit.id) else f"  {hit.image}"
-            click.echo(options.harmless(f"{hit.score:+.3f}  {hit.id}{place}  {hit.text or ''}"))
+            line = f"{hit.score:+.3f}  {hit.id}{place}  {hit.text or ''}"
+            click.echo(options.harmless(" ".join(line.splitlines())))
     if html is not None:
         click.echo(f"{html}: {len(hits)} {find}", err=True)
