@@ -60,7 +60,9 @@ def test_a_file_of_something_else_is_left_alone_before_any_work(run, pictures, t
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz", ".zip"])
 def test_nothing_is_written_uncompressed_under_a_name_that_says_it_is(pictures, tmp_path, suffix):
-    with pytest.raises(UsageError, match=rf"labels\.jsonl\{suffix}: \{suffix} is not written; end it in \.csv or \.jsonl"):
+    with pytest.raises(
+        UsageError, match=rf"labels\.jsonl\{suffix}: \{suffix} is not written; end it in \.csv or \.jsonl"
+    ):
         predict([pictures], tmp_path / "none", tmp_path / f"labels.jsonl{suffix}")
 
 
