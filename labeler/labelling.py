@@ -308,10 +308,21 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
 
     A pair has an `image` (a file's path, or a file's bytes), a `text`, or both, and an `id` if it likes. One that cannot be
     read has an error and no labels.
+
+    Raises TypeError where `pairs` are no pairs, or an image is something else.
     """
+    if isinstance(pairs, Mapping):
+        raise TypeError("pairs: expected a list of pairs, not one pair; put it into a list")
     rows = []
     for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, Mapping):
+            raise TypeError(
+                f"pair {number}: expected a dict with an 'image', a 'text' or both, not {type(pair).__name__}"
+            )
         image, held = pair.get("image"), isinstance(pair.get("image"), bytes)
+        if not isinstance(image, str | os.PathLike | bytes | None):
+            raise TypeError(f"pair {number}: expected the path or the bytes of a picture's file as its image, "
+                            f"not {type(image).__name__}")  # fmt: skip
         fields = {"id": pair.get("id", str(number)), "text": pair.get("text"),
                   "image": f"{number}" if held else None if image is None else os.path.abspath(image)}  # fmt: skip
         rows.append(Row("pairs", number, {key: value for key, value in fields.items() if value is not None},
