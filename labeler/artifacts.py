@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +112,7 @@ def read_manifest(folder: Path, made_by: str | None = None, name: str = MANIFEST
     """Return the manifest of the artifact `folder`; `name` is another than MANIFEST for files added to a folder.
 
     Raises BadInputError when the folder is missing or holds no manifest (an artifact cut off, or not
-    ours), when another schema version wrote it, or when `made_by` names another stage.
+    ours), when another schema version wrote it, or when `made_by` names another stage; it names what in the folder would do.
     """
     step = f"run `labeler {made_by}` first" if made_by else "give a folder that a labeler stage wrote"
     if not folder.is_dir():
@@ -121,6 +121,7 @@ def read_manifest(folder: Path, made_by: str | None = None, name: str = MANIFEST
         manifest = json.loads((folder / name).read_text(encoding="utf-8"))
         stage, schema_version = manifest["stage"], 0 + manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        step = inside(folder, made_by) or step
         raise BadInputError(f"{folder}: no readable {name} in it, so it is not a finished artifact; {step}") from error
     if schema_version != SCHEMA_VERSION:
         age = "newer" if schema_version > SCHEMA_VERSION else "older"
@@ -129,8 +130,19 @@ def read_manifest(folder: Path, made_by: str | None = None, name: str = MANIFEST
             f"reads {SCHEMA_VERSION}); make it again with `labeler {stage}`, or use the labeler that wrote it"
         )
     if made_by and stage != made_by:
-        raise BadInputError(f"{folder}: made by `labeler {stage}`, expected the output of `labeler {made_by}`")
+        message = f"{folder}: made by `labeler {stage}`, expected the output of `labeler {made_by}`"
+        raise BadInputError("; ".join(filter(None, (message, inside(folder, made_by)))))
     return manifest
+
+
+def inside(folder: Path, made_by: str | None) -> str:
+    """Return in words which artifacts of the stage `made_by`, by default which runs, lie in `folder`; "" where none do."""
+    stages, found = (made_by,) if made_by else ("train", "pretrain"), []
+    for path in sorted(folder.glob(f"*/{MANIFEST}")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(path.read_text(encoding="utf-8"))["stage"] in stages:
+                found.append(str(path.parent))
+    return f"give what lies in it: {', '.join(found)}" if found else ""
 
 
 def verify(folder: Path, made_by: str | None = None, name: str = MANIFEST) -> dict[str, Any]:

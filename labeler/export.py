@@ -13,13 +13,19 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from labeler.artifacts import make_parent, write_json, write_text
+from labeler.artifacts import make_parent, sha256_bytes, write_json, write_text
 from labeler.errors import BadInputError, UsageError
 from labeler.records import Record, Task, read_label_set
+from labeler.replacing import refuse_to_replace
 from labeler.sources.jsonl import LineError, parse_line
 
+ANSWERS = {
+    "predictions": {"model_version", "score", "result"},
+    "annotations": {"result"},
+}  # of a task, and their fields
 CONTROL = "labels"  # the name of the Choices in the interface
 Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+MARK = "<!-- labeler export-tasks {} -->\n"  # with the sha256 of what stands before it: a change by hand is seen
 # what XML 1.0 cannot carry, not even escaped
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -55,7 +61,7 @@ class Exported(NamedTuple):
     interface: Path
 
 
-def export_tasks(source: Path, out: Path, *, image_folder: str = "") -> Exported:
+def export_tasks(source: Path, out: Path, *, image_folder: str = "", force: bool = False) -> Exported:
     """Write `source` as a JSON list of Label Studio tasks to `out`, and the interface (XML) beside it.
 
     A task is {"data": {"id", "image", "text"}} with the labels as a prediction, or, where `source` holds records, as an
@@ -67,9 +73,11 @@ def export_tasks(source: Path, out: Path, *, image_folder: str = "") -> Exported
         source: the jsonl that `labeler predict` wrote, or the records that `labeler ingest` wrote: folder or file.
         out: the file to write; the interface gets the same name with .xml.
         image_folder: the pictures' folder, relative to Label Studio's document root.
+        force: replace what something else wrote.
 
     Raises UsageError where `out` would overwrite `source` or its own interface; BadInputError where a line of `source`
-    is neither a prediction nor a record, where no item can be exported, or where XML cannot carry a label.
+    is neither a prediction nor a record, where no item can be exported, where XML cannot carry a label, or, unless
+    `force`, where one of the two files is there and `labeler export-tasks` did not write it.
     """
     path = source / "records.jsonl" if source.is_dir() else source
     if out.is_dir():
@@ -84,8 +92,12 @@ def export_tasks(source: Path, out: Path, *, image_folder: str = "") -> Exported
     labels, task = choose_labels(path, kept)
     objects = [name for name in ("image", "text") if any(getattr(item, name) for item in kept)]
     tasks = [task_of(item, objects, image_folder) for item in kept]
+    view = interface_xml(labels, task, objects)
+    if not force:
+        refuse_to_replace(out, lambda file: are_tasks(read_text(file), tasks), "export-tasks")
+        refuse_to_replace(interface, lambda file: is_interface(read_text(file), view), "export-tasks")
     make_parent(out)
-    write_text(interface, interface_xml(labels, task, objects))
+    write_text(interface, view + MARK.format(sha256_bytes(view.encode())))
     write_json(out, tasks)
     return Exported(len(tasks), len(items) - len(tasks), labels, task, interface)
 
@@ -199,3 +211,43 @@ def interface_xml(labels: Sequence[str], task: Task, objects: Sequence[str]) -> 
         ElementTree.SubElement(choices, "Choice", value=label)
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
+
+
+def read_text(path: Path) -> str:
+    """Return what a file holds, with signs in place of bytes that are not UTF-8."""
+    return path.read_bytes().decode("utf-8", "replace")
+
+
+def is_interface(text: str, view: str) -> bool:
+    """Return whether `export_tasks` wrote `text`, or it is the interface `view` itself, as older versions wrote it."""
+    before, _, rest = text.rpartition("<!-- ")
+    return text == view or f"<!-- {rest}" == MARK.format(sha256_bytes(before.encode()))
+
+
+def are_tasks(text: str, tasks: list[dict[str, Any]]) -> bool:
+    """Return whether `text` is a JSON list as `export_tasks` writes it: `tasks`, or others, some labelled, with nothing that
+    Label Studio adds.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if found == tasks:
+        return True
+    whole = isinstance(found, list) and all(isinstance(task, dict) and is_task(task) for task in found)
+    return whole and any(len(task) > 1 for task in found)
+
+
+def is_task(task: dict[str, Any]) -> bool:
+    """Return whether a task has the fields that `task_of` gives it, and no others."""
+    data, kind = task.get("data"), next((name for name in ANSWERS if name in task), None)
+    if not (isinstance(data, dict) and "id" in data and data.keys() <= {"id", "image", "text"}):
+        return False
+    if kind is None:
+        return task.keys() == {"data"}
+    answers = task[kind]
+    return (
+        task.keys() == {"data", kind}
+        and isinstance(answers, list)
+        and all(isinstance(answer, dict) and answer.keys() == ANSWERS[kind] for answer in answers)
+    )

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from labeler.errors import BadInputError
 from labeler.explanation import Explanation
 from labeler.images import decode_image
+from labeler.replacing import is_marked
 
 log = logging.getLogger("labeler")
 
@@ -43,14 +45,21 @@ def write_heat_maps(explanations: Sequence[Explanation], path: Path) -> None:
     for one in panels:
         page.paste(one, (0, top))
         top += one.height
+    mark = PngInfo()
+    mark.add_text("Software", "labeler")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        page.save(partial, "PNG")
+        page.save(partial, "PNG", pnginfo=mark)
         partial.replace(path)
     except OSError as error:
         raise BadInputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_heat_map(path: Path) -> bool:
+    """Return whether `write_heat_maps` has written a file."""
+    return is_marked(path, b"tEXtSoftware\0labeler")
 
 
 def panel(explanation: Explanation) -> Image.Image:

@@ -79,7 +79,6 @@ class Labeller:
         taxonomy, least = taxonomy_of(self.rule.label_set), self.settings.least
         scores: Iterator[list[float]] = iter(())
         decided: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]] = iter(())
-        apart = taxonomy.task == "single" and bool(taxonomy.pairs)
         if usable:
             values = scores_of(taxonomy.task, self.logits(usable), self.rule.temperature)
             settled, chosen = settle(taxonomy, values, self.rule.thresholds)
@@ -98,13 +97,15 @@ class Labeller:
                 "labels": [],
                 "scores": {},
             } | (item.carried or {})
-            line |= {"model": str(self.settings.model), "error": item.error} | ({"label": None} if apart else {})
+            line |= {"model": str(self.settings.model), "error": item.error} | (
+                {"label": None} if taxonomy.apart else {}
+            )
             line |= {} if least is None else {"review": False}
             if item.error is None:
                 line["scores"] = dict(zip(taxonomy.names, next(scores), strict=True))
                 own, held, unsure = next(decided)
                 line["labels"] = [name for name, one in zip(taxonomy.names, held, strict=True) if one]
-                if apart and own.any():
+                if taxonomy.apart and own.any():
                     line["label"] = self.rule.label_set.names[own.argmax()]
                 line |= {} if least is None else {"review": bool(unsure)}
             yield line

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 FORMATS = ("jsonl", "csv")
-NOT_WRITTEN = (".tsv", ".xlsx", ".xls", ".ods", ".parquet")
+NOT_WRITTEN = (".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".gz", ".zst", ".bz2", ".xz", ".zip")
 OWN = ("id", "image", "text", "labels", "label", "scores", "model", "error", "review", "source")  # fields of a line
 
 
@@ -53,7 +53,7 @@ def predict(
     """Label every item of `inputs` (folders, pictures, jsonl, csv) with `model`, a run or an export; write one line an item.
 
     A line is {"id", "image", "text", "labels", "scores": {label: p}, "model", "error"}. A label brings its parent; where
-    labels have parents and a pair has one label, `label` in a line of jsonl is that one. An item that cannot be read has an
+    labels have parents and a pair has one label, `label` in a line is that one. An item that cannot be read has an
     error and no labels; the rest goes on. With an `aim`, thresholds are fitted for that. With `min_precision` a label is given
     only where validation rows show that so sure a label is right in that share (`labeler.evaluation.promise`); a line then has
     `review`, true where one was withheld. With `prompts`, `model` is a run of `labeler pretrain`, and the labels are theirs.
@@ -96,7 +96,10 @@ def predict(
     least = None if min_precision is None else least_score(rule, min_precision)
     settings = Settings(model, rule, how, device, batch_size, least, job.ahead, choice)
     by_ray = partial(label_on_ray, workers=workers, address=ray_address)
-    written = LineFormat(form, taxonomy_of(rule.label_set).names, least is not None, how.carried)
+    taxonomy = taxonomy_of(rule.label_set)
+    if form == "csv" and taxonomy.apart:
+        recipe["columns"] = ["label"]  # lines of older versions, which lack it, are not kept
+    written = LineFormat(form, taxonomy.names, least is not None, how.carried, taxonomy.apart)
     with writing(out, recipe, written.header, force) as output:
         return label_job(job, settings, by_ray if engine == "ray" else label_here, written, output, out)
 
@@ -305,10 +308,21 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
 
     A pair has an `image` (a file's path, or a file's bytes), a `text`, or both, and an `id` if it likes. One that cannot be
     read has an error and no labels.
+
+    Raises TypeError where `pairs` are no pairs, or an image is something else.
     """
+    if isinstance(pairs, Mapping):
+        raise TypeError("pairs: expected a list of pairs, not one pair; put it into a list")
     rows = []
     for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, Mapping):
+            raise TypeError(
+                f"pair {number}: expected a dict with an 'image', a 'text' or both, not {type(pair).__name__}"
+            )
         image, held = pair.get("image"), isinstance(pair.get("image"), bytes)
+        if not isinstance(image, str | os.PathLike | bytes | None):
+            raise TypeError(f"pair {number}: expected the path or the bytes of a picture's file as its image, "
+                            f"not {type(image).__name__}")  # fmt: skip
         fields = {"id": pair.get("id", str(number)), "text": pair.get("text"),
                   "image": f"{number}" if held else None if image is None else os.path.abspath(image)}  # fmt: skip
         rows.append(Row("pairs", number, {key: value for key, value in fields.items() if value is not None},

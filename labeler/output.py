@@ -17,7 +17,8 @@ from typing import IO, Any
 from labeler.artifacts import locked, sha256_bytes
 from labeler.errors import BadInputError
 from labeler.remote import download, endpoint, status, upload
-from labeler.shards import ERROR, FOREIGN, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
+from labeler.replacing import FOREIGN
+from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
 from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
@@ -26,12 +27,15 @@ COLUMNS = ("id", "image", "text", "labels", "model", "error")
 class LineFormat:
     """Lines as jsonl, or as csv with a column for each label's score. It can be pickled."""
 
-    def __init__(self, form: str, names: Sequence[str], review: bool = False, carried: Sequence[str] = ()):
+    def __init__(
+        self, form: str, names: Sequence[str], review: bool = False, carried: Sequence[str] = (), apart: bool = False
+    ):
         """Write as `form`, jsonl or csv; `names` are those of the scores, `review`: whether lines say what is for review.
 
-        `carried` are the fields that lines have besides.
+        `carried` are the fields that lines have besides; `apart`: whether lines have a label without its parent.
         """
-        self.form, self.names, self.extra, self.carried = form, list(names), ["review"] if review else [], list(carried)
+        self.form, self.names, self.carried = form, list(names), list(carried)
+        self.extra = [name for name, there in (("label", apart), ("review", review)) if there]
 
     @property
     def header(self) -> str:
@@ -47,7 +51,7 @@ class LineFormat:
         if self.form != "csv":
             return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
         cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
-        cells += [str(line[name]).lower() for name in self.extra]
+        cells += [str(value).lower() if isinstance(value := line[name], bool) else value for name in self.extra]
         cells += [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
                   for name in self.carried]  # fmt: skip
         row = [neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]
@@ -137,7 +141,7 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         there = {file: status(place).is_file for file, place in files.items()}
         if there[path] and not there[state_of(path)] and not path.exists() and not force:
-            raise BadInputError(FOREIGN.format(url))
+            raise BadInputError(FOREIGN.format(url, "predict", "out"))
         fetched = not path.exists() and all(there.values())
         if fetched:
             for file, place in files.items():

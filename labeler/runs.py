@@ -37,12 +37,13 @@ class Run(NamedTuple):
     history: dict[str, Any]
 
 
-def load_run(folder: Path, device: Any = "cpu") -> Run:
+def load_run(folder: Path | str, device: Any = "cpu") -> Run:
     """Return the run in `folder`, every file compared with its sha256 first.
 
     Raises BadInputError when it is no run, damaged, lacks weights of today's model or has others, or holds a pickle (which could
     run code when opened).
     """
+    folder = Path(folder)
     manifest = verify(folder, "train")
     refuse_pickles(folder)
     from transformers import AutoTokenizer

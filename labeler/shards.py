@@ -23,12 +23,11 @@ import orjson
 
 from labeler.artifacts import locked, make_parent, sha256_file, work_folder
 from labeler.errors import BadInputError, LabelerError
+from labeler.replacing import FOREIGN
 
 SUFFIX = ".lines"
 JOINED = "joined"
 PLAIN, ERROR, REVIEW = range(3)  # marks
-
-FOREIGN = "{}: was not written by `labeler predict`, so it is left alone; --force replaces it, or name another --out"
 
 log = logging.getLogger("labeler")
 
@@ -92,7 +91,7 @@ def refuse_foreign(out: Path) -> None:
     try:
         sha256 = orjson.loads(state_of(out).read_bytes())["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise BadInputError(FOREIGN.format(out)) from None
+        raise BadInputError(FOREIGN.format(out, "predict", "out")) from None
     if sha256 != sha256_file(out):
         raise BadInputError(
             f"{out}: has been changed since `labeler predict` wrote it; --force replaces it, or name another --out"

@@ -35,6 +35,11 @@ class Taxonomy(NamedTuple):
     pairs: list[tuple[int, int]]  # (child, parent): places in `names`
 
     @property
+    def apart(self) -> bool:
+        """Return whether a pair's own label is told apart from the parent that it brings."""
+        return self.task == "single" and bool(self.pairs)
+
+    @property
     def tops(self) -> list[int]:
         """Return the places of the names that have no parent."""
         children = {child for child, _ in self.pairs}

@@ -291,6 +291,23 @@ def test_a_changed_recipe_is_made_again_and_says_why(tmp_path, caplog, change, l
     assert f"{line}; making it again" in caplog.text
 
 
+def test_artifacts_inside_a_folder_that_is_given_in_their_place_are_named(tmp_path):
+    for name, stage in (("best/seed-0", "train"), ("best/seed-1", "train"), ("best/other", "ingest"), ("tn", "tune"),
+                        ("tn/run-2", "train"), ("empty", "tune")):  # fmt: skip
+        make(tmp_path / name, recipe=RECIPE._replace(stage=stage))
+    (tmp_path / "best" / "broken").mkdir()
+    (tmp_path / "best" / "broken" / "manifest.json").write_text("[")
+    for stage in ("train", None):
+        with pytest.raises(
+            BadInputError, match=r"no readable.*; give what lies in it: \S+best/seed-0, \S+best/seed-1$"
+        ):
+            read_manifest(tmp_path / "best", stage)
+    with pytest.raises(BadInputError, match=r"output of `labeler train`; give what lies in it: \S+tn/run-2$"):
+        read_manifest(tmp_path / "tn", "train")
+    with pytest.raises(BadInputError, match=r"expected the output of `labeler train`$"):
+        read_manifest(tmp_path / "empty", "train")
+
+
 def test_the_same_recipe_is_already_made_wherever_its_inputs_lie(tmp_path):
     out = make(tmp_path / "out")
     assert already_made(out, RECIPE)

@@ -338,3 +338,23 @@ def test_label_studio_s_own_exports_of_the_tasks_give_the_labels_back(tmp_path, 
         (item["image"], item["text"], tuple(item["labels"])) for item in lines
     ]
     assert [item.id for item in found] == [item["id"] for item in lines] or form == "json_min"
+
+
+def test_what_something_else_wrote_is_left_alone_unless_forced(tmp_path):
+    tasks, view = tmp_path / "tasks.json", tmp_path / "tasks.xml"
+    export(tmp_path, line(1, "it's"))
+    mine = export(tmp_path, line(2, "it's"), line(3, "=cmd"))[0]
+    others = ['{"mine": 1}', "mine", "[]", '[{"data": {"id": "1"}}]', json.dumps(annotated(mine))]
+    changed = view.read_text().replace("single", "multiple")
+    for path, text in [(view, "<View/>"), (view, changed), *((tasks, other) for other in others)]:
+        before = {place: place.read_bytes() for place in (tasks, view)}
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(BadInputError, match=rf"{path.name}: was not written by `labeler export-tasks`.*--force"):
+            export(tmp_path, line(4, "it's"))
+        assert path.read_text(encoding="utf-8") == text
+        other = view if path is tasks else tasks
+        assert other.read_bytes() == before[other], "nothing is written where one of the two is refused"
+        assert export(tmp_path, line(4, "it's"), force=True)[0][0]["data"]["id"] == "pair 4"
+    write_records(tmp_path / "records.jsonl", [Record(id="1", text="t", labels=("a",))])
+    for _ in range(2):
+        export_tasks(tmp_path / "records.jsonl", tasks)

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "labeler"
 ORDER = """
 labeler  encoders  memory
 errors
-artifacts  interrupts
+artifacts  interrupts  replacing
 inputs
 values
 records  encoders.weights  resizing

@@ -93,6 +93,25 @@ def test_the_library_labels_as_the_command_does(run, store, tmp_path):
     assert empty["error"]
 
 
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"text": "x"}, "pairs: expected a list of pairs, not one pair"),
+        (["text"], "pair 1: expected a dict with an 'image', a 'text' or both, not str"),
+        (
+            [{}, {"image": Image.new("RGB", (4, 4))}],
+            "pair 2: expected the path or the bytes of a picture's file .* not Image",
+        ),
+    ],
+    ids=["one pair", "a text", "a picture"],
+)
+def test_what_is_no_pair_is_said_in_a_sentence(run, pairs, message):
+    opened = load_run(str(run))
+    assert opened.folder == run
+    with pytest.raises(TypeError, match=message):
+        label(opened, pairs)
+
+
 def test_the_command_in_the_card_names_what_is_not_the_models_own(store, options, tmp_path):
     run = train("late-fusion", store, tmp_path / "run", options, seed=3, device="cpu").out
     card = (run / "README.md").read_text(encoding="utf-8")

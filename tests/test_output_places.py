@@ -58,9 +58,29 @@ def test_a_file_of_something_else_is_left_alone_before_any_work(run, pictures, t
         predict([pictures], run, tmp_path / "labels.xlsx")
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz", ".zip"])
+def test_nothing_is_written_uncompressed_under_a_name_that_says_it_is(pictures, tmp_path, suffix):
+    with pytest.raises(
+        UsageError, match=rf"labels\.jsonl\{suffix}: \{suffix} is not written; end it in \.csv or \.jsonl"
+    ):
+        predict([pictures], tmp_path / "none", tmp_path / f"labels.jsonl{suffix}")
+
+
 def test_a_failure_leaves_the_old_file(run, pictures, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
     monkeypatch.setattr("labeler.engines.native.make_pairs", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(ValueError, match="broken"):
         predict([pictures], run, tmp_path / "out.jsonl", device="cpu", force=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.jsonl", "old")]
+
+
+def test_an_explanation_replaces_its_own_drawing_and_no_photo(trained, pictures, tmp_path, labeler):
+    out, photo = tmp_path / "e.png", next(pictures.glob("*.png"))
+    command = ["explain", trained("resnet-gru"), "--text", "a red circle", "--out", out, "--device", "cpu"]
+    shutil.copy(photo, out)
+    done = labeler(*command)
+    assert done.code == 3
+    assert "e.png: was not written by `labeler explain`, so it is left alone; --force replaces it" in done.said
+    assert out.read_bytes() == photo.read_bytes()
+    assert labeler(*command, "--force").code == 0
+    assert labeler(*command).code == 0

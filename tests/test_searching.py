@@ -17,7 +17,7 @@ from labeler.contrastive import pretrain, pretrain_options
 from labeler.embedding import embed_pairs, load_towers_run
 from labeler.errors import BadInputError, UsageError
 from labeler.report.found import render_found
-from labeler.searching import Index, embed_query, index, make_fast, search, table_of
+from labeler.searching import Found, Hit, Index, embed_query, index, make_fast, search, table_of
 from labeler.store import Store
 
 
@@ -68,9 +68,18 @@ def test_the_command_and_its_page(store, indexed, tmp_path, capsys):
     page = (tmp_path / "found.html").read_text(encoding="utf-8")
     assert "a red &lt;b&gt; square" in page
     assert page.count('src="data:image/jpeg') == 3
+    cli.main([*words, "--html", str(tmp_path / "found.html")], standalone_mode=False)
+    capsys.readouterr()
     cli.main(["index", str(store), "--model", str(Index(indexed).manifest["inputs"][1]["path"]), "--out", str(indexed)],
              standalone_mode=False)  # fmt: skip
     assert "already made" in capsys.readouterr().err
+
+
+def test_a_hit_is_one_line_whatever_its_text(indexed, capsys, monkeypatch):
+    hits = [Hit("a", "one\ntwo\r\nthree\u2028four", 0.5), Hit("b\nc", None, 0.25)]
+    monkeypatch.setattr(searching, "search", lambda *_, **__: Found(hits, indexed, ""))
+    cli.main(["search", "words", "--index", str(indexed)], standalone_mode=False)
+    assert capsys.readouterr().out == "+0.500  a  one two three four\n+0.250  b c  \n"
 
 
 def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
@@ -121,14 +130,20 @@ def test_what_cannot_be_searched_is_said(store, indexed, pretrained, tmp_path):
         ("./photo.jpg", UsageError, "the picture itself, which the page would replace; choose another --html"),
         (".", BadInputError, r"\.: cannot be written; --html takes a file in a folder that is there"),
         ("none/page.html", BadInputError, "none/page.html: cannot be written"),
+        (
+            "other.jpg",
+            BadInputError,
+            r"other\.jpg: was not written by `labeler search --html`.*--force .*another --html",
+        ),
     ],
 )
 def test_a_page_that_cannot_be_written_is_said_before_the_search(indexed, tmp_path, monkeypatch, page, error, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photo.jpg").write_bytes(b"of the user")
+    for name in ("photo.jpg", "other.jpg"):
+        (tmp_path / name).write_bytes(b"of the user")
     with pytest.raises(error, match=message):
         cli.main(["search", "photo.jpg", "--index", str(indexed), "--html", page], standalone_mode=False)
-    assert (tmp_path / "photo.jpg").read_bytes() == b"of the user"
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"of the user"}
 
 
 def test_a_frame_of_a_video_is_a_picture(store, indexed, pretrained, tmp_path):

@@ -77,6 +77,9 @@ def test_every_file_with_predictions_agrees_with_the_taxonomy(stages, tmp_path):
     assert [cells["labels"] for cells in table] == [
         "|".join(line["labels"]) for line in lines_of(tmp_path / "out.jsonl")
     ]
+    if labels.task == "single":
+        assert [cells["label"] for cells in table] == [line["label"] or "" for line in lines_of(tmp_path / "out.jsonl")]
+    assert ("label" in table[0]) == (labels.task == "single")
     assert all(float(cells["score:angular"]) >= float(cells["score:cross"]) for cells in table)
 
 

@@ -24,11 +24,12 @@ COLOURS = ((0.6, (230, 97, 1), (46, 104, 191)), (0.25, (253, 184, 99), (146, 180
 @click.option(
     "--out", type=options.FOLDER, metavar="FILE.png", help="Draw it: a heat map over the picture, shaded words."
 )
+@click.option("--force", is_flag=True, help="Replace FILE.png whoever wrote it.")
 @options.device
 @options.as_json
 def command(
     run: Path, item: str | None, store: Path | None, image: Path | None, text: str | None, label: str | None,
-    out: Path | None, device: str, as_json: bool,
+    out: Path | None, force: bool, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Show which words and which regions of the picture drove the label that RUN gives to ITEM, a pair's id in a store.
 
@@ -47,14 +48,17 @@ def command(
     if out is not None and image is not None and out.resolve() == frame_of(image)[0].resolve():
         raise UsageError(f"--out {out}: the picture itself, which the heat map would replace; choose another --out")
     from labeler.explanation import explain_given, explain_item
+    from labeler.heat_maps import is_heat_map, write_heat_maps
+    from labeler.replacing import refuse_to_replace
+
+    if out is not None and not force:
+        refuse_to_replace(out, is_heat_map, "explain")
 
     if item is None:
         found = explain_given(run, image, text, label=label, device=device)
     else:
         found = explain_item(run, item, data=store, label=label, device=device)
     if out is not None:
-        from labeler.heat_maps import write_heat_maps
-
         write_heat_maps(found, out)
     if as_json:
         options.say("", [explanation.as_json() for explanation in found], printed_as_json=True)

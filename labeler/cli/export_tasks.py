@@ -14,9 +14,10 @@ from labeler.cli import options
 @options.out("The file to write; the labelling interface gets the same name with .xml.")
 @click.option("--image-folder", default="", metavar="FOLDER",
               help="Where the pictures lie below Label Studio's LOCAL_FILES_DOCUMENT_ROOT [default: in it].")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace both files whoever wrote them.")
 @options.as_json
 @click.pass_context
-def command(context: click.Context, source: Path, out: Path, image_folder: str, as_json: bool) -> None:
+def command(context: click.Context, source: Path, out: Path, image_folder: str, force: bool, as_json: bool) -> None:
     """Write SOURCE as tasks that Label Studio imports, and the interface to label them with.
 
     SOURCE is the jsonl that `labeler predict` wrote, whose labels become predictions; or the records that `labeler
@@ -25,7 +26,7 @@ def command(context: click.Context, source: Path, out: Path, image_folder: str, 
     """
     from labeler.export import export_tasks
 
-    result = export_tasks(source, out, image_folder=image_folder)
+    result = export_tasks(source, out, image_folder=image_folder, force=force)
     message = (
         f"{out}: {result.tasks} tasks, {result.errors} items with an error left out\n  interface: {result.interface}"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labeler.artifacts import read_manifest
 from labeler.errors import BadInputError
+from labeler.replacing import is_marked
 from labeler.report.page import environment
 from labeler.report.pictures import BUDGET, data_uri, examples_of, shortened
 
@@ -22,6 +24,11 @@ def render_found(query: str, found: Found) -> str:
         cards.append({"id": hit.id, "text": shortened(hit.text), "score": hit.score, "picture": picture})
     html = environment().get_template("found.html.j2").render(query=query, cards=cards, missing=missing)
     return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in what was typed must not stop the page
+
+
+def is_found_page(path: Path) -> bool:
+    """Return whether a file is such a page."""
+    return is_marked(path, b'<meta name="generator" content="labeler">')
 
 
 def pictures_of(found: Found) -> tuple[dict[str, Any], str | None]:
