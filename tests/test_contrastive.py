@@ -187,3 +187,13 @@ def test_a_run_opens_as_it_was_saved_or_not_at_all(store, pretrained, tmp_path):
     (broken / "model.safetensors").write_bytes(content)
     with pytest.raises(BadInputError, match="damaged"):
         load_towers_run(broken)
+
+
+def test_of_very_many_validation_pairs_some_are_looked_at(store, monkeypatch, caplog):
+    caplog.set_level("INFO", "labeler")
+    monkeypatch.setattr("labeler.contrastive_fitting.RANKED", 4)
+    fit = ContrastiveFit("clip", store, pretrain_options("clip", GIVEN), 0, "cpu")
+    assert len(fit.validation_pairs) == 4
+    assert len(fit.train_pairs) == 23
+    assert set(fit.validation_pairs.rows) < set(fit.store.rows_of("validation"))
+    assert "4 of the " in caplog.text
