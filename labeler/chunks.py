@@ -270,14 +270,14 @@ def refuse_unknown(labels: Iterable[str], vocabulary: frozenset[str], file: str)
     """Raise RowError, naming the closest label, for one that is not in the vocabulary of `file`."""
     for name in labels:
         if name not in vocabulary:
-            close = closest(name, vocabulary)
-            raise RowError("label-unknown", f"the label {name!r} is not in {file}; the closest there is {close!r}")
+            raise RowError("label-unknown", f"the label {name!r} is not in {file}{closest(name, vocabulary)}")
 
 
 @lru_cache(maxsize=4096)  # a wrong label is often one of many rows
 def closest(name: str, vocabulary: frozenset[str]) -> str:
-    """Return what in the vocabulary is spelt most like `name`."""
-    return get_close_matches(name, sorted(vocabulary), n=1, cutoff=0)[0]
+    """Return what in the vocabulary is spelt most like `name`, in words; nothing where none is near."""
+    close = get_close_matches(name, sorted(vocabulary), n=1)
+    return f"; the closest there is {close[0]!r}" if close else ""
 
 
 def with_unknown(labels: Iterable[str], vocabulary: Collection[str]) -> tuple[str, ...]:

@@ -189,7 +189,7 @@ def stored_subjects(run: Run, store: Store, ids: Sequence[str]) -> list[Subject]
     numbers = {identity: row for row, identity in enumerate(store.rows["id"])}
     for identity in ids:
         if identity not in numbers:
-            close = get_close_matches(identity, numbers, n=3, cutoff=0.5)
+            close = get_close_matches(identity, numbers, n=3)
             hint = f"; the closest are {', '.join(map(repr, close))}" if close else ""
             raise BadInputError(f"{store.folder}: no pair with the id {identity!r}{hint}")
     if isinstance(run.model, EndToEnd):

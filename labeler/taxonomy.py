@@ -160,6 +160,6 @@ def refuse_strangers(
 
 
 def closest(name: str, known: Collection[str]) -> str:
-    """Return which of the known names is closest, in words; nothing where there is none."""
-    close = get_close_matches(name, sorted(known), n=1, cutoff=0)
+    """Return which of the known names is closest, in words; nothing where none is near."""
+    close = get_close_matches(name, sorted(known), n=1)
     return f"; the closest is {close[0]!r}" if close else ""

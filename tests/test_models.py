@@ -14,7 +14,7 @@ from labeler.batches import Pair, collate, without
 from labeler.encoders.text import load_text_encoder
 from labeler.errors import UsageError
 from labeler.layers import ZeroLinear, unit
-from labeler.models import COATTENTIONS, COATTN_PLACES, Building, model_module, model_names
+from labeler.models import COATTENTIONS, COATTN_PLACES, Building, check_choice, model_module, model_names
 from labeler.prediction import PairList, logits
 from labeler.runs import load_run
 
@@ -44,6 +44,11 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 def test_there_are_the_models_that_the_documentation_names():
     assert {"resnet-gru", "late-fusion", *VISUALBERTS} <= set(model_names())
+
+
+def test_what_is_nowhere_near_is_not_suggested():
+    with pytest.raises(UsageError, match=r"unknown label 'nolabel'; There are: anger, mild, joy$"):
+        check_choice("label", "nolabel", ["anger, mild", "joy"])
 
 
 @pytest.mark.parametrize(("typed", "closest"), [("visual-bert", "visualbert"), ("resnetgru", "resnet-gru"),

@@ -65,10 +65,10 @@ def check_name(name: str) -> str:
 
 
 def check_choice(kind: str, name: str, names: Collection[str]) -> str:
-    """Return `name`; raises UsageError naming the closest of `names` when it is none of them."""
+    """Return `name`; raises UsageError naming what is near of `names` when it is none of them."""
     if name in names:
         return name
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UsageError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
 
