@@ -87,17 +87,32 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """Return what names a row that has no name of its own: its source and its number there."""
-        return f"{Path(self.source).name}:{self.line if self.number is None else self.number}"
+        return place_of(self)
 
 
 class Reject(NamedTuple):
-    """One row that cannot be used: where it stood, a code for counting, a sentence for reading."""
+    """One row that cannot be used: where it stood, a code for counting, a sentence for reading; `number` is as a Row's."""
 
     source: str
     line: int
     id: str | None
     code: str
     message: str
+    number: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Return what names a row that has no name of its own; rows and rejects of one source never share it."""
+        return place_of(self)
+
+    def written(self) -> dict[str, Any]:
+        """Return what is written of it."""
+        return {name: value for name, value in self._asdict().items() if name != "number"}
+
+
+def place_of(item: Row | Reject) -> str:
+    """Return a row's source and its number there."""
+    return f"{Path(item.source).name}:{item.line if item.number is None else item.number}"
 
 
 class Label(BaseModel):

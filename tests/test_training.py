@@ -390,4 +390,6 @@ def test_what_is_fitted_on_validation_is_fitted_to_the_scores_of_float32(store, 
 def test_training_that_only_made_it_worse_is_said(caplog, best, warned):
     fit = SimpleNamespace(at_start=0.8, metric="macro_f1")
     Fit.tell_if_worse(fit, {"epochs": [{"validation_metric": 0.5}, {"validation_metric": best}]})
-    assert ("no epoch is as good as the fitted head before training (validation macro_f1 0.8000" in caplog.text) == warned
+    assert (
+        "no epoch is as good as the fitted head before training (validation macro_f1 0.8000" in caplog.text
+    ) == warned
