@@ -19,7 +19,7 @@ from labeler.sources.class_folders import with_pictures
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
 from labeler.splits import Keys, RowLabels, leaks, repeated
-from labeler.values import SPLITS
+from labeler.values import SPLITS, shown_names
 
 MOST_PAIRS = 50
 MOST_LABELS = 12
@@ -71,7 +71,7 @@ def left_out(rejects: Counter[str], first: Reject | None) -> str:
 
 def other_fields(counts: Counter[Any]) -> str:
     """Return what the fields are called that none of ours was taken from."""
-    return ", ".join(dict.fromkeys(name[1] for name in counts if name[0] in ("field", "refused")))
+    return shown_names(dict.fromkeys(name[1] for name in counts if name[0] in ("field", "refused")))
 
 
 def profile_of(records: Records, selected: Selected) -> dict[str, Any]:

@@ -142,11 +142,13 @@ def command(
 
 def warnings_of(profile: dict[str, Any]) -> list[str]:
     """Return what a glance at the counts says is not as it was meant."""
+    from labeler.values import shown_names
+
     lines, unused = [], list(profile["unused_fields"])
     for ours, what in (("image", "picture"), ("text", "text")):
         if unused and profile[f"without_{ours}"] == profile["kept"]:
             lines.append(
-                f"  warning: no row has a {what}; is it in one of these fields? {', '.join(unused)}: --map {ours}=FIELD"
+                f"  warning: no row has a {what}; is it in one of these fields? {shown_names(unused)}: --map {ours}=FIELD"
             )
     for split in ("train", "validation", "test"):
         count = profile["splits"].get(split, 0)

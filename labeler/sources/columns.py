@@ -7,6 +7,7 @@ from typing import Any
 
 from labeler.errors import BadInputError
 from labeler.records import ALIASES
+from labeler.values import shown_names
 
 PICTURE_PARTS = {"bytes": "binary", "path": "string"}  # of a struct that is a picture, and their types
 
@@ -19,7 +20,7 @@ def picture_column(place: str, names: Sequence[str], wanted: str | None) -> str 
     """
     known = next((name for name in (wanted, *ALIASES["image"]) if name in names), None)
     if known is None and len(names) > 1:
-        raise BadInputError(f"{place}: pictures or bytes in {', '.join(names)}; choose one with --map image=COLUMN")
+        raise BadInputError(f"{place}: pictures or bytes in {shown_names(names)}; choose one with --map image=COLUMN")
     return known or next(iter(names), None)
 
 
