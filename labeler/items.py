@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from labeler.decoding import AHEAD, prepare_images
 from labeler.images import ImageError, check_size, frame_of, resolve_image, spelt
-from labeler.records import Record, Reject, Remote, Row, record_from
+from labeler.records import Record, Reject, Remote, Row, field_called, record_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root
 from labeler.values import RowError, jsonable
@@ -127,7 +127,9 @@ def read_item(row: Row | Reject, how: ItemReading) -> Item:
 
 def carried(row: Row | Reject, how: ItemReading) -> dict[str, Any]:
     """Return what the row's line has besides an item's own: its source, and the fields to keep, None where it has none."""
-    fields = {} if isinstance(row, Reject) else {name: row.fields[name] for name in how.keep if name in row.fields}
+    given = {} if isinstance(row, Reject) else row.fields
+    theirs = {name: field_called(given, name) for name in how.keep}
+    fields = {name: given[found] for name, found in theirs.items() if found is not None}
     try:
         fields = jsonable(fields)
     except RowError:  # some other field's value is no reason to label nothing

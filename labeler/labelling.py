@@ -25,7 +25,7 @@ from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.ray_labelling import label_on_ray
-from labeler.records import ALIASES, Reject, Row, find_field
+from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
 from labeler.sources import Reading, brings_pictures, check_image_folder, read_source
@@ -152,13 +152,14 @@ def look_at(first: Sequence[Row | Reject], how: ItemReading, *, whole: bool) -> 
         if not (ours == "image" and pictured)
     ]
     for option, name, what in [*named, *(("--keep", name, "") for name in how.keep)]:
-        if name not in fields:
+        if field_called(fields, name) is None:
             message = f"{option}: no row has the field {name!r}{what}; there are: {shown_names(fields)}"
             if whole:
                 raise UsageError(message)
             log.warning("%s, in the first %d", message, len(first))
     found = {ours: find_field(fields, ours, how.mapping) for ours in ALIASES}
-    unused = [name for name in fields if name not in found.values() and name not in how.keep]
+    kept = {field_called(fields, name) for name in how.keep}
+    unused = [name for name in fields if name not in found.values() and name not in kept]
     lacking = [ours for ours in ("image", "text") if found[ours] is None and not (ours == "image" and pictured)]
     if len(lacking) == 2 and whole:
         raise BadInputError(f"{rows[0].source}: neither an image nor a text in its fields ({shown_names(fields)}); "

@@ -231,11 +231,19 @@ def borrowed_id(row: Row, image: str | None) -> str:
 def find_field(names: Collection[str], ours: str, mapping: Mapping[str, str]) -> str | None:
     """Return the name that stands for our field among `names`, or None."""
     if ours in mapping:
-        return mapping[ours]
+        return field_called(names, mapping[ours]) or mapping[ours]
     if (found := next((name for name in ALIASES[ours] if name in names), None)) is not None:
         return found
-    folded = {name.casefold(): name for name in names}
+    folded = {name.strip().casefold(): name for name in names}
     return next((folded[name.casefold()] for name in ALIASES[ours] if name.casefold() in folded), None)
+
+
+def field_called(names: Collection[str], wanted: str) -> str | None:
+    """Return the field `wanted` among `names`: as it is spelt, or the only one that is it but for capitals and outer blanks."""
+    if wanted in names:
+        return wanted
+    alike = [name for name in names if name.strip().casefold() == wanted.strip().casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def refuse_deep(parents: Mapping[str, str]) -> None:

@@ -72,6 +72,16 @@ def test_names_count_in_capitals_or_not_and_semicolons_are_separators(tmp_path):
     assert found["r3"] == ("line 3, and more", ("b",))
 
 
+def test_fields_that_options_name_are_found_in_capitals_or_not(tmp_path):
+    rows = [{"words": f"text {n}", " Mood": "ab"[n % 2], "Who": f"w{n % 9}", "Text ": "no"} for n in range(30)]
+    options = IngestOptions(label="mood", mapping={"text": "Words"}, group_by="WHO")
+    profile = ingest([write_rows(tmp_path / "a.jsonl", rows)], tmp_path / "a", options).profile
+    assert (profile["kept"], profile["groups"], set(profile["unused_fields"])) == (30, 9, {"Text "})
+    both = [{"text": f"text {n}", "Mood": "ab"[n % 2], "mood": "c"} for n in range(30)]
+    with pytest.raises(UsageError, match="--label: no row has the field 'MOOD'"):
+        ingest([write_rows(tmp_path / "b.jsonl", both)], tmp_path / "b", IngestOptions(label="MOOD"))
+
+
 def test_nothing_usable_says_what_the_fields_are(tmp_path, labeler):
     source = write_rows(tmp_path / "pairs.jsonl", [{"t": f"text {n}", "mood": "ab"[n % 2]} for n in range(9)])
     done = labeler("ingest", source, "--out", tmp_path / "records")
