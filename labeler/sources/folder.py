@@ -18,7 +18,7 @@ from labeler.sources.text import EncodingError, decode_text, encoding_note
 
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 TEXT = ".txt"
 # what is meant as data and cannot be read as a picture is an error, where other files that lie about are none
 MEANT = re.compile(
