@@ -87,7 +87,7 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
             return None
         value = value.split(separator) if separator else [value]
     parts = value if isinstance(value, (list, tuple)) else [value]
-    names = [clean_text(int(part) if isinstance(part, bool) else part, "label") for part in parts]
+    names = [clean_text(str(part).lower() if isinstance(part, bool) else part, "label") for part in parts]
     return tuple(dict.fromkeys(name for name in names if name))
 
 

@@ -114,6 +114,18 @@ def test_labels_that_look_like_several_are_asked_about(tmp_path, labeler, sign):
         assert "look like several" not in done.said
 
 
+def test_labels_that_differ_in_how_they_are_written_alone_are_asked_about(tmp_path, labeler):
+    moods = ["Joy", "joy", "JOY", "1", "1.0", "No ", "no", "a  b", "a B", "fear", "2", "12"]
+    rows = [{"text": f"text {n}", "label": moods[n % 12]} for n in range(48)]
+    done = labeler("ingest", write_rows(tmp_path / "pairs.jsonl", rows), "--out", tmp_path / "records")
+    assert (
+        "may be one, written in several ways: '1', '1.0'; 'JOY', 'Joy', 'joy'; 'No', 'no'; ...: they stay" in done.said
+    )
+    profile = json.loads((tmp_path / "records/profile.json").read_text())
+    assert profile["labels_alike"][3] == ["a  b", "a B"]
+    assert len(profile["labels"]["train"]) == 12
+
+
 def test_the_label_is_mapped_by_either_of_its_names(tmp_path, labeler):
     rows = [{"text": f"text {n}", "Stimmung": "ab"[n % 2], "Art": "cd"[n % 2]} for n in range(30)]
     source = write_rows(tmp_path / "pairs.jsonl", rows)
