@@ -20,7 +20,7 @@ import numpy as np
 from labeler.images import ImageError, resolve_image
 from labeler.keys import comparables, encoded, keys_of, word_counts
 from labeler.lines import Fields, lines_of
-from labeler.records import Reject, Row, borrowed_id, canonical_fields, find_field, named_fields
+from labeler.records import Reject, Row, borrowed_id, canonical_fields, field_called, find_field, named_fields
 from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
@@ -156,7 +156,7 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
         meta=[dict(zip(names.others, values, strict=True)) for values in others] or [{} for _ in range(rows)],
     )
     counts: Counter[Any] = Counter({"rows": rows} | {("field", name): rows for name in names.others})
-    counts.update({("mapped", theirs): rows for theirs in how.mapping.values() if theirs in column})
+    counts.update({("mapped", theirs): rows for theirs in how.mapping.values() if field_called(column, theirs)})
     return chunk_from(records, np.zeros(rows, bool), any(len(value or ()) > 1 for value in labels.values()), [], counts)
 
 
@@ -215,7 +215,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
         borrowed.append(own is None)
     counts["rows"] = len(records.id) + len(rejects)
     for (shape, pictured), rows_alike in shapes.items():
-        found = [theirs for ours, theirs in mapping if theirs in shape or (ours == "image" and pictured)]
+        found = [theirs for ours, theirs in mapping if field_called(shape, theirs) or (ours == "image" and pictured)]
         counts.update({("mapped", theirs): rows_alike for theirs in found})
     counts.update(("field", name) for meta in records.meta for name in meta)
     return chunk_from(records, np.array(borrowed, bool), several, rejects, counts)

@@ -21,13 +21,17 @@ from simplejpeg import decode_jpeg
 from labeler.artifacts import sha256_bytes
 from labeler.resizing import resize
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow opens over forty by default
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow opens over forty by default
 # What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
-VIDEO = re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL)
+VIDEO = re.compile(rb"....ftyp(?!hei[cx]|hevc|mif1|msf1|avi[fs])|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL)
+PHOTO = re.compile(
+    rb"....ftyp(?:hei[cx]|hevc|mif1|msf1)", re.DOTALL
+)  # phones write these; mif1 and msf1 may hold AVIF too
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")  # what such files are called
 BEGINNINGS = [(re.compile(beginning, re.DOTALL), suffix) for beginning, suffix in (
     (rb"\xff\xd8\xff", ".jpg"), (rb"\x89PNG\r\n", ".png"), (rb"RIFF....WEBP", ".webp"), (rb"GIF8", ".gif"), (rb"BM", ".bmp"),
-    (rb"II\*\0|MM\0\*", ".tif"), (rb"....ftyp", ".mp4"), (rb"\x1aE\xdf\xa3", ".mkv"), (rb"RIFF....AVI ", ".avi"),
+    (rb"II\*\0|MM\0\*", ".tif"), (rb"....ftypavi[fs]", ".avif"), (PHOTO.pattern, ".heic"),
+    (rb"....ftyp", ".mp4"), (rb"\x1aE\xdf\xa3", ".mkv"), (rb"RIFF....AVI ", ".avi"),
 )]  # fmt: skip
 FRAME = re.compile(r"(.+)#frame=([1-9]\d{0,5})of([1-9]\d{0,5})", re.DOTALL)
 MAX_FILE_BYTES = 64 << 20
@@ -194,6 +198,8 @@ def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Im
     """
     if VIDEO.match(data):
         return video_frame(data, place)
+    if PHOTO.match(data) and not is_avif(data):
+        raise ImageError("image-unreadable", "HEIC is not read; convert it to JPEG")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -215,6 +221,12 @@ def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Im
         raise ImageError("image-unreadable", f"not a picture of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken data
         raise ImageError("image-unreadable", f"a broken picture ({error})"[:300]) from None
+
+
+def is_avif(data: bytes) -> bool:
+    """Return whether a file that begins with `ftyp` and its brands, four bytes each, says that it is AVIF."""
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+    return any(brands[place : place + 4] in (b"avif", b"avis") for place in range(0, len(brands), 4))
 
 
 def scaled_jpeg(data: bytes, side: int) -> np.ndarray | None:

@@ -86,7 +86,7 @@ class Rejects:
         self.codes[reject.code] += 1
         self.first = self.first or reject
         if self.file:  # half surrogates, which a damaged row may hold, are escaped
-            line = json.dumps(reject._asdict(), ensure_ascii=False) + "\n"
+            line = json.dumps(reject.written(), ensure_ascii=False) + "\n"
             self.file.write(line.encode("utf-8", "backslashreplace"))
 
 

@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from labeler.decoding import AHEAD, prepare_images
 from labeler.images import ImageError, check_size, frame_of, resolve_image, spelt
-from labeler.records import Record, Reject, Remote, Row, record_from
+from labeler.records import Record, Reject, Remote, Row, field_called, record_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root
 from labeler.values import RowError, jsonable
@@ -97,9 +97,7 @@ def without_picture(item: Item, error: ImageError, how: ItemReading) -> Item:
 def read_item(row: Row | Reject, how: ItemReading) -> Item:
     """Return the row as an item; an error in place of an exception."""
     if isinstance(row, Reject):
-        found = Item(
-            Record(id=row.id or f"{Path(row.source).name}:{row.line}"), error=f"line {row.line}: {row.message}"
-        )
+        found = Item(Record(id=row.id or row.place), error=f"line {row.line}: {row.message}")
     else:
         found = read_record(row, how.mapping)
     found = found._replace(carried=carried(row, how))
@@ -129,7 +127,9 @@ def read_item(row: Row | Reject, how: ItemReading) -> Item:
 
 def carried(row: Row | Reject, how: ItemReading) -> dict[str, Any]:
     """Return what the row's line has besides an item's own: its source, and the fields to keep, None where it has none."""
-    fields = {} if isinstance(row, Reject) else {name: row.fields[name] for name in how.keep if name in row.fields}
+    given = {} if isinstance(row, Reject) else row.fields
+    theirs = {name: field_called(given, name) for name in how.keep}
+    fields = {name: given[found] for name, found in theirs.items() if found is not None}
     try:
         fields = jsonable(fields)
     except RowError:  # some other field's value is no reason to label nothing

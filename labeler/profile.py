@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from labeler.sources.class_folders import with_pictures
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
 from labeler.splits import Keys, RowLabels, leaks, repeated
-from labeler.values import SPLITS
+from labeler.values import SPLITS, shown_names
 
 MOST_PAIRS = 50
 MOST_LABELS = 12
 MOST_BUCKETS = 24
 SHOWN = 5  # rows of a kind on the terminal
+NUMBER = re.compile(r"[+-]?[0-9]{1,50}(\.[0-9]{0,50})?")
 BAR = 40  # characters for a label that every row has
 KINDS = {"bytes": "picture, byte by byte", "look": "look of a picture", "text": "text", "text, verbatim": "text, verbatim",
          "group": "group"}  # fmt: skip
@@ -71,7 +74,7 @@ def left_out(rejects: Counter[str], first: Reject | None) -> str:
 
 def other_fields(counts: Counter[Any]) -> str:
     """Return what the fields are called that none of ours was taken from."""
-    return ", ".join(dict.fromkeys(name[1] for name in counts if name[0] in ("field", "refused")))
+    return shown_names(dict.fromkeys(name[1] for name in counts if name[0] in ("field", "refused")))
 
 
 def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
         "kept": len(splits),
         "splits": {split: int((splits == place).sum()) for place, split in enumerate(SPLITS)},
         "labels": {split: label_counts(labels, names, splits == place) for place, split in enumerate(SPLITS)},
+        "labels_alike": alike(names[code] for code in np.unique(labels.codes)),
         "labels_together": [list(pair) for pair in together[:MOST_PAIRS]],
         "label_matrix": label_matrix(label_counts(labels, names, np.ones(len(splits), bool)), together),
         "groups": int((sizes > 0).sum()),
@@ -124,6 +128,16 @@ def label_counts(labels: RowLabels, names: Sequence[str], rows: np.ndarray) -> d
     counts = np.bincount(labels.of(rows).codes, minlength=len(names)).tolist()
     ordered = sorted(zip(names, counts, strict=True), key=lambda item: (-item[1], item[0]))
     return {name: count for name, count in ordered if count}
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Return the labels, by name, that are one but for capitals, blanks or how a number is written (1, 1.0)."""
+    found: dict[Any, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(Decimal(name) if NUMBER.fullmatch(name) else " ".join(name.casefold().split()), []).append(
+            name
+        )
+    return [same for same in found.values() if len(same) > 1]
 
 
 def taxonomy_counts(label_set: LabelSet, selected: Selected) -> dict[str, Any]:

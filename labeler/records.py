@@ -87,17 +87,32 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """Return what names a row that has no name of its own: its source and its number there."""
-        return f"{Path(self.source).name}:{self.line if self.number is None else self.number}"
+        return place_of(self)
 
 
 class Reject(NamedTuple):
-    """One row that cannot be used: where it stood, a code for counting, a sentence for reading."""
+    """One row that cannot be used: where it stood, a code for counting, a sentence for reading; `number` is as a Row's."""
 
     source: str
     line: int
     id: str | None
     code: str
     message: str
+    number: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Return what names a row that has no name of its own; rows and rejects of one source never share it."""
+        return place_of(self)
+
+    def written(self) -> dict[str, Any]:
+        """Return what is written of it."""
+        return {name: value for name, value in self._asdict().items() if name != "number"}
+
+
+def place_of(item: Row | Reject) -> str:
+    """Return a row's source and its number there."""
+    return f"{Path(item.source).name}:{item.line if item.number is None else item.number}"
 
 
 class Label(BaseModel):
@@ -216,11 +231,19 @@ def borrowed_id(row: Row, image: str | None) -> str:
 def find_field(names: Collection[str], ours: str, mapping: Mapping[str, str]) -> str | None:
     """Return the name that stands for our field among `names`, or None."""
     if ours in mapping:
-        return mapping[ours]
+        return field_called(names, mapping[ours]) or mapping[ours]
     if (found := next((name for name in ALIASES[ours] if name in names), None)) is not None:
         return found
-    folded = {name.casefold(): name for name in names}
+    folded = {name.strip().casefold(): name for name in names}
     return next((folded[name.casefold()] for name in ALIASES[ours] if name.casefold() in folded), None)
+
+
+def field_called(names: Collection[str], wanted: str) -> str | None:
+    """Return the field `wanted` among `names`: as it is spelt, or the only one that is it but for capitals and outer blanks."""
+    if wanted in names:
+        return wanted
+    alike = [name for name in names if name.strip().casefold() == wanted.strip().casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def refuse_deep(parents: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast
 
 Split = Literal["train", "validation", "test"]
@@ -87,7 +87,7 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
             return None
         value = value.split(separator) if separator else [value]
     parts = value if isinstance(value, (list, tuple)) else [value]
-    names = [clean_text(int(part) if isinstance(part, bool) else part, "label") for part in parts]
+    names = [clean_text(str(part).lower() if isinstance(part, bool) else part, "label") for part in parts]
     return tuple(dict.fromkeys(name for name in names if name))
 
 
@@ -135,6 +135,11 @@ def plain(value: Any) -> Any:
 def neutral(cell: str | None) -> str:
     """Return a cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe."""
     return f"'{cell}" if cell and cell[0] in "=+-@＝＋－＠\t\r\n" else cell or ""
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Return names of fields as a message lists them: those with blanks, or of nothing, in quotes, so that these are seen."""
+    return ", ".join(name if name and not any(map(str.isspace, name)) else repr(name) for name in names)
 
 
 def is_deep(value: Any) -> bool:

@@ -118,4 +118,7 @@ def claiming(form: str, width: int, height: int) -> bytes:
     elif form == "WEBP":
         place = data.index(b"\x9d\x01\x2a") + 3
         data[place : place + 4] = struct.pack("<HH", width, height)
+    elif form == "AVIF":
+        place = data.index(b"ispe") + 8
+        data[place : place + 8] = struct.pack(">II", width, height)
     return bytes(data)

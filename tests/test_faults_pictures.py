@@ -95,7 +95,7 @@ def test_fault_06_truncated_jpeg_is_rejected(labeler_ingest):
 
 
 SIZES = [("PNG", 60_000, 60_000), ("TIFF", 60_000, 60_000), ("BMP", 60_000, 60_000), ("JPEG", 65_500, 65_500),
-         ("GIF", 65_535, 65_535), ("WEBP", 16_383, 16_383)]  # fmt: skip
+         ("GIF", 65_535, 65_535), ("WEBP", 16_383, 16_383), ("AVIF", 16_000, 16_000)]  # fmt: skip
 FORMATS = [form for form, _, _ in SIZES]
 
 

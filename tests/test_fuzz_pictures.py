@@ -39,8 +39,9 @@ def small_files() -> dict[str, bytes]:
         "palette png": encode(image.quantize(16), "PNG", transparency=3), "interlaced rgba": encode(image.convert("RGBA"), "PNG"),
         "gif": encode(image, "GIF"), "moving gif": encode(image, "GIF", **moving),
         "webp": encode(image, "WEBP"), "lossless webp": encode(image, "WEBP", lossless=True, exif=exif),
-        "moving webp": encode(image, "WEBP", **moving), "bmp": encode(image, "BMP"),
-        "rle bmp": encode(image.quantize(8), "BMP"), "tiff": tiff(pixels, 2), "big tiff": tiff(pixels, 2, ">"),
+        "moving webp": encode(image, "WEBP", **moving), "avif": encode(image, "AVIF", exif=exif),
+        "bmp": encode(image, "BMP"), "rle bmp": encode(image.quantize(8), "BMP"),
+        "tiff": tiff(pixels, 2), "big tiff": tiff(pixels, 2, ">"),
         "16 bit tiff": tiff(pixels[..., 0].astype(np.uint16), 1, ">"),
     } | {f"{name} tiff": encode(image, "TIFF", compression=name)
          for name in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")}  # fmt: skip
@@ -100,7 +101,7 @@ def workers():
 
 @pytest.mark.parametrize("name", FILES)
 def test_each_file_is_whole_before_it_is_damaged(workers, name):
-    size = (16, 24) if name in ("jpeg", "lossless webp") else (24, 16)  # those two are rotated
+    size = (16, 24) if name in ("jpeg", "lossless webp", "avif") else (24, 16)  # those are rotated
     assert workers.call(fuzzed, (FILES[name],))[:2] == ("RGB", size)
 
 

@@ -81,8 +81,19 @@ def refused(data: bytes) -> str:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_gives_the_same_colours(form):
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(form, {})
-    assert_halves(encode(halves(), form, **options), tolerance=3 if form == "JPEG" else 0)
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True},
+               "AVIF": {"quality": 100, "subsampling": "4:4:4"}}.get(form, {})  # fmt: skip
+    assert_halves(encode(halves(), form, **options), tolerance=3 if form in ("JPEG", "AVIF") else 0)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc", b"mif1", b"msf1"])
+def test_photos_of_phones_are_refused_with_what_to_do_and_avif_under_their_brands_is_read(brand):
+    with pytest.raises(ImageError, match=r"^HEIC is not read; convert it to JPEG$"):
+        decode_image(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + b"\0" * 99)
+    avif = encode(photo(), "AVIF")
+    assert avif[8:12] == b"avif"
+    if brand in (b"mif1", b"msf1"):
+        assert decode_image(avif[:8] + brand + avif[12:]).size == photo().size
 
 
 def test_cmyk_gives_rgb():
@@ -162,7 +173,7 @@ def test_a_truncated_jpeg_is_rejected():
         assert refused(whole[:length]) == "image-unreadable"
 
 
-@pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("form", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF"])
 def test_half_a_picture_is_rejected(form):
     whole = encode(photo(), form)
     assert refused(whole[: len(whole) // 2]) == "image-unreadable"

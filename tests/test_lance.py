@@ -206,7 +206,15 @@ def test_a_failure_leaves_nothing_and_another_process_is_not_disturbed(tmp_path,
 
 @pytest.mark.parametrize(
     ("form", "suffix"),
-    [("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp"), ("TIFF", ".tif")],
+    [
+        ("JPEG", ".jpg"),
+        ("PNG", ".png"),
+        ("WEBP", ".webp"),
+        ("GIF", ".gif"),
+        ("BMP", ".bmp"),
+        ("TIFF", ".tif"),
+        ("AVIF", ".avif"),
+    ],
 )
 def test_the_suffix_is_told_by_the_content(picture_bytes, form, suffix):
     assert suffix_of(picture_bytes(0, form)) == suffix

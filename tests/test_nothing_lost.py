@@ -72,6 +72,16 @@ def test_names_count_in_capitals_or_not_and_semicolons_are_separators(tmp_path):
     assert found["r3"] == ("line 3, and more", ("b",))
 
 
+def test_fields_that_options_name_are_found_in_capitals_or_not(tmp_path):
+    rows = [{"words": f"text {n}", " Mood": "ab"[n % 2], "Who": f"w{n % 9}", "Text ": "no"} for n in range(30)]
+    options = IngestOptions(label="mood", mapping={"text": "Words"}, group_by="WHO")
+    profile = ingest([write_rows(tmp_path / "a.jsonl", rows)], tmp_path / "a", options).profile
+    assert (profile["kept"], profile["groups"], set(profile["unused_fields"])) == (30, 9, {"Text "})
+    both = [{"text": f"text {n}", "Mood": "ab"[n % 2], "mood": "c"} for n in range(30)]
+    with pytest.raises(UsageError, match="--label: no row has the field 'MOOD'"):
+        ingest([write_rows(tmp_path / "b.jsonl", both)], tmp_path / "b", IngestOptions(label="MOOD"))
+
+
 def test_nothing_usable_says_what_the_fields_are(tmp_path, labeler):
     source = write_rows(tmp_path / "pairs.jsonl", [{"t": f"text {n}", "mood": "ab"[n % 2]} for n in range(9)])
     done = labeler("ingest", source, "--out", tmp_path / "records")
@@ -102,6 +112,18 @@ def test_labels_that_look_like_several_are_asked_about(tmp_path, labeler, sign):
         done = labeler("ingest", source, "--out", tmp_path / "records", *option)
         assert done.code == 0
         assert "look like several" not in done.said
+
+
+def test_labels_that_differ_in_how_they_are_written_alone_are_asked_about(tmp_path, labeler):
+    moods = ["Joy", "joy", "JOY", "1", "1.0", "No ", "no", "a  b", "a B", "fear", "2", "12"]
+    rows = [{"text": f"text {n}", "label": moods[n % 12]} for n in range(48)]
+    done = labeler("ingest", write_rows(tmp_path / "pairs.jsonl", rows), "--out", tmp_path / "records")
+    assert (
+        "may be one, written in several ways: '1', '1.0'; 'JOY', 'Joy', 'joy'; 'No', 'no'; ...: they stay" in done.said
+    )
+    profile = json.loads((tmp_path / "records/profile.json").read_text())
+    assert profile["labels_alike"][3] == ["a  b", "a B"]
+    assert len(profile["labels"]["train"]) == 12
 
 
 def test_the_label_is_mapped_by_either_of_its_names(tmp_path, labeler):

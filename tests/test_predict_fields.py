@@ -78,6 +78,17 @@ def test_fields_are_carried_and_a_change_in_them_is_labelled_again(run, tmp_path
     assert lines[0]["author"] == "Eve"
 
 
+def test_a_field_to_keep_is_found_in_capitals_or_not(run, tmp_path):
+    rows = table(tmp_path / "a.csv", "id,Words,author,Date,date", "1,a red circle,Ann,2026,May")
+    predict([rows], run, tmp_path / "out.jsonl", mapping={"text": "words"}, keep=["Author", "date"], device="cpu")
+    line = lines_of(tmp_path / "out.jsonl")[0]
+    assert (line["text"], line["Author"], line["date"]) == ("a red circle", "Ann", "May")
+    with pytest.raises(
+        UsageError, match="--keep: no row has the field 'DATE'; there are: id, Words, author, Date, date"
+    ):
+        predict([rows], run, tmp_path / "b.jsonl", mapping={"text": "words"}, keep=["DATE"], device="cpu")
+
+
 def test_of_several_inputs_each_line_says_its_own(run, tmp_path):
     inputs = [table(tmp_path / name / "rows.csv", "text", f"a {name} circle") for name in ("red", "blue")]
     assert predict(inputs, run, tmp_path / "out.jsonl", device="cpu") == Counts(2, 0)

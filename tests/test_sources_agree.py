@@ -11,6 +11,7 @@ from test_nothing_lost import draw, write_rows
 from labeler.chunks import closest
 from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
+from labeler.items import ItemReading, read_items
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records
 from labeler.sources import read_source
@@ -100,3 +101,15 @@ def test_the_closest_label_is_looked_for_once(tmp_path):
     rejects = [json.loads(line) for line in (tmp_path / "records/rejects.jsonl").read_text().splitlines()]
     assert rejects[0]["message"].endswith("the closest there is 'joy'")
     assert (len(rejects), closest.cache_info().misses) == (10, 1)
+
+
+def test_no_two_items_of_a_source_share_a_made_up_id(tmp_path):
+    lines = '{"text": "a"}\n\n[1]\n{"text": "b"}\n'
+    (tmp_path / "bl.jsonl").write_text(lines)
+    (tmp_path / "bl.csv").write_text('text,label\na,x\n\nb\nc,x\n"d"e,x\nf,x\n')
+    for name in ("in", "in/one", "in/two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.jsonl").write_text(lines)
+    for name, count in (("bl.jsonl", 3), ("bl.csv", 5), ("in", 9)):
+        ids = [item.record.id for item in read_items(read_source(tmp_path / name), ItemReading({}), 32)]
+        assert len(set(ids)) == len(ids) == count, ids

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from labeler.errors import BadInputError
+from labeler.ingestion import ingest
 from labeler.records import Reject, Row
 from labeler.sources.csv import read
 
@@ -83,3 +84,34 @@ def test_a_text_of_several_lines_in_quotes_is_one_row(tmp_path, name):
     path = tmp_path / name
     path.write_text(f'id{sign}text\n1{sign}"Dear Ann,\nhow are you, dear?"\n2{sign}b\n', encoding="utf-8")
     assert told(path) == ([{"id": "1", "text": "Dear Ann,\nhow are you, dear?"}, {"id": "2", "text": "b"}], [])
+
+
+@pytest.mark.parametrize("quoted", ['"hello, world"', ' "hello, world"', '   "hello, world"'])
+def test_blanks_around_names_and_before_quotes_are_no_part_of_them(tmp_path, quoted):
+    path = tmp_path / "a.csv"
+    path.write_text(f'id, text , My Label \n1,{quoted}, x\n2, "two\nlines", y\n')
+    rows, rejects = told(path)
+    assert [{key: value.strip() for key, value in row.items()} for row in rows] == [
+        {"id": "1", "text": "hello, world", "My Label": "x"}, {"id": "2", "text": "two\nlines", "My Label": "y"},
+    ]  # fmt: skip
+    assert rejects == []
+
+
+def test_a_text_that_begins_with_a_blank_and_a_quote_is_read_as_it_stands(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1, "Well" she said\n2, "never closed\n3,plain\n')
+    assert [row["text"] for row in told(path)[0]] == [' "Well" she said', ' "never closed', "plain"]
+
+
+@pytest.mark.parametrize("first", ["sep=|", '"sep=|"', "\nSEP=|"])
+def test_the_separator_may_be_said_in_a_line_of_its_own(tmp_path, first):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}\r\nid|text; and, more\r\n1|a,b;c\r\n2\r\n", newline="")
+    assert told(path) == ([{"id": "1", "text; and, more": "a,b;c"}], [(3, "cell-count")])
+
+
+def test_names_with_blanks_are_shown_so_that_these_can_be_seen(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"words": "a", " Mood ": "b"}\n')
+    with pytest.raises(BadInputError, match=r"Fields: words, ' Mood '; --label FIELD"):
+        ingest([path], tmp_path / "out")

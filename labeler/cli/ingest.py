@@ -25,6 +25,7 @@ FORMATS = (
 )  # labeler.sources.FORMATS, which --help need not load
 
 
+MOST_ALIKE = 3  # sets of labels that a warning names
 FEW = 20  # rows of a split that say next to nothing
 USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell how good a model is"}
 
@@ -128,6 +129,7 @@ def command(
     if "taxonomy" in profile:
         lines.append(f"  taxonomy: {taxonomy_line(profile)}")
     lines += warnings_of(profile)
+    lines += alike_labels(profile)
     lines += joint_labels(profile) if given["task"] != "single" else []
     if profile["leaked_rows"]:
         lines.append(
@@ -142,11 +144,13 @@ def command(
 
 def warnings_of(profile: dict[str, Any]) -> list[str]:
     """Return what a glance at the counts says is not as it was meant."""
+    from labeler.values import shown_names
+
     lines, unused = [], list(profile["unused_fields"])
     for ours, what in (("image", "picture"), ("text", "text")):
         if unused and profile[f"without_{ours}"] == profile["kept"]:
             lines.append(
-                f"  warning: no row has a {what}; is it in one of these fields? {', '.join(unused)}: --map {ours}=FIELD"
+                f"  warning: no row has a {what}; is it in one of these fields? {shown_names(unused)}: --map {ours}=FIELD"
             )
     for split in ("train", "validation", "test"):
         count = profile["splits"].get(split, 0)
@@ -155,6 +159,15 @@ def warnings_of(profile: dict[str, Any]) -> list[str]:
                 f"  warning: {count} rows in {split}: too few to {USES[split]}; more rows, or other shares by --split"
             )
     return lines
+
+
+def alike_labels(profile: dict[str, Any]) -> list[str]:
+    """Return a warning where labels differ in capitals or in how a number is written alone."""
+    found = profile.get("labels_alike") or []
+    if not found:
+        return []
+    shown = "; ".join(", ".join(map(repr, names)) for names in found[:MOST_ALIKE]) + "; ..." * (len(found) > MOST_ALIKE)
+    return [f"  warning: labels that may be one, written in several ways: {shown}: they stay as they are"]
 
 
 def joint_labels(profile: dict[str, Any]) -> list[str]:

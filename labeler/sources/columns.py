@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from labeler.errors import BadInputError
-from labeler.records import ALIASES
+from labeler.records import ALIASES, field_called
+from labeler.values import shown_names
 
 PICTURE_PARTS = {"bytes": "binary", "path": "string"}  # of a struct that is a picture, and their types
 
@@ -17,9 +18,9 @@ def picture_column(place: str, names: Sequence[str], wanted: str | None) -> str 
     It is the one `wanted`, else the first alias of `image`, else the only one. Raises BadInputError, which names the
     data set `place`, where it cannot be told among several.
     """
-    known = next((name for name in (wanted, *ALIASES["image"]) if name in names), None)
+    known = next((name for name in (wanted and field_called(names, wanted), *ALIASES["image"]) if name in names), None)
     if known is None and len(names) > 1:
-        raise BadInputError(f"{place}: pictures or bytes in {', '.join(names)}; choose one with --map image=COLUMN")
+        raise BadInputError(f"{place}: pictures or bytes in {shown_names(names)}; choose one with --map image=COLUMN")
     return known or next(iter(names), None)
 
 

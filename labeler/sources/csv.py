@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from labeler.errors import BadInputError
@@ -13,6 +14,8 @@ from labeler.sources.text import EncodingError, encoding_note, file_encoding
 
 MAX_CELL = 1 << 24  # characters; what is behind a quote that is never closed is held in memory until then
 csv.field_size_limit(MAX_CELL)
+BEGINNING = 1 << 16  # characters that show how a table is written
+SEPARATOR = re.compile(r'\s*"?sep=([^\r\n"])"?\s*', re.IGNORECASE)
 NOT_UTF8 = re.compile(r"[\udc80-\udcff]")  # a byte, as `surrogateescape` reads it
 
 
@@ -30,9 +33,9 @@ def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
         guessed = encoding is None and found == "utf-8"  # a row that is not is a reject
         with open(path, encoding="utf-8-sig" if found == "utf-8" else found, newline="",
                   errors="surrogateescape" if guessed else "strict") as file:  # fmt: skip
-            start = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            table = Table(file, separator_in(start, path))
+            lines, separator = lines_and_separator(file, path)
+            first = beginning(lines)
+            table = Table(chain(first, lines), separator, skips_blanks(first, separator))
             yield from read_rows(
                 path, header(path, next((cells for cells in table.rows if not is_blank(cells)), [])), table, notes
             )
@@ -52,8 +55,56 @@ def separator_in(line: str, path: Path) -> str:
     return next((sign for sign in (usual, ";", "\t", ",") if sign in line), usual)
 
 
+def lines_and_separator(file: Iterable[str], path: Path) -> tuple[Iterator[str], str]:
+    """Return the lines from the header on, and what stands between cells: what a line before it says (Excel: `sep=;`), or
+    what `separator_in` finds.
+    """
+    lines = iter(file)
+    start = next((line for line in lines if line.strip()), "")
+    said = SEPARATOR.fullmatch(start)
+    return (lines, said[1]) if said else (chain([start], lines), separator_in(start, path))
+
+
+def beginning(lines: Iterable[str]) -> list[str]:
+    """Return the first lines, BEGINNING characters or a little more."""
+    found, characters = [], 0
+    for line in lines:
+        found.append(line)
+        characters += len(line)
+        if characters > BEGINNING:
+            break
+    return found
+
+
+def skips_blanks(lines: list[str], separator: str) -> bool:
+    """Return whether quotes open cells behind blanks too, as in `1, "a, b"`: where that leaves no more of the lines damaged.
+
+    A text may begin so and have a quote in it (`1, "Well", she said`): then it is read as it stands.
+    """
+    opened = re.compile(rf'(?:^|{re.escape(separator)}) +"')
+    return any(map(opened.search, lines)) and damaged(lines, separator, True) <= damaged(lines, separator, False)
+
+
+def damaged(lines: list[str], separator: str, skip: bool) -> int:
+    """Return how many rows have not as many cells as the header, or are none."""
+    rows = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=skip)
+    width, count = None, 0
+    while True:
+        try:
+            cells = next(rows)
+        except StopIteration:
+            return count
+        except csv.Error:
+            count += 1
+            continue
+        if cells and not is_blank(cells):
+            width = width or len(cells)
+            count += len(cells) != width
+
+
 def header(path: Path, names: list[str]) -> list[str]:
-    """Return the columns' names; raises BadInputError where there are none or one stands twice."""
+    """Return the columns' names without blanks around them; raises BadInputError where there are none or one stands twice."""
+    names = [name.strip() for name in names]
     twice = next((name for name in names if names.count(name) > 1), None)
     if not names or twice is not None:
         found = "no header line" if not names else f"the column {twice!r} stands twice in the header"
@@ -64,11 +115,11 @@ def header(path: Path, names: list[str]) -> list[str]:
 class Table:
     """The rows of a table, and the lines of the file that the last of them was made of."""
 
-    def __init__(self, file: Iterable[str], separator: str):
-        """Read the lines of `file`."""
+    def __init__(self, file: Iterable[str], separator: str, skip: bool = False):
+        """Read the lines of `file`; `skip`: a quote opens a cell behind blanks too."""
         self.separator = separator
         self.lines: list[str] = []
-        self.rows = csv.reader(self.kept(file), delimiter=separator, strict=True)
+        self.rows = csv.reader(self.kept(file), delimiter=separator, strict=True, skipinitialspace=skip)
 
     def kept(self, file: Iterable[str]) -> Iterator[str]:
         """Yield the lines, and keep them."""

@@ -18,7 +18,7 @@ from labeler.sources.text import EncodingError, decode_text, encoding_note
 
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 TEXT = ".txt"
 # what is meant as data and cannot be read as a picture is an error, where other files that lie about are none
 MEANT = re.compile(
@@ -139,7 +139,21 @@ def metadata_rows(
         if isinstance(item, Row):
             item, name = with_image_below(item, root, current, mapping)
             named.add(name)
-        yield item
+        yield item if current == root else with_own_place(item, path.relative_to(root).as_posix(), mapping)
+
+
+def with_own_place(item: Row | Reject, place: str, mapping: Mapping[str, str]) -> Row | Reject:
+    """Return a row of a sub-folder's metadata, which lies at `place`; one that nothing names is named by where it stands.
+
+    The folder's own name and a number would not do: another metadata has a row of that number too.
+    """
+    name = f"{place}:{item.line if item.number is None else item.number}"
+    if isinstance(item, Reject):
+        return item._replace(id=item.id or name)
+    keys = {ours: find_field(item.fields, ours, mapping) for ours in ("id", "image")}
+    if any(key and item.fields.get(key) not in (None, "") for key in keys.values()):
+        return item
+    return item._replace(fields=item.fields | {keys["id"] or "id": name})
 
 
 def with_sidecar(

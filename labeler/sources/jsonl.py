@@ -129,7 +129,7 @@ def rows_of(piece: Piece) -> Iterator[Row | Reject]:
             fields, literal = parse_line(raw)
             yield Row(piece.path, line, fields, (LITERAL,) if literal else (), None, number)
         except LineError as error:
-            yield Reject(piece.path, line, None, error.code, str(error))
+            yield Reject(piece.path, line, None, error.code, str(error), number)
 
 
 def parse_line(raw: bytes) -> tuple[dict[str, Any], bool]:
