@@ -100,7 +100,7 @@ def predict(
     if form == "csv" and taxonomy.apart:
         recipe["columns"] = ["label"]  # lines of older versions, which lack it, are not kept
     written = LineFormat(form, taxonomy.names, least is not None, how.carried, taxonomy.apart)
-    with writing(out, recipe, written.header, force) as output:
+    with writing(out, recipe, written, force) as output:
         return label_job(job, settings, by_ray if engine == "ray" else label_here, written, output, out)
 
 
@@ -319,14 +319,15 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
             raise TypeError(
                 f"pair {number}: expected a dict with an 'image', a 'text' or both, not {type(pair).__name__}"
             )
-        image, held = pair.get("image"), isinstance(pair.get("image"), bytes)
+        image = pair.get("image")
         if not isinstance(image, str | os.PathLike | bytes | None):
             raise TypeError(f"pair {number}: expected the path or the bytes of a picture's file as its image, "
                             f"not {type(image).__name__}")  # fmt: skip
+        held = image if isinstance(image, bytes) else None
         fields = {"id": pair.get("id", str(number)), "text": pair.get("text"),
-                  "image": f"{number}" if held else None if image is None else os.path.abspath(image)}  # fmt: skip
+                  "image": f"{number}" if held is not None else None if image is None else os.path.abspath(image)}  # fmt: skip
         rows.append(Row("pairs", number, {key: value for key, value in fields.items() if value is not None},
-                        picture=image if held else None))  # fmt: skip
+                        picture=held))  # fmt: skip
     from labeler.engines.native import Native
 
     how = ItemReading({}, allow_outside=True)
