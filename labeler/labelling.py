@@ -25,13 +25,12 @@ from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.ray_labelling import label_on_ray
-from labeler.records import ALIASES, Reject, Row, field_called, find_field
+from labeler.records import ALIASES, Reject, Row, find_field
 from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
 from labeler.sources import Reading, brings_pictures, check_image_folder, read_source
 from labeler.sources.text import ENCODING
 from labeler.taxonomy import taxonomy_of
-from labeler.values import shown_names
 from labeler.zero_shot import Prompts, label_set_of, refuse_towers
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def predict(
     if form == "csv" and taxonomy.apart:
         recipe["columns"] = ["label"]  # lines of older versions, which lack it, are not kept
     written = LineFormat(form, taxonomy.names, least is not None, how.carried, taxonomy.apart)
-    with writing(out, recipe, written.header, force) as output:
+    with writing(out, recipe, written, force) as output:
         return label_job(job, settings, by_ray if engine == "ray" else label_here, written, output, out)
 
 
@@ -155,21 +154,20 @@ def look_at(first: Sequence[Row | Reject], how: ItemReading, *, whole: bool) -> 
         if not (ours == "image" and pictured)
     ]
     for option, name, what in [*named, *(("--keep", name, "") for name in how.keep)]:
-        if field_called(fields, name) is None:
-            message = f"{option}: no row has the field {name!r}{what}; there are: {shown_names(fields)}"
+        if name not in fields:
+            message = f"{option}: no row has the field {name!r}{what}; there are: {', '.join(fields)}"
             if whole:
                 raise UsageError(message)
             log.warning("%s, in the first %d", message, len(first))
     found = {ours: find_field(fields, ours, how.mapping) for ours in ALIASES}
-    kept = {field_called(fields, name) for name in how.keep}
-    unused = [name for name in fields if name not in found.values() and name not in kept]
+    unused = [name for name in fields if name not in found.values() and name not in how.keep]
     lacking = [ours for ours in ("image", "text") if found[ours] is None and not (ours == "image" and pictured)]
     if len(lacking) == 2 and whole:
-        raise BadInputError(f"{rows[0].source}: neither an image nor a text in its fields ({shown_names(fields)}); "
+        raise BadInputError(f"{rows[0].source}: neither an image nor a text in its fields ({', '.join(fields)}); "
                             "--map image=FIELD and --map text=FIELD name those that are meant")  # fmt: skip
     for ours in lacking if unused else ():
         log.warning("no item has %s; is it in one of these fields? %s: --map %s=FIELD",
-                    "a picture" if ours == "image" else "a text", shown_names(unused), ours)  # fmt: skip
+                    "a picture" if ours == "image" else "a text", ", ".join(unused), ours)  # fmt: skip
     for name in sorted(
         {note.removeprefix(ENCODING) for row in rows for note in row.notes if note.startswith(ENCODING)}
     ):
@@ -322,10 +320,10 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
                 f"pair {number}: expected a dict with an 'image', a 'text' or both, not {type(pair).__name__}"
             )
         image = pair.get("image")
-        held = image if isinstance(image, bytes) else None
         if not isinstance(image, str | os.PathLike | bytes | None):
             raise TypeError(f"pair {number}: expected the path or the bytes of a picture's file as its image, "
                             f"not {type(image).__name__}")  # fmt: skip
+        held = image if isinstance(image, bytes) else None
         fields = {"id": pair.get("id", str(number)), "text": pair.get("text"),
                   "image": f"{number}" if held is not None else None if image is None else os.path.abspath(image)}  # fmt: skip
         rows.append(Row("pairs", number, {key: value for key, value in fields.items() if value is not None},

@@ -7,12 +7,15 @@ import io
 import json
 import os
 import posixpath
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import IO, Any
+
+from xxhash import xxh3_64_intdigest
 
 from labeler.artifacts import locked, sha256_bytes
 from labeler.errors import BadInputError
@@ -22,6 +25,7 @@ from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, 
 from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
+FIRST_CELL = re.compile(rb'"(?:[^"]|"")*"|[^,]*')  # Python's reader of csv refuses a row with a long text
 
 
 class LineFormat:
@@ -56,6 +60,13 @@ class LineFormat:
                   for name in self.carried]  # fmt: skip
         row = [neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]
         return Line(whole(table_row(row)), mark)
+
+    def identify(self, line: bytes) -> int:
+        """Return 64 bits that say by a written line of which item it is: its id."""
+        if self.form == "csv":
+            first = FIRST_CELL.match(line)
+            return xxh3_64_intdigest(first[0] if first else b"")
+        return xxh3_64_intdigest(json.loads(line)["id"].encode())
 
 
 def whole(text: str) -> str:
@@ -99,21 +110,22 @@ class Stream:
 
 @contextmanager
 def writing(
-    out: Path | str | None, recipe: dict[str, Any], header: str, force: bool = False
+    out: Path | str | None, recipe: dict[str, Any], written: LineFormat, force: bool = False
 ) -> Iterator[Shards | Stream]:
     """Yield what takes the lines: a stream for standard output (None), a pipe or a device; else the shards of the file `out`, or
     of the copy of an output on S3.
     """
+    header, identify = written.header, written.identify
     if out is None:
         yield Stream(sys.stdout, header)
     elif isinstance(out, str):
-        with uploaded(out, force) as copy, sharded(copy, recipe, header, force) as shards:
+        with uploaded(out, force) as copy, sharded(copy, recipe, header, force, identify) as shards:
             yield shards
     elif out.exists() and not out.is_file():
         with open(out, "w", encoding="utf-8", newline="") as file:
             yield Stream(file, header)
     else:
-        with sharded(out, recipe, header, force) as shards:
+        with sharded(out, recipe, header, force, identify) as shards:
             yield shards
 
 

@@ -13,13 +13,14 @@ import os
 import shutil
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+from xxhash import xxh3_64_intdigest
 
 from labeler.artifacts import locked, make_parent, sha256_file, work_folder
 from labeler.errors import BadInputError, LabelerError
@@ -31,6 +32,8 @@ PLAIN, ERROR, REVIEW = range(3)  # marks
 
 log = logging.getLogger("labeler")
 
+Identify = Callable[[bytes], int]
+
 
 class Line(NamedTuple):
     """One line of the output, its end included, and its mark: PLAIN, ERROR or REVIEW."""
@@ -40,7 +43,9 @@ class Line(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What an output holds: items, those with an error and those for review; how many lines were kept, and how many dropped."""
+    """What an output holds: items, those with an error and those for review; how many lines were kept, and how many
+    items dropped that are gone.
+    """
 
     items: int
     errors: int
@@ -64,7 +69,9 @@ def state_of(out: Path) -> Path:
 
 
 @contextmanager
-def sharded(out: Path, recipe: dict[str, Any], header: str, force: bool = False) -> Iterator[Shards]:
+def sharded(
+    out: Path, recipe: dict[str, Any], header: str, force: bool = False, identify: Identify = xxh3_64_intdigest
+) -> Iterator[Shards]:
     """Yield the shards of the output `out`, which no other process can write meanwhile; what is whole of them outlives errors.
 
     Raises LockedError where another process is writing it, BadInputError where nothing can be written there, or something is
@@ -78,7 +85,7 @@ def sharded(out: Path, recipe: dict[str, Any], header: str, force: bool = False)
             refuse_foreign(out)
         work.mkdir(exist_ok=True)
         try:
-            yield Shards(out, recipe, header, force)
+            yield Shards(out, recipe, header, force, identify)
         finally:
             with suppress(OSError):  # shards are in it
                 work.rmdir()
@@ -105,8 +112,12 @@ class Shards:
     over in the same order (`publish`). Some 50 bytes a row are held in memory, and no line.
     """
 
-    def __init__(self, out: Path, recipe: dict[str, Any], header: str, force: bool):
-        """Find the lines of an interrupted run by the same recipe and, unless `force`, of a finished one."""
+    def __init__(self, out: Path, recipe: dict[str, Any], header: str, force: bool, identify: Identify):
+        """Find the lines of an interrupted run by the same recipe and, unless `force`, of a finished one.
+
+        `identify` says by a line, as a number of 64 bits, which item it is of.
+        """
+        self.identify = identify
         self.out, self.header, self.work = out, header.encode(), work_folder(out)
         self.recipe, self.forced = recipe, {"forced": force}
         finished = None if force else self.finished()
@@ -202,8 +213,9 @@ class Shards:
         files = np.repeat(np.arange(len(sizes)), sizes)[order]
         keys, marks, starts, ends = (self.all(name)[order] for name in ("keys", "marks", "starts", "ends"))
         kept = int((order < self.old).sum())
-        before = int((self.shards[0].marks != ERROR).sum()) if self.old else 0
-        counts = Counts(len(order), int((marks == ERROR).sum()), int((marks == REVIEW).sum()), kept, before - kept)
+        counts = Counts(
+            len(order), int((marks == ERROR).sum()), int((marks == REVIEW).sum()), kept, self.vanished(order)
+        )
         if self.unchanged:
             return counts
         digest = hashlib.sha256()
@@ -218,6 +230,31 @@ class Shards:
         write_whole(described(self.work / JOINED), description(whole, digest.hexdigest(), self.recipe))
         publish_joined(self.work, self.out)
         return counts
+
+    def vanished(self, order: np.ndarray) -> int:
+        """Return of how many items the finished output has lines without an error while `order`, the places of the lines to
+        join [N] int64, has none: what has only changed has another line.
+        """
+        lost = np.setdiff1d(np.flatnonzero(self.shards[0].marks != ERROR), order) if self.old else order[:0]
+        if not len(lost):
+            return 0
+        fresh = np.sort(order[order >= self.old])
+        _, items = np.unique(np.concatenate([self.items(lost), self.items(fresh)]), return_inverse=True)
+        before, now = (np.bincount(part, minlength=len(items)) for part in (items[: len(lost)], items[len(lost) :]))
+        return int((before - now).clip(0).sum())
+
+    def items(self, places: np.ndarray) -> np.ndarray:
+        """Return of which items the lines at `places` [N] int64, in ascending order, are: [N] uint64."""
+        found, first = [], 0
+        for shard in self.shards:
+            after = first + len(shard.keys)
+            here = places[(first <= places) & (places < after)] - first
+            with open(shard.path, "rb") as file:
+                for start, end in zip(shard.bounds[here].tolist(), shard.bounds[here + 1].tolist(), strict=True):
+                    file.seek(start)
+                    found.append(self.identify(file.read(end - start)))
+            first = after
+        return np.array(found, np.uint64)
 
     def pieces(self, files: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Iterator[bytes]:
         """Yield the bytes of lines, given by the number of their shard and their place in it; neighbours are read at once."""

@@ -74,8 +74,10 @@ def test_fields_are_carried_and_a_change_in_them_is_labelled_again(run, tmp_path
     ]
     table(tmp_path / "a.csv", "id,text,author,date", "1,a red circle,Eve,2026", "2,a blue square,,2025")
     counts, lines = labelled()
-    assert counts == Counts(2, 0, kept=1, dropped=1)
+    assert counts == Counts(2, 0, kept=1)
     assert lines[0]["author"] == "Eve"
+    table(tmp_path / "a.csv", "id,text,author,date", "1,a red circle,Ada,2026", '"3, ""x""",a green circle,,2025')
+    assert labelled()[0] == Counts(2, 0, dropped=1), "one has changed, one is new, and one is gone"
 
 
 def test_a_field_to_keep_is_found_in_capitals_or_not(run, tmp_path):
