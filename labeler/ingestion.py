@@ -44,6 +44,7 @@ from labeler.profile import (
     counted,
     label_counts,
     left_out,
+    none_kept,
     nothing_usable,
     profile_of,
     refuse_strange_names,
@@ -80,9 +81,8 @@ class Rejects:
     def add(self, reject: Reject) -> None:
         """Keep `reject`; raises BadInputError in strict mode."""
         if self.strict:
-            raise BadInputError(
-                f"{reject.source}:{reject.line}: {reject.message} [{reject.code}] (--strict stops here)"
-            )
+            place = f"{reject.source}:{reject.line}" if reject.line else reject.source
+            raise BadInputError(f"{place}: {reject.message} [{reject.code}] (--strict stops here)")
         self.codes[reject.code] += 1
         self.first = self.first or reject
         if self.file:  # half surrogates, which a damaged row may hold, are escaped
@@ -156,6 +156,8 @@ def write_all(
     selected = select(records, task, options.split, options.drop_leaks, options.top_answers, seed, parents)
     for reject in rejected(records, selected):
         rejects.add(reject)
+    if not selected.kept.any():
+        raise BadInputError(none_kept(collected.counts["rows"], rejects.codes, rejects.first))
     counts = label_counts(selected.labels, selected.names, selected.kept)
     if options.answers and counts.keys() == {UNKNOWN}:
         raise BadInputError(

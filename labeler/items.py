@@ -97,7 +97,7 @@ def without_picture(item: Item, error: ImageError, how: ItemReading) -> Item:
 def read_item(row: Row | Reject, how: ItemReading) -> Item:
     """Return the row as an item; an error in place of an exception."""
     if isinstance(row, Reject):
-        found = Item(Record(id=row.id or row.place), error=f"line {row.line}: {row.message}")
+        found = Item(Record(id=row.id or row.place), error=row.told)
     else:
         found = read_record(row, how.mapping)
     found = found._replace(carried=carried(row, how))

@@ -59,6 +59,9 @@ def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
 
 def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], first: Reject | None) -> str:
     """Return why there is nothing to go on with, by the `first` of the rejects, and which options may help."""
+    if not counts["rows"]:
+        what = "no picture, text or metadata.jsonl lies in it" if source.is_dir() else "it holds no rows"
+        return f"{source}: {what}"
     text, fields = f"{source}: no usable row among {counts['rows']}{left_out(rejects, first)}", other_fields(counts)
     if fields:
         text += f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
@@ -67,9 +70,17 @@ def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], fi
     return text
 
 
+def none_kept(rows: int, rejects: Counter[str], first: Reject | None) -> str:
+    """Return why none of the rows that could be read is kept, and what helps where it is their ids."""
+    text = f"none of {rows} rows is kept{left_out(rejects, first)}"
+    if rejects["id-conflict"]:
+        text += ". Ids name one row each: give every row its own, or name another field with --map id=FIELD"
+    return text
+
+
 def left_out(rejects: Counter[str], first: Reject | None) -> str:
     """Return how many rows were rejected for what, and why the `first` was, as the end of a sentence."""
-    return f" ({dict(rejects)})" + (f"; the first, line {first.line}: {first.message}" if first else "")
+    return f" ({dict(rejects)})" + (f"; the first{',' if first.line else ':'} {first.told}" if first else "")
 
 
 def other_fields(counts: Counter[Any]) -> str:

@@ -105,6 +105,11 @@ class Reject(NamedTuple):
         """Return what names a row that has no name of its own; rows and rejects of one source never share it."""
         return place_of(self)
 
+    @property
+    def told(self) -> str:
+        """Return its line and what is wrong with it; what a folder has against a folder in it stands on no line."""
+        return f"line {self.line}: {self.message}" if self.line else self.message
+
     def written(self) -> dict[str, Any]:
         """Return what is written of it."""
         return {name: value for name, value in self._asdict().items() if name != "number"}

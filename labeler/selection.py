@@ -328,6 +328,14 @@ def write_selected(path: Path, records: Records, selected: Selected) -> None:
             file.write(data)
 
 
+def smallest_share(text: str) -> tuple[float, tuple[bool, ...]]:
+    """Return the smallest share of the splits that are drawn as `text` says (see `drawn`), and which of SPLITS are drawn."""
+    fold, shares = parse_split_option(DEFAULT_FRACTIONS if text in ("auto", "keep") else text)
+    if fold is not None:
+        shares = (7 / 8 * (1 - shares[0]), (1 - shares[0]) / 8, shares[0])
+    return min(share for share in shares if share), tuple(share > 0 for share in shares)
+
+
 def parse_split_option(text: str) -> tuple[int | None, tuple[float, ...]]:
     """Return which fold is the test split and the folds' shares (`2/5`), or None and those of train, validation and test.
 

@@ -145,8 +145,11 @@ def test_one_label_is_nothing_to_learn(run, tmp_path):
         run([row(1), row(3), row(5)])
     with pytest.raises(BadInputError, match=r"no usable row among 2 \(\{'label-missing': 2\}\)"):
         run([row(1, label=None), row(2, label="")])
-    with pytest.raises(BadInputError, match=r"no usable row among 0 \(\{\}\)"):
+    with pytest.raises(BadInputError, match=r"pairs\.jsonl: it holds no rows$"):
         run([])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(BadInputError, match=r"bare: no picture, text or metadata\.jsonl lies in it$"):
+        run(sources=[tmp_path / "bare"])
     assert not (tmp_path / "out").exists()
 
 

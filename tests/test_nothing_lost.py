@@ -126,6 +126,21 @@ def test_labels_that_differ_in_how_they_are_written_alone_are_asked_about(tmp_pa
     assert len(profile["labels"]["train"]) == 12
 
 
+@pytest.mark.parametrize(("labels", "split", "said"), [
+    (60, "auto", "'m0', has 1; a label needs 7 or more that"), (60, "1/4", "'m0', has 1; a label needs 11 or more that"),
+    (8, "auto", ""), (60, "1,0,0", ""),
+])  # fmt: skip
+def test_labels_too_rare_for_the_splits_are_said_with_what_is_needed(tmp_path, labeler, labels, split, said):
+    rows = [{"text": f"text {n}", "label": f"m{n % labels}"} for n in range(60)]
+    source = write_rows(tmp_path / "pairs.jsonl", rows)
+    done = labeler("ingest", source, "--out", tmp_path / "records", "--split", split)
+    assert done.code == 0
+    found = "no label has enough rows to be in every split: the most frequent, "
+    assert not said or found + said in done.said
+    assert (found in done.said) == bool(said)
+    assert ("0 rows in test: too few" in done.said) == (split == "1,0,0")
+
+
 def test_the_label_is_mapped_by_either_of_its_names(tmp_path, labeler):
     rows = [{"text": f"text {n}", "Stimmung": "ab"[n % 2], "Art": "cd"[n % 2]} for n in range(30)]
     source = write_rows(tmp_path / "pairs.jsonl", rows)

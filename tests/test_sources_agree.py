@@ -113,3 +113,23 @@ def test_no_two_items_of_a_source_share_a_made_up_id(tmp_path):
     for name, count in (("bl.jsonl", 3), ("bl.csv", 5), ("in", 9)):
         ids = [item.record.id for item in read_items(read_source(tmp_path / name), ItemReading({}), 32)]
         assert len(set(ids)) == len(ids) == count, ids
+
+
+def test_ids_that_repeat_in_all_rows_are_what_is_wrong(tmp_path):
+    rows = [{"id": n % 2, "text": f"text {n}", "label": "ab"[n % 2]} for n in range(6)]
+    with pytest.raises(
+        BadInputError,
+        match=r"^none of 6 rows is kept \(\{'id-conflict': 6\}\); the first, line 1: the id '0' stands on 3 rows .* id=FIELD",
+    ):
+        ingest([write_rows(tmp_path / "a.jsonl", rows)], tmp_path / "records")
+
+
+def test_a_link_to_a_folder_stands_on_no_line(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/far").symlink_to(tmp_path)
+    [item] = read_items(read_source(tmp_path / "in"), ItemReading({}), 32)
+    assert item.error.startswith("far: a link to a folder")
+    with pytest.raises(BadInputError, match=r"\(\{'folder-linked': 1\}\); the first: far: a link to a folder"):
+        ingest([tmp_path / "in"], tmp_path / "records")
+    with pytest.raises(BadInputError, match=r"in: far: a link to a folder"):
+        ingest([tmp_path / "in"], tmp_path / "records", IngestOptions(strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ def command(
         lines.append(f"  {profile['unlabelled']} rows without a label")
     if "taxonomy" in profile:
         lines.append(f"  taxonomy: {taxonomy_line(profile)}")
-    lines += warnings_of(profile)
+    rare = rare_labels(profile, given["split"])
+    lines += rare + warnings_of(profile, rare=bool(rare))
     lines += alike_labels(profile)
     lines += joint_labels(profile) if given["task"] != "single" else []
     if profile["leaked_rows"]:
@@ -142,8 +144,28 @@ def command(
     context.exit(4 if profile["rejected"] else 0)
 
 
-def warnings_of(profile: dict[str, Any]) -> list[str]:
-    """Return what a glance at the counts says is not as it was meant."""
+def rare_labels(profile: dict[str, Any], split: str) -> list[str]:
+    """Return a warning where no label has rows in all of the splits that were drawn as the option `split` says."""
+    from labeler.selection import smallest_share
+    from labeler.values import SPLITS
+
+    counts = [profile["labels"].get(name, {}) for name in SPLITS]
+    totals = {name: sum(count.get(name, 0) for count in counts) for count in counts for name in count}
+    if not totals or not profile["split"].startswith("drawn"):
+        return []
+    least, drawn = smallest_share(split)
+    wanted = [count for count, is_drawn in zip(counts, drawn, strict=True) if is_drawn]
+    if any(all(name in count for count in wanted) for name in totals):
+        return []
+    most = min(totals, key=lambda name: (-totals[name], name))
+    return [
+        f"  warning: no label has enough rows to be in every split: the most frequent, {most!r}, has {totals[most]}; a label "
+        f"needs {math.ceil(1 / least)} or more that share no picture, text or group, or it cannot be both learned and tested"
+    ]
+
+
+def warnings_of(profile: dict[str, Any], *, rare: bool = False) -> list[str]:
+    """Return what a glance at the counts says is not as it was meant; for `rare` labels not that a split has no row."""
     from labeler.values import shown_names
 
     lines, unused = [], list(profile["unused_fields"])
@@ -154,7 +176,7 @@ def warnings_of(profile: dict[str, Any]) -> list[str]:
             )
     for split in ("train", "validation", "test"):
         count = profile["splits"].get(split, 0)
-        if count < FEW:
+        if count < FEW and (count or not rare):
             lines.append(
                 f"  warning: {count} rows in {split}: too few to {USES[split]}; more rows, or other shares by --split"
             )

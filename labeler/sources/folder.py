@@ -135,11 +135,12 @@ def metadata_rows(
     path: Path, root: Path, current: Path, named: set[str], mapping: Mapping[str, str]
 ) -> Iterator[Row | Reject]:
     """Yield the rows of the folder `current` that its metadata in `path` gives; the files that it names are added to `named`."""
+    place = (current / path.name).relative_to(root).as_posix()  # of a remote folder `path` is a copy
     for item in jsonl.read(path):
         if isinstance(item, Row):
             item, name = with_image_below(item, root, current, mapping)
             named.add(name)
-        yield item if current == root else with_own_place(item, path.relative_to(root).as_posix(), mapping)
+        yield item if current == root else with_own_place(item, place, mapping)
 
 
 def with_own_place(item: Row | Reject, place: str, mapping: Mapping[str, str]) -> Row | Reject:
