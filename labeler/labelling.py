@@ -25,12 +25,13 @@ from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.ray_labelling import label_on_ray
-from labeler.records import ALIASES, Reject, Row, find_field
+from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
 from labeler.sources import Reading, brings_pictures, check_image_folder, read_source
 from labeler.sources.text import ENCODING
 from labeler.taxonomy import taxonomy_of
+from labeler.values import shown_names
 from labeler.zero_shot import Prompts, label_set_of, refuse_towers
 
 if TYPE_CHECKING:
@@ -154,20 +155,21 @@ def look_at(first: Sequence[Row | Reject], how: ItemReading, *, whole: bool) -> 
         if not (ours == "image" and pictured)
     ]
     for option, name, what in [*named, *(("--keep", name, "") for name in how.keep)]:
-        if name not in fields:
-            message = f"{option}: no row has the field {name!r}{what}; there are: {', '.join(fields)}"
+        if field_called(fields, name) is None:
+            message = f"{option}: no row has the field {name!r}{what}; there are: {shown_names(fields)}"
             if whole:
                 raise UsageError(message)
             log.warning("%s, in the first %d", message, len(first))
     found = {ours: find_field(fields, ours, how.mapping) for ours in ALIASES}
-    unused = [name for name in fields if name not in found.values() and name not in how.keep]
+    kept = {field_called(fields, name) for name in how.keep}
+    unused = [name for name in fields if name not in found.values() and name not in kept]
     lacking = [ours for ours in ("image", "text") if found[ours] is None and not (ours == "image" and pictured)]
     if len(lacking) == 2 and whole:
-        raise BadInputError(f"{rows[0].source}: neither an image nor a text in its fields ({', '.join(fields)}); "
+        raise BadInputError(f"{rows[0].source}: neither an image nor a text in its fields ({shown_names(fields)}); "
                             "--map image=FIELD and --map text=FIELD name those that are meant")  # fmt: skip
     for ours in lacking if unused else ():
         log.warning("no item has %s; is it in one of these fields? %s: --map %s=FIELD",
-                    "a picture" if ours == "image" else "a text", ", ".join(unused), ours)  # fmt: skip
+                    "a picture" if ours == "image" else "a text", shown_names(unused), ours)  # fmt: skip
     for name in sorted(
         {note.removeprefix(ENCODING) for row in rows for note in row.notes if note.startswith(ENCODING)}
     ):
