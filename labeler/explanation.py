@@ -214,11 +214,10 @@ def stored_subjects(run: Run, store: Store, ids: Sequence[str]) -> list[Subject]
 
 def original_pictures(store: Store, ids: Sequence[str]) -> list[tuple[Record, Path | None, str | None]]:
     """Return the records of those ids, each with its picture's file and sha256; raises BadInputError where they are gone."""
-    from labeler.pixels import unchanged
+    from labeler.pixels import records_of
     from labeler.runs import read_json
 
-    source = store.manifest["inputs"][0]
-    folder = unchanged(Path(source["path"]), source["sha256"], store.folder)
+    folder = records_of(store)
     root = folder / read_json(folder / "profile.json")["root"]
     records = {record.id: record for record in read_records(folder) if record.id in set(ids)}
     return [

@@ -24,9 +24,8 @@ from labeler.resizing import resize
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow opens over forty by default
 # What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
 VIDEO = re.compile(rb"....ftyp(?!hei[cx]|hevc|mif1|msf1|avi[fs])|\x1aE\xdf\xa3|RIFF....AVI ", re.DOTALL)
-PHOTO = re.compile(
-    rb"....ftyp(?:hei[cx]|hevc|mif1|msf1)", re.DOTALL
-)  # phones write these; mif1 and msf1 may hold AVIF too
+# what phones write; under mif1 and msf1 it may be AVIF too
+PHOTO = re.compile(rb"....ftyp(?:hei[cx]|hevc|mif1|msf1)", re.DOTALL)
 VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")  # what such files are called
 BEGINNINGS = [(re.compile(beginning, re.DOTALL), suffix) for beginning, suffix in (
     (rb"\xff\xd8\xff", ".jpg"), (rb"\x89PNG\r\n", ".png"), (rb"RIFF....WEBP", ".webp"), (rb"GIF8", ".gif"), (rb"BM", ".bmp"),

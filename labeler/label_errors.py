@@ -113,9 +113,8 @@ def _doubted(task: str, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     doubted = np.zeros_like(truth)
-    varied = np.flatnonzero(
-        truth.any(axis=0) & ~truth.all(axis=0)
-    )  # cleanlab compares those that carry it with those that do not
+    # cleanlab compares rows that carry a label with others that do not
+    varied = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     if len(varied):
         carried = [np.flatnonzero(row).tolist() for row in truth[:, varied]]
         doubted[:, varied] = find_multilabel_issues_per_class(

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from labeler.artifacts import Input, Recipe, already_made, making, verify
 from labeler.errors import BadInputError
+from labeler.inputs import found_again
 from labeler.preprocessing import counted, load_batches
 from labeler.store import Store
 
@@ -42,7 +43,7 @@ def stored_pixels(store: Store, side: int) -> Pixels:
     recipe = Recipe("pixels", (Input(source["path"], source["sha256"]),), {"side": side})
     has_image = store.has_image
     if not already_made(out, recipe):
-        records = unchanged(Path(source["path"]), source["sha256"], store.folder)
+        records = records_of(store)
         with making(out, recipe) as folder, open(folder / FILE, "wb") as file:
             shape = int(has_image.sum()), side, side, 3
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -57,14 +58,16 @@ def stored_pixels(store: Store, side: int) -> Pixels:
     return Pixels(pictures, np.where(has_image, np.cumsum(has_image) - 1, -1))
 
 
-def unchanged(records: Path, sha256: str, store: Path) -> Path:
-    """Return `records`; raises BadInputError unless they are those that the store was made of."""
-    why = f"{store} was made of them, and a fine-tuned image tower reads their pictures"
+def records_of(store: Store) -> Path:
+    """Return the records that the store was made of; raises BadInputError where they are gone or have changed."""
+    source = store.manifest["inputs"][0]
+    records = found_again(store.folder, source)
+    why = f"{store.folder} was made of them, and a fine-tuned image tower reads their pictures"
     try:
         found = verify(records, "ingest")["content_sha256"]
     except BadInputError as error:
         raise BadInputError(f"{error}; {why}") from error
-    if found != sha256:
+    if found != source["sha256"]:
         raise BadInputError(f"{records}: other records by now; {why}: run `labeler preprocess` again")
     return records
 

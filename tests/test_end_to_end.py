@@ -30,7 +30,7 @@ from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
 from labeler.models import model_names
 from labeler.objectives import right_for
-from labeler.pixels import FILE, pixels_for, stored_pixels
+from labeler.pixels import FILE, pixels_for, records_of, stored_pixels
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.scoring import describe, evaluate, score_split
@@ -179,6 +179,15 @@ def test_a_batch_with_pixels(some_pairs):
     assert "visual_tokens" not in batch
     assert not without(batch, "image")["visual_mask"].any()
     assert torch.equal(without(batch, "text")["pixels"], batch["pixels"])
+
+
+def test_the_records_of_a_store_are_found_from_another_directory(store, tmp_path, monkeypatch):
+    """They were named by a relative path where the store was made."""
+    given = Store(store).manifest["inputs"][0]
+    records = Path(given["path"])
+    named = given | {"path": str(records.relative_to(records.parents[1]))}
+    monkeypatch.chdir(tmp_path)
+    assert records_of(SimpleNamespace(folder=store, manifest={"inputs": [named]})).samefile(records)
 
 
 def test_augmentation_follows_from_seed_epoch_and_picture(some_pairs):
