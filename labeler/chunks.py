@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -243,9 +243,9 @@ def chunk_from(
         text_key=keys_of(comparables(texts)),
         group=keys_of(encoded(records.group)),
         split=np.fromiter(map(PLACES.__getitem__, records.split), np.int8, number),
-        characters=np.fromiter((len(text) if text else -1 for text in texts), np.int32, number),
+        characters=lengths_of(texts),
         words=word_counts(texts),
-        label_count=np.fromiter((-1 if labels is None else len(labels) for labels in records.labels), np.int32, number),
+        label_count=lengths_of(records.labels),
         image=nothing.astype(np.uint64),
         width=nothing,
         height=nothing.copy(),
@@ -254,6 +254,13 @@ def chunk_from(
     codes = np.fromiter(map(labels.__getitem__, chain.from_iterable(given)), np.int32)
     images = records.image if any(records.image) else []
     return Chunk(lines, images, [], columns, list(sources), list(labels), codes, several, rejects, counts, {})
+
+
+def lengths_of(values: Sequence[Sized | None]) -> np.ndarray:
+    """Return [N] int32: how long each of the values is, -1 for None."""
+    if None in values:
+        return np.fromiter((-1 if value is None else len(value) for value in values), np.int32, len(values))
+    return np.fromiter(map(len, values), np.int32, len(values))  # type: ignore[arg-type]
 
 
 def row_labels(codes: np.ndarray, columns: Columns) -> RowLabels:

@@ -94,29 +94,41 @@ def split_groups(groups: np.ndarray, labels: RowLabels, fractions: Sequence[floa
     totals = np.bincount(labels.codes) if len(labels.codes) else np.zeros(0, int)
     starts = np.searchsorted(owner, np.arange(len(sizes) + 1))
     rarest = rarest_labels(starts, code, totals)
-    order = np.lexsort((shuffled(len(sizes), seed), -sizes, np.append(totals, len(groups) + 1)[rarest]))
+    rank = np.unique(np.append(totals, len(groups) + 1), return_inverse=True)[1]  # the last: of groups without labels
+    order = sorted_by(rank[rarest], sizes.max(initial=0) - sizes, shuffled(len(sizes), seed))
 
     wanted = [[total * share for share in fractions] for total in totals.tolist()]
     wanted_rows = [len(groups) * share for share in fractions]
-    chosen: list[int] = []
+    chosen = np.zeros(len(order), np.int8)  # in that order
     # most groups of most data are one row with one label, and come in long runs: those are dealt out at once
     alone = np.where((sizes == 1) & (np.diff(starts) == 1), rarest, -1)[order]
     bounds = [0, *(np.flatnonzero(np.diff(alone)) + 1).tolist(), len(alone)]
     code, count, starts = code.tolist(), count.tolist(), starts.tolist()
     for begin, end in pairwise(bounds):
         if end - begin >= LONG_RUN and alone[begin] >= 0:
-            chosen += dealt(wanted[alone[begin]], wanted_rows, end - begin).tolist()
+            chosen[begin:end] = dealt(wanted[alone[begin]], wanted_rows, end - begin)
             continue
-        for group in order[begin:end].tolist():
+        for place, group in enumerate(order[begin:end].tolist(), begin):
             label = rarest[group]
             best = most_lacking(wanted[label] if label >= 0 else wanted_rows, wanted_rows)
-            chosen.append(best)
+            chosen[place] = best
             wanted_rows[best] -= int(sizes[group])
             for entry in range(starts[group], starts[group + 1]):
                 wanted[code[entry]][best] -= count[entry]
-    found = np.zeros(len(order), np.int8)
+    found = np.empty_like(chosen)
     found[order] = chosen
     return found[members]
+
+
+def sorted_by(first: np.ndarray, second: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Return `np.lexsort((last, second, first))` of integers, the first two not negative, where no two of `last` are equal.
+
+    A third of the time where the first two are small: NumPy sorts such integers by their digits.
+    """
+    both = first * (second.max(initial=0) + 1) + second
+    order = np.argsort(last)
+    small = both.max(initial=0) < 2**16
+    return order[np.argsort((both.astype(np.uint16) if small else both)[order], kind="stable")]
 
 
 def most_lacking(lacking: list[float], wanted_rows: list[float]) -> int:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.records import read_records
-from labeler.splits import Keys, RowLabels
+from labeler.splits import Keys, RowLabels, shuffled, sorted_by
 from labeler.splits import group_rows as group_arrays
 from labeler.splits import leaking as leaking_arrays
 from labeler.splits import leaks as leaks_in_arrays
@@ -303,3 +303,11 @@ def test_a_group_stays_in_one_split_and_joins_through_others(tmp_path, seed):
     assert all(len(splits) == 1 for splits in by_author.values())
     assert by_author["author 0"] == by_author["author 1"]
     assert result.profile["groups"] == 11
+
+
+@pytest.mark.parametrize("most", [1, 5, 400])
+def test_groups_are_dealt_in_the_order_of_three_keys(most):
+    numbers = np.random.default_rng(0)
+    first, second = numbers.integers(0, most, 5_000), numbers.integers(0, most, 5_000)
+    last = shuffled(5_000, seed=1)
+    assert (sorted_by(first, second, last) == np.lexsort((last, second, first))).all()
