@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -99,6 +98,8 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages a result depends on, without importing them."""
+    import importlib.metadata  # takes as long as the rest of this module, in each decoding process
+
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         try:

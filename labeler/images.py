@@ -95,10 +95,11 @@ def prepare_image(
         raise ImageError("image-changed", f"{path}: another picture than at ingest")
     pixels = scaled_jpeg(data, side)
     image = decode_file(path, data, side) if pixels is None else Image.fromarray(pixels)
-    small = thumbnail(image) if look else None
     if image.width * image.height > MAX_SENT:  # takes long to send; stretching the longest takes a gigabyte
-        return Prepared(np.array(image.resize((side, side), Image.Resampling.BICUBIC)), small)
-    return Prepared(np.array(image) if pixels is None else pixels, small)
+        pixels = np.array(image.resize((side, side), Image.Resampling.BICUBIC))
+    elif pixels is None:
+        pixels = np.array(image)
+    return Prepared(pixels, thumbnail(image) if look else None)
 
 
 def decode_file(path: Path | str, data: bytes, side: int | None = None) -> Image.Image:
@@ -334,12 +335,11 @@ def stretch(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """Return `image` as JPEG with no side over 320 pixels."""
-    small = image.copy()
+    """Return `image` as JPEG with no side over 320 pixels; `image` itself is made as small."""
     # WebP takes ten times as long to write; the gap lets whole pixels be averaged first
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=1.0)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BICUBIC, reducing_gap=1.0)
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
