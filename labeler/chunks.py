@@ -212,7 +212,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
         places: tuple[Any, ...] = (row.line, row.source)
         for values, value in zip(cast(tuple[list[Any], ...], records), places + tuple(fields.values()), strict=True):
             values.append(value)
-        borrowed.append(own is None)
+        borrowed.append(own is None or row.borrowed)
     counts["rows"] = len(records.id) + len(rejects)
     for (shape, pictured), rows_alike in shapes.items():
         found = [theirs for ours, theirs in mapping if field_called(shape, theirs) or (ours == "image" and pictured)]

@@ -66,6 +66,7 @@ class Row(NamedTuple):
 
     `picture` is the picture itself where the source holds it: its bytes, where to fetch them, or what a record calls it when
     they are kept; the image's field is then only its name. `number` counts the rows where `line` counts blank lines too.
+    `borrowed`: the id among its fields is made of what its source calls its picture, or of its place there.
     """
 
     source: str
@@ -74,6 +75,7 @@ class Row(NamedTuple):
     notes: tuple[str, ...] = ()
     picture: bytes | Remote | str | None = None
     number: int | None = None
+    borrowed: bool = False
 
     @property
     def shown_id(self) -> str | None:

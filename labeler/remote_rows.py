@@ -144,19 +144,24 @@ def with_picture(item: Row | Reject, folder: str, mapping: dict[str, str], allow
         name = clean_path(item.fields.get(key))
     except RowError:
         return item  # whoever makes a record of it says why
-    if name is None:
-        return item
+    return item if name is None else item._replace(picture=picture_called(name, folder, allow_outside))
+
+
+def picture_called(name: str, folder: str, allow_outside: bool) -> Remote:
+    """Return the place of the picture `name`, a URL or relative to `folder`; with slashes where backslashes lead nowhere."""
     root = folder.removeprefix(PREFIX)
     path = name.removeprefix(PREFIX) if name.startswith(PREFIX) else posixpath.join(root, name)
     path = posixpath.normpath(path).lstrip("/")
     url = f"{PREFIX}{path}"
     if not allow_outside and not path.startswith(f"{root}/"):
-        return item._replace(picture=Remote(url, outside=True))
+        return Remote(url, outside=True)
     try:
         filesystem, path = opened(file_of(url))
         info = filesystem.get_file_info(path)
     except (OSError, ValueError) as error:
         if LOST in str(error):
             raise lost(url, error) from None
-        return item._replace(picture=Remote(url))  # to fetch it fails too, and says why
-    return item._replace(picture=Remote(url, info.size, info.mtime_ns))
+        return Remote(url)  # to fetch it fails too, and says why
+    if not info.is_file and "\\" in name:  # which part folders on Windows, and may stand in a name here
+        return picture_called(name.replace("\\", "/"), folder, allow_outside)
+    return Remote(url, info.size, info.mtime_ns)

@@ -118,6 +118,21 @@ def test_rows_without_an_id_are_told_apart_by_picture_and_text(run, tmp_path):
     assert kept(result)[1].split == kept(result)[0].split
 
 
+def test_lists_of_captions_of_pictures_called_alike_are_told_apart(run, tmp_path):
+    for folder in "ab":
+        picture(tmp_path / folder / "1.png", ord(folder))
+        write(tmp_path / folder / "rows.jsonl", [{"image": "1.png", "text": ["one", folder], "label": "joy"},
+                                                 {"text": ["two", folder], "label": "fear"}])  # fmt: skip
+    result = run(sources=[tmp_path / folder / "rows.jsonl" for folder in "ab"], caption="each")
+    assert [(record.id, record.image, record.text) for record in kept(result)] == [
+        ("1.png-1", "a/1.png", "one"), ("1.png-2", "a/1.png", "a"),
+        ("rows.jsonl:2-1", None, "two"), ("rows.jsonl:2-2", None, "a"),
+        ("1.png-1#2", "b/1.png", "one"), ("1.png-2#2", "b/1.png", "b"),
+        ("rows.jsonl:2-1#2", None, "two"), ("rows.jsonl:2-2#2", None, "b"),
+    ]  # fmt: skip
+    assert not rejected(result)
+
+
 def test_a_missing_image_can_be_allowed_an_unreadable_one_cannot(run, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bad.png").write_bytes(b"no picture")

@@ -132,6 +132,17 @@ def test_tables_and_pictures_from_s3_to_here_and_from_here_to_s3(s3, folder, run
     assert predict([f"{url}/pairs.csv"], run, tmp_path / "urls.jsonl", device="cpu") == Counts(2, 0)
 
 
+def test_a_table_on_s3_that_was_written_on_windows(s3, folder, tmp_path):
+    (folder / "windows.csv").write_text("img\nmore\\c.png\n..\\folder\\b.png\n..\\..\\b.png\n", encoding="utf-8")
+    upload(s3, folder, "pets/folder")
+    found = list(read("s3://pets/folder/windows.csv", {}, False))
+    assert [row.fields["img"] for row in found] == ["more\\c.png", "..\\folder\\b.png", "..\\..\\b.png"]
+    places = [(row.picture.url, row.picture.outside) for row in found]
+    assert places == [
+        ("s3://pets/folder/more/c.png", False), ("s3://pets/folder/b.png", False), ("s3://b.png", True)
+    ]  # fmt: skip
+
+
 def test_only_new_and_changed_objects_are_labelled_on_whichever_machine(s3, folder, run, tmp_path, monkeypatch):
     out = "s3://pets/labels.jsonl"
     assert predict(["s3://pets/folder"], run, out, device="cpu") == Counts(12, 5)

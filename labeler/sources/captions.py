@@ -32,21 +32,23 @@ def with_captions(row: Row, take: str, mapping: Mapping[str, str]) -> Iterator[R
         notes = (*row.notes, *[LEFT_OUT] * (len(captions) - 1))
         yield row._replace(fields=row.fields | {name: longest}, notes=notes)
     else:
-        identity = identity_of(row, mapping)
+        identity, borrowed = identity_of(row, mapping)
         group = {} if find_field(row.fields, "group", mapping) else {"group": identity}
         for number, caption in enumerate(captions, 1):
             own = {mapping.get("id", "id"): f"{identity}-{number}", name: caption}
-            yield row._replace(fields=row.fields | group | own)
+            yield row._replace(fields=row.fields | group | own, borrowed=borrowed)
 
 
-def identity_of(row: Row, mapping: Mapping[str, str]) -> str:
-    """Return the id of a row, or the name of its picture, or its place in its source: the first that can be an id."""
+def identity_of(row: Row, mapping: Mapping[str, str]) -> tuple[str, bool]:
+    """Return the id of a row, or the name of its picture, or its place in its source: the first that can be an id; and
+    whether it is not its own.
+    """
     for field in ("id", "image"):
         name = find_field(row.fields, field, mapping)
         value = row.fields.get(name) if name else None
         try:
             if shown := clean_text(value, field):
-                return shown
+                return shown, field != "id"
         except RowError:
             continue
-    return row.place
+    return row.place, True
