@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from labeler.artifacts import make_parent, sha256_bytes, write_json, write_text
 from labeler.errors import BadInputError, UsageError
 from labeler.records import Record, Task, read_label_set
 from labeler.replacing import refuse_to_replace
+from labeler.sources import image_root
 from labeler.sources.jsonl import LineError, parse_line
 
 ANSWERS = {
@@ -43,6 +45,7 @@ class Prediction(BaseModel):
     model: str
     error: str | None
     label: str | None = None  # where `labels` has its parent too
+    source: str | None = None  # where there were several inputs
     review: bool = False
 
     @property
@@ -72,12 +75,14 @@ def export_tasks(source: Path, out: Path, *, image_folder: str = "", force: bool
     Args:
         source: the jsonl that `labeler predict` wrote, or the records that `labeler ingest` wrote: folder or file.
         out: the file to write; the interface gets the same name with .xml.
-        image_folder: the pictures' folder, relative to Label Studio's document root.
+        image_folder: the pictures' folder, relative to Label Studio's document root; where `predict` had several inputs, the
+            folder that holds them all.
         force: replace what something else wrote.
 
     Raises UsageError where `out` would overwrite `source` or its own interface; BadInputError where a line of `source`
-    is neither a prediction nor a record, where no item can be exported, where XML cannot carry a label, or, unless
-    `force`, where one of the two files is there and `labeler export-tasks` did not write it.
+    is neither a prediction nor a record, where pictures of several inputs are called alike and not there, where no item can
+    be exported, where XML cannot carry a label, or, unless `force`, where one of the two files is there and
+    `labeler export-tasks` did not write it.
     """
     path = source / "records.jsonl" if source.is_dir() else source
     if out.is_dir():
@@ -85,7 +90,7 @@ def export_tasks(source: Path, out: Path, *, image_folder: str = "", force: bool
     interface = out.with_suffix(".xml")
     if out == interface or path.resolve() in (out.resolve(), interface.resolve()):
         raise UsageError(f"--out {out}: expected a name other than {path.name}, ending in .json")
-    items = list(read_items(path))
+    items = below_one_folder(path, list(read_items(path)))
     kept = [item for item in items if isinstance(item, Record) or item.error is None]
     if not kept:
         raise BadInputError(f"{path}: no item without an error among {len(items)}, so there is nothing to label")
@@ -117,6 +122,37 @@ def read_items(path: Path) -> Iterator[Prediction | Record]:
                 reason = error if isinstance(error, LineError) else first_error(error)
                 expected = "expected a line of `labeler predict` (jsonl, not csv) or of records.jsonl"
                 raise BadInputError(f"{path}:{number}: {reason}; {expected}") from error
+
+
+def below_one_folder(path: Path, items: list[Prediction | Record]) -> list[Prediction | Record]:
+    """Return predictions of several inputs with their pictures relative to the folder that holds these; all others as they are.
+
+    As they are, too, where the pictures do not lie beside their inputs (`predict --image-folder`, or another machine).
+    Raises BadInputError where then two inputs call their pictures alike.
+    """
+    local = [item for item in items
+             if isinstance(item, Prediction) and item.source and is_path(item.image) and item.error is None]  # fmt: skip
+    roots = {source: os.path.abspath(image_root(Path(source))) for source in {str(item.source) for item in local}}
+    if len(roots) < 2:
+        return items
+    places = {id(item): os.path.normpath(os.path.join(roots[str(item.source)], str(item.image))) for item in local}
+    if all(map(os.path.lexists, places.values())):
+        folder = os.path.commonpath([*roots.values(), *map(os.path.dirname, places.values())])
+        return [item.model_copy(update={"image": Path(os.path.relpath(places[id(item)], folder)).as_posix()})
+                if id(item) in places else item for item in items]  # fmt: skip
+    first: dict[Any, str | None] = {}
+    for item in local:
+        if first.setdefault(item.image, item.source) != item.source:
+            raise BadInputError(
+                f"{path}: {first[item.image]} and {item.source} both have a picture {item.image}, and not all pictures are where "
+                "these inputs were; export where they are, or label each input by itself"
+            )
+    return items
+
+
+def is_path(image: str | None) -> bool:
+    """Return whether an item's image is a path, not a URL, which Label Studio reads by itself."""
+    return image is not None and "://" not in image
 
 
 def parse_item(fields: dict[str, Any]) -> Prediction | Record:
@@ -176,8 +212,7 @@ def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str
     data = {"id": item.id} | {name: getattr(item, name) or "" for name in objects}
     if item.image:
         path = f"{image_folder.strip('/')}/{item.image}".lstrip("/")
-        is_url = "://" in item.image  # Label Studio reads s3:// by itself
-        data["image"] = item.image if is_url else f"/data/local-files/?d={quote(path)}"
+        data["image"] = f"/data/local-files/?d={quote(path)}" if is_path(item.image) else item.image
     chosen = item.labels or () if isinstance(item, Record) else item.chosen
     choices = {"from_name": CONTROL, "to_name": to_name(objects), "type": "choices",
                "value": {"choices": list(chosen)}}  # fmt: skip

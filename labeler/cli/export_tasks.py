@@ -13,7 +13,8 @@ from labeler.cli import options
 @click.argument("source", type=options.FOLDER)
 @options.out("The file to write; the labelling interface gets the same name with .xml.")
 @click.option("--image-folder", default="", metavar="FOLDER",
-              help="Where the pictures lie below Label Studio's LOCAL_FILES_DOCUMENT_ROOT [default: in it].")  # fmt: skip
+              help="Where the pictures lie below Label Studio's LOCAL_FILES_DOCUMENT_ROOT; of several inputs of predict "
+                   "the folder that holds them all [default: in it].")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace both files whoever wrote them.")
 @options.as_json
 @click.pass_context
