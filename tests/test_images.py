@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from labeler.images import (
+from labeler.pictures.images import (
     FORMATS,
     MAX_FILE_BYTES,
     MAX_SENT,
@@ -333,7 +333,7 @@ def test_pillow_decodes_in_no_other_module():
 
 
 def test_importing_images_is_cheap():
-    code = "import sys, labeler.images; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    code = "import sys, labeler.pictures.images; print('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
