@@ -33,9 +33,9 @@ import numpy as np
 import orjson
 from PIL import Image, ImageOps
 
-from labeler.decoding import cores, prepare_images
-from labeler.images import difference_hash, load_image
-from labeler.looks import NEAR, near_pairs
+from labeler.pictures.decoding import cores, prepare_images
+from labeler.pictures.images import difference_hash, load_image
+from labeler.rows.looks import NEAR, near_pairs
 
 SIDE = 224
 CELL = 96

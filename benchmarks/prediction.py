@@ -106,7 +106,7 @@ def floor(given: list[Given], words: float, visual: int) -> dict[str, float]:
     import torch
 
     from benchmarks.training_speed import matrix_speed
-    from labeler.decoding import prepare_images
+    from labeler.pictures.decoding import prepare_images
 
     some = given[:200]
     started = time.perf_counter()

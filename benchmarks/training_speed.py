@@ -58,9 +58,9 @@ def measure(store: Path, steps: int, name: str) -> dict[str, Any]:
 
     from labeler.batches import collate
     from labeler.encoders.image import load_image_encoder
-    from labeler.fitting import Fit
+    from labeler.fitting.fit import Fit
+    from labeler.fitting.trainer import parameter_groups
     from labeler.memory import keep_freed_memory
-    from labeler.trainer import parameter_groups
     from labeler.training_options import options_for
 
     way = WAYS[name]

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.zero_shot import DESCRIBED
 from labeler.artifacts import versions, write_json
 from labeler.contrastive import pretrain
-from labeler.distillation import ZeroShotTeacher
 from labeler.evaluation import Resampled, mean_of, read_predictions, resample
+from labeler.fitting.distillation import ZeroShotTeacher
 from labeler.records import read_label_set
 from labeler.scoring import evaluate
 from labeler.store import Store

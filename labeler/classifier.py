@@ -76,7 +76,7 @@ class FusedClassifier(Classifier):
         return self.config.max_position_embeddings - self.config.position_offset
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        """Return the table of word embeddings, which `labeler.explaining.attribution` integrates over."""
         return self.fused.embeddings.word_embeddings
 
 
@@ -102,7 +102,7 @@ class TextTowerClassifier(Classifier):
         return text_positions(self.text)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        """Return the table of word embeddings, which `labeler.explaining.attribution` integrates over."""
         return self.text.get_input_embeddings()
 
 

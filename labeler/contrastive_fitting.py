@@ -14,25 +14,25 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from labeler.artifacts import write_json
 from labeler.batches import StorePairs
-from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.embedding import embed_pairs, pair_keys
 from labeler.errors import BadInputError, LabelerError
 from labeler.evaluation import metric_for, retrieved
-from labeler.grad_cache import cached_backward
-from labeler.losses import contrastive_loss, shared_targets
-from labeler.memory import give_back_freed_memory, keep_freed_memory, lacks_memory
-from labeler.models import model_module
-from labeler.prediction import choose_device
-from labeler.store import Store
-from labeler.trainer import (
+from labeler.fitting.checkpoints import Progress, newest_checkpoint
+from labeler.fitting.grad_cache import cached_backward
+from labeler.fitting.trainer import (
     Shuffle,
     ValidatingTrainer,
     history_of,
     training_arguments,
 )
+from labeler.fitting.watching import Watch
+from labeler.losses import contrastive_loss, shared_targets
+from labeler.memory import give_back_freed_memory, keep_freed_memory, lacks_memory
+from labeler.models import model_module
+from labeler.prediction import choose_device
+from labeler.store import Store
 from labeler.training import SAVE_MINUTES
 from labeler.values import Split
-from labeler.watching import Watch
 
 if TYPE_CHECKING:
     from labeler.contrastive import PretrainOptions
@@ -53,7 +53,7 @@ class ContrastiveFit:
 
         Raises BadInputError when there are fewer than two in a split.
         """
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # as in `labeler.fitting`
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # as in `labeler.fitting.fit`
         self.store = Store(data, check=False)  # `pretrain` has just verified it
         self.name, self.seed, self.interrupted, self.step = model, seed, False, 0
         self.options, self.chunk_size = options

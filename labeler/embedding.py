@@ -9,8 +9,8 @@ import numpy as np
 
 from labeler.artifacts import verify
 from labeler.errors import BadInputError
-from labeler.keys import comparables, keys_of
 from labeler.records import LabelSet
+from labeler.rows.keys import comparables, keys_of
 from labeler.runs import Run, read_json, refuse_pickles
 from labeler.store import Store
 

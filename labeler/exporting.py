@@ -26,15 +26,15 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.decisions import VALIDATION, Rule
-from labeler.decoding import prepare_images
 from labeler.engines import CHECK, Choice, Engine, Precision, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, PREPROCESSOR, TOKENIZER, TOWER
 from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, figure, scores_of, settle, write_named
-from labeler.images import ImageError
 from labeler.inputs import found_again
 from labeler.items import Item
 from labeler.model_card import model_card
+from labeler.pictures.decoding import prepare_images
+from labeler.pictures.images import ImageError
 from labeler.records import Record, read_records
 from labeler.runs import read_json
 from labeler.taxonomy import taxonomy_of

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labeler.chunks import RowReading
 from labeler.errors import BadInputError, UsageError
-from labeler.selection import parse_split_option
+from labeler.rows.chunks import RowReading
+from labeler.rows.selection import parse_split_option
 from labeler.sources import Reading, check_image_folder, find_format
 from labeler.sources.folder import has_metadata
 from labeler.taxonomy import read_taxonomy

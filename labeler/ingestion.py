@@ -32,15 +32,16 @@ from labeler.artifacts import (
     sha256_json,
     write_json,
 )
-from labeler.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece, row_labels
-from labeler.collecting import Collected, Records
-from labeler.decoding import cores, examine_images, in_workers
 from labeler.errors import BadInputError, LabelerError
-from labeler.images import Examined, ImageError, read_image_file
 from labeler.ingest_options import IngestOptions, read_vocabulary
-from labeler.lines import json_id, with_meta, without_image
-from labeler.pictures import Pictures
-from labeler.profile import (
+from labeler.pictures.decoding import cores, examine_images, in_workers
+from labeler.pictures.images import Examined, ImageError, read_image_file
+from labeler.pictures.kept import Pictures
+from labeler.records import Reject, Row, label_set
+from labeler.rows.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece, row_labels
+from labeler.rows.collecting import Collected, Records
+from labeler.rows.lines import json_id, with_meta, without_image
+from labeler.rows.profile import (
     counted,
     label_counts,
     left_out,
@@ -50,8 +51,7 @@ from labeler.profile import (
     refuse_strange_names,
     taxonomy_counts,
 )
-from labeler.records import Reject, Row, label_set
-from labeler.selection import chosen_task, rejected, select, write_selected
+from labeler.rows.selection import chosen_task, rejected, select, write_selected
 from labeler.sources import common_root, find_format, read_source
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import PIECE_BYTES, Piece, pieces

@@ -28,8 +28,8 @@ from labeler.artifacts import (
     write_text,
 )
 from labeler.errors import BadInputError
-from labeler.image_quality import THRESHOLDS, quality_scores, suspicious
-from labeler.images import decode_image
+from labeler.pictures.images import decode_image
+from labeler.pictures.quality import THRESHOLDS, quality_scores, suspicious
 from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from labeler.decoding import AHEAD, prepare_images
-from labeler.images import ImageError, check_size, frame_of, resolve_image, spelt
+from labeler.pictures.decoding import AHEAD, prepare_images
+from labeler.pictures.images import ImageError, check_size, frame_of, resolve_image, spelt
 from labeler.records import Record, Reject, Remote, Row, field_called, record_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.special
 
 from labeler.baselines import CrossValidated, Features, cross_validated
-from labeler.splits import RowLabels, split_groups
+from labeler.rows.splits import RowLabels, split_groups
 from labeler.taxonomy import Taxonomy
 
 FOLDS = 5

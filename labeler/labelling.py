@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from labeler.artifacts import read_manifest, work_folder
 from labeler.decisions import Rule, aimed, read_rule, rule_of
-from labeler.decoding import AHEAD
 from labeler.engines import Choice, Precision
 from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.evaluation import Aim
@@ -24,6 +23,7 @@ from labeler.exporting import MANY, choose_engine
 from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
+from labeler.pictures.decoding import AHEAD
 from labeler.ray_labelling import label_on_ray
 from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.remote_rows import read as read_remote

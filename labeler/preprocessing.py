@@ -25,11 +25,11 @@ from labeler.artifacts import (
     verify,
     write_json,
 )
-from labeler.decoding import prepare_images
 from labeler.encoders.weights import EMBEDDED, tower_sha256
 from labeler.errors import BadInputError, LabelerError
-from labeler.images import STRETCHED_BY, ImageError, Prepared
 from labeler.memory import halving
+from labeler.pictures.decoding import prepare_images
+from labeler.pictures.images import STRETCHED_BY, ImageError, Prepared
 from labeler.records import LabelSet, Record, read_label_set, read_records
 from labeler.sources.answers import given_answers
 from labeler.store import ANSWERS, BOXES, DATASET, PATHS, THUMBNAIL_MIME, TOKENS

@@ -16,8 +16,8 @@ from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from labeler.distributed import check_ray, cpus_each, ray_running
 from labeler.errors import LabelerError
+from labeler.fitting.distributed import check_ray, cpus_each, ray_running
 from labeler.items import read_items
 from labeler.labeller import Labeller, Settings
 from labeler.output import LineFormat

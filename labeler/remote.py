@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from labeler.errors import BadInputError, LabelerError, UsageError
-from labeler.images import FRAME, MAX_FILE_BYTES, ImageError, check_size
+from labeler.pictures.images import FRAME, MAX_FILE_BYTES, ImageError, check_size
 from labeler.records import Remote
 
 if TYPE_CHECKING:

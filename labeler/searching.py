@@ -25,11 +25,11 @@ from labeler.artifacts import (
     verify,
     write_json,
 )
-from labeler.decoding import prepare_images
 from labeler.errors import BadInputError, UsageError
-from labeler.images import VIDEOS, ImageError, frame_of
 from labeler.inputs import found_again
 from labeler.items import Item
+from labeler.pictures.decoding import prepare_images
+from labeler.pictures.images import VIDEOS, ImageError, frame_of
 from labeler.records import Record
 from labeler.sources.folder import PICTURES
 from labeler.values import RowError, clean_text
@@ -291,7 +291,7 @@ def words_of(query: str) -> str:
 def picture_of(query: str) -> Path | None:
     """Return the path of the picture that a query names: a file that is there, or what is called like a picture or a video.
 
-    Of a video it may be one of its frames (`labeler.images.frame_of`). None for words.
+    Of a video it may be one of its frames (`labeler.pictures.images.frame_of`). None for words.
     """
     path = Path(query.strip())
     file = frame_of(path)[0]

@@ -28,9 +28,9 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
-from labeler.distillation import ZeroShotTeacher, teacher_inputs
-from labeler.distributed import check_can_shard, check_ray, fit_on_workers
 from labeler.errors import BadInputError, InterruptedRun, UsageError
+from labeler.fitting.distillation import ZeroShotTeacher, teacher_inputs
+from labeler.fitting.distributed import check_can_shard, check_ray, fit_on_workers
 from labeler.interrupts import stop_on_interrupt
 from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
@@ -79,11 +79,11 @@ def train(
     pairs and the dropout. An interrupted or killed run leaves its checkpoints beside `out`, one an epoch and one every
     `save_minutes`; `resume` goes on from the newest that is whole, to the same weights, bit for bit, on a CPU.
     `teachers` are runs, trained on the same store, whose probabilities the model learns beside the labels, or of zero-shot
-    labels (see `labeler.distillation`); with any, train rows that nobody has labelled are learned from too. `init` is a run
-    of `labeler pretrain` to start from, for models that can.
-    With more than one of `workers`, or on the Ray cluster at `ray_address`, see `labeler.distributed`; `shard` divides the
-    model among them (`labeler.sharding`). `report` is called after each epoch with its number and its validation metric; what it
-    raises ends training, where there is one worker.
+    labels (see `labeler.fitting.distillation`); with any, train rows that nobody has labelled are learned from too. `init` is a
+    run of `labeler pretrain` to start from, for models that can.
+    With more than one of `workers`, or on the Ray cluster at `ray_address`, see `labeler.fitting.distributed`; `shard` divides
+    the model among them (`labeler.fitting.sharding`). `report` is called after each epoch with its number and its validation
+    metric; what it raises ends training, where there is one worker.
 
     Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned, what `shard` cannot go with;
     BadInputError when `data` is no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a
@@ -180,7 +180,7 @@ def run_here(fit: Any, folder: Path, continued: bool) -> dict[str, Any]:
 
 def new_fit(**arguments: Any) -> Any:
     """Return a new `Fit`; torch and transformers are imported only when there is something to train."""
-    from labeler.fitting import Fit
+    from labeler.fitting.fit import Fit
 
     return Fit(**arguments)
 

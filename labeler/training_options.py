@@ -41,9 +41,9 @@ class TrainOptions:
     processor has instructions for it); vocabulary: of a model that makes its own; loss, class_weights,
     logit_adjustment, label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go
     without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none; pretrain:
-    epochs without labels before the first with them, see `labeler.pretraining`; finetune_image: train the image tower too,
-    with weights of its own in the run, image_learning_rate: its rate, augment: what is done to its training pictures,
-    `none` or `light` (`labeler.end_to_end.augmentation`); teacher_weight, teacher_temperature: share of the loss that is the
+    epochs without labels before the first with them, see `labeler.fitting.pretraining`; finetune_image: train the image tower
+    too, with weights of its own in the run, image_learning_rate: its rate, augment: what is done to its training pictures, `none`
+    or `light` (`labeler.end_to_end.augmentation`); teacher_weight, teacher_temperature: share of the loss that is the
     teachers', and what logits are divided by in it (`labeler.losses`); freeze: train the head alone, what is below it stays;
     activation_checkpointing: work the layers out again in the backward pass in place of keeping what is in them: less memory, a
     third more time (Chen et al. 2016).

@@ -172,7 +172,7 @@ class Search:
         """Train trial after trial until there are so many or the time is over."""
         self.end = seconds
         while trials is None or len(self.finished()) < trials:
-            import labeler.fitting  # noqa: F401 (loading torch takes seconds, but no trial's)
+            import labeler.fitting.fit  # noqa: F401 (loading torch takes seconds, but no trial's)
 
             longest = max((trial.user_attrs["seconds"] for trial in self.finished()), default=0.0)
             if seconds is not None and self.finished() and self.spent + longest > seconds:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from labeler.images import Examined, ImageError, Prepared, decode_image, examine_image, prepare_image
+from labeler.pictures.images import Examined, ImageError, Prepared, decode_image, examine_image, prepare_image
 
 if TYPE_CHECKING:
-    from labeler.chunks import Chunk, RowReading
+    from labeler.rows.chunks import Chunk, RowReading
     from labeler.sources.jsonl import Piece
 
 ENDS = {"abort": os.abort, "segfault": lambda: ctypes.string_at(0), "exit": lambda: os._exit(0)}
@@ -87,6 +87,6 @@ def crashing_chunk(place: str, piece: Piece, how: RowReading) -> Chunk:
     """Return `chunk_of_lines`, but for the second piece of a file."""
     if piece.first > 1:
         os.abort()
-    from labeler.chunks import chunk_of_lines
+    from labeler.rows.chunks import chunk_of_lines
 
     return chunk_of_lines(place, piece, how)

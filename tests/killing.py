@@ -61,7 +61,7 @@ def main(make: Callable[[Path], object], folder: Path, kills: int) -> None:
 if __name__ == "__main__":
     stage, source, out, kills, *towers = sys.argv[1:]
     if stage == "train":
-        import labeler.fitting  # loads torch here, once
+        import labeler.fitting.fit  # loads torch here, once
         from labeler.training import train
         from labeler.training_options import TrainOptions
 

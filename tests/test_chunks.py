@@ -10,10 +10,10 @@ from unicodedata import category
 import numpy as np
 import pytest
 
-from labeler.chunks import Chunk, Columns, RowReading, chunk_of, expanded, plain_records
-from labeler.keys import comparable, keys_of
-from labeler.lines import in_split, in_splits, json_id, with_meta, without_image
 from labeler.records import Record, Reject, Row, record_from
+from labeler.rows.chunks import Chunk, Columns, RowReading, chunk_of, expanded, plain_records
+from labeler.rows.keys import comparable, keys_of
+from labeler.rows.lines import in_split, in_splits, json_id, with_meta, without_image
 from labeler.sources.jsonl import MAX_LINE_BYTES, Piece, pieces, read, rows_of
 from labeler.values import RowError
 

@@ -18,12 +18,12 @@ from labeler.contrastive import pretrain, pretrain_options
 from labeler.contrastive_fitting import ContrastiveFit, ContrastiveTrainer
 from labeler.embedding import load_towers_run, pair_keys
 from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, UsageError
+from labeler.fitting.trainer import training_arguments
+from labeler.fitting.watching import Watch
 from labeler.layers import LogitScale
 from labeler.runs import load_run
 from labeler.store import Store
-from labeler.trainer import training_arguments
 from labeler.training import train
-from labeler.watching import Watch
 
 GIVEN = {"epochs": 2, "batch_size": 10, "chunk_size": 4, "precision": "fp32", "new_learning_rate": 5e-3}
 

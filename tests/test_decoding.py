@@ -16,9 +16,9 @@ import pytest
 from crashing import ENDS, arrays, decode
 from PIL import Image
 
-from labeler.decoding import AHEAD, cores, examine_images, in_workers, prepare_images
 from labeler.errors import LabelerError
-from labeler.images import ImageError, Prepared, examine_image, load_image, stretch
+from labeler.pictures.decoding import AHEAD, cores, examine_images, in_workers, prepare_images
+from labeler.pictures.images import ImageError, Prepared, examine_image, load_image, stretch
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,11 @@ def results(names: list[str | None], seconds: float = 60) -> list:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "labeler.decoding" in str(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "labeler.pictures.decoding" in str(child.cmdline())
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +148,7 @@ import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from crashing import decode
-from labeler.decoding import in_workers
+from labeler.pictures.decoding import in_workers
 for name in in_workers(decode, [(Path(name),) for name in ["a", "b"] + ["{word}"] * 99]):
     print(name, flush=True)
 """

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from labeler.artifacts import read_manifest, verify
 from labeler.batches import StorePairs, collate
 from labeler.cli import cli
-from labeler.distillation import teachers_say
 from labeler.errors import BadInputError, LabelerError, UsageError
+from labeler.fitting.distillation import teachers_say
+from labeler.fitting.trainer import LabelTrainer
 from labeler.runs import load_run
 from labeler.store import Store
-from labeler.trainer import LabelTrainer
 from labeler.training import train
 from labeler.training_options import options_for
 

@@ -21,14 +21,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeler import workers
 from labeler.artifacts import read_manifest, verify, work_folder
-from labeler.checkpoints import newest_checkpoint
 from labeler.cli import cli
 from labeler.errors import LabelerError, UsageError
+from labeler.fitting import workers
+from labeler.fitting.checkpoints import newest_checkpoint
+from labeler.fitting.workers import OwnPart, own_part
 from labeler.runs import load_run, read_json
 from labeler.training import train
-from labeler.workers import OwnPart, own_part
 
 
 def train_together(store: Path, folder: Path, special: dict[str, Any], *runs: str) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from labeler.distributed import cpus_each
 from labeler.errors import LabelerError, UsageError
+from labeler.fitting.distributed import cpus_each
 from labeler.training import train
 
 

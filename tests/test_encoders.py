@@ -24,7 +24,7 @@ from labeler.encoders.text import load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
 from labeler.encoders.weights import LITE0, MINILM, MINILM_TOKENIZER, embedded_path, from_hub, tower_sha256
 from labeler.errors import LabelerError, UsageError
-from labeler.images import stretch
+from labeler.pictures.images import stretch
 
 PARAPHRASES = [("A dog runs along the beach.", "A puppy is running by the sea."),
                ("He was furious about the delay.", "The late arrival made him very angry."),

@@ -25,17 +25,17 @@ from labeler.end_to_end import TOWER, AugmentedPictures, EndToEnd, augmentation
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.evaluation import read_predictions
 from labeler.exporting import export
-from labeler.fitting import Fit
+from labeler.fitting.fit import Fit
+from labeler.fitting.objectives import right_for
+from labeler.fitting.trainer import LabelTrainer, training_arguments
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
 from labeler.models import model_names
-from labeler.objectives import right_for
 from labeler.pixels import FILE, pixels_for, records_of, stored_pixels
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.scoring import describe, evaluate, score_split
 from labeler.store import Store
-from labeler.trainer import LabelTrainer, training_arguments
 from labeler.training import train
 from labeler.training_options import TrainOptions, options_for
 
@@ -291,7 +291,7 @@ def test_a_tower_whose_grid_was_averaged_is_averaged_in_the_run_too(store, tunin
 
 
 def test_a_frozen_run_reads_no_picture_and_holds_no_tower(store, options, tmp_path, monkeypatch):
-    monkeypatch.setattr("labeler.fitting.stored_pixels", lambda *_: pytest.fail("read the pictures"))
+    monkeypatch.setattr("labeler.fitting.fit.stored_pixels", lambda *_: pytest.fail("read the pictures"))
     run = train("resnet-gru", store, tmp_path / "run", dataclasses.replace(options, epochs=1), device="cpu").out
     assert not (run / TOWER).exists()
     preprocessor = json.loads((run / "preprocessor.json").read_text(encoding="utf-8"))

@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from labeler import heat_maps, labelling
-from labeler.attribution import SMALL, TOLERANCE, Sight, attribute, text_places, word_spans
+from labeler import labelling
 from labeler.batches import Pair, collate
 from labeler.cli import cli
 from labeler.coattention import recorded_maps
 from labeler.encoders.image import load_image_encoder
 from labeler.end_to_end import EndToEnd
 from labeler.errors import BadInputError, LabelerError, UsageError
-from labeler.explanation import (
+from labeler.explaining import heat_maps
+from labeler.explaining.attribution import SMALL, TOLERANCE, Sight, attribute, text_places, word_spans
+from labeler.explaining.explanation import (
     decoded_subjects,
     explain_given,
     explain_item,
@@ -217,7 +218,7 @@ def test_what_the_model_did_not_read_is_no_word(trained):
 
 
 def subject_of(run, text):
-    from labeler.explanation import decoded_subjects
+    from labeler.explaining.explanation import decoded_subjects
     from labeler.records import Record
 
     return decoded_subjects(run, [(Record(id="x", text=text), None, None)])[0]

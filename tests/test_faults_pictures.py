@@ -17,9 +17,9 @@ from picture_files import apng, chunk, claiming, encode, photo, png, tiff
 from PIL import Image
 
 from labeler.errors import BadInputError
-from labeler.images import decode_image
 from labeler.ingestion import ingest
 from labeler.labelling import predict
+from labeler.pictures.images import decode_image
 from labeler.preprocessing import preprocess
 
 ROOT = Path(__file__).parent.parent
@@ -131,7 +131,7 @@ import json, sys, time
 from pathlib import Path
 from PIL import Image
 from crashing import most_memory
-from labeler.images import ImageError, load_image
+from labeler.pictures.images import ImageError, load_image
 Image.init()
 before = most_memory()
 start = time.process_time()
@@ -340,9 +340,9 @@ def test_fault_11_what_is_no_file_is_rejected_and_nothing_hangs(labeler_ingest, 
 
 
 CRASHING = """
-import labeler.decoding
+import labeler.pictures.decoding
 from crashing import crashing_examine
-labeler.decoding.examine_image = crashing_examine
+labeler.pictures.decoding.examine_image = crashing_examine
 """
 
 
@@ -371,7 +371,7 @@ def write_pictures(folder: Path, names: list[str]) -> Path:
 def test_a_picture_that_crashes_the_decoder_ends_preprocess_by_its_name(tmp_path, monkeypatch, text_tower, image_tower):
     names = [f"{number}.png" for number in range(40)] + ["abort.png"]
     ingest([write_pictures(tmp_path / "data", names)], tmp_path / "records")
-    monkeypatch.setattr("labeler.decoding.prepare_image", crashing_prepare)
+    monkeypatch.setattr("labeler.pictures.decoding.prepare_image", crashing_prepare)
     with pytest.raises(BadInputError, match=r"abort.png: the process that read it died .* run `labeler ingest` again"):
         preprocess(tmp_path / "records", tmp_path / "out", text_encoder=str(text_tower), image_encoder=str(image_tower))
     assert not (tmp_path / "out").exists()
@@ -380,7 +380,7 @@ def test_a_picture_that_crashes_the_decoder_ends_preprocess_by_its_name(tmp_path
 def test_pictures_that_crash_the_decoder_get_a_line_with_an_error_from_predict(tmp_path, monkeypatch, trained):
     names = ["a.png", "abort.png", "b.png", "segfault.png"]
     write_pictures(tmp_path / "data", names).unlink()
-    monkeypatch.setattr("labeler.decoding.prepare_image", crashing_prepare)
+    monkeypatch.setattr("labeler.pictures.decoding.prepare_image", crashing_prepare)
     done = predict([tmp_path / "data"], trained("resnet-gru"), tmp_path / "out.jsonl", device="cpu")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert (done.items, done.errors) == (4, 2)

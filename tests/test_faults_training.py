@@ -19,15 +19,15 @@ from safetensors.torch import load_file
 
 from labeler.artifacts import MANIFEST, locked, read_manifest, verify, work_folder
 from labeler.batches import collate
-from labeler.checkpoints import by_age
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, LockedError
-from labeler.fitting import Fit
+from labeler.fitting.checkpoints import by_age
+from labeler.fitting.fit import Fit
+from labeler.fitting.trainer import LabelTrainer, training_arguments
+from labeler.fitting.watching import Watch
 from labeler.preprocessing import preprocess
 from labeler.store import DATASET
-from labeler.trainer import LabelTrainer, training_arguments
 from labeler.training import checkpoints_of, train
 from labeler.training_options import TrainOptions
-from labeler.watching import Watch
 
 KILLS = 20
 LONGER = TrainOptions(epochs=3, batch_size=8, new_learning_rate=5e-3, precision="fp32", ema=0.8, modality_dropout=0.3)
@@ -165,7 +165,7 @@ def test_fault_19_a_full_disk_leaves_the_old_store(store, text_tower, image_towe
 
 def test_fault_20_a_read_only_output_is_refused_before_work_starts(store, options, disk, monkeypatch):
     out = disk("size=1m,ro") / "run"
-    monkeypatch.setattr("labeler.fitting.Fit", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("labeler.fitting.fit.Fit", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setattr("labeler.encoders.text.load_text_encoder", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(
         BadInputError, match=r"run: cannot be made there \(Read-only file system\); choose another --out"
@@ -177,7 +177,7 @@ def test_fault_20_a_read_only_output_is_refused_before_work_starts(store, option
 
 def test_fault_21_the_second_of_two_runs_is_refused_before_work_starts(store, options, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr("labeler.fitting.Fit", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("labeler.fitting.fit.Fit", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setattr("labeler.encoders.text.load_text_encoder", lambda *_: pytest.fail("work was begun"))
     with locked(out):
         with pytest.raises(LockedError, match="another labeler process is making it"):
@@ -309,7 +309,7 @@ def test_patience_outlasts_an_interrupt(store, options, tmp_path, monkeypatch):
     """From the second epoch on nothing gets better; the run is killed after the third, and once it is over."""
     steady = dataclasses.replace(options, epochs=8, patience=3)
     monkeypatch.setattr(Fit, "validate", lambda self: (1.0, float(self.step == 8)))
-    for moment in ("labeler.trainer.LabelTrainer._finalize_training", "labeler.fitting.Fit.save"):
+    for moment in ("labeler.fitting.trainer.LabelTrainer._finalize_training", "labeler.fitting.fit.Fit.save"):
         with monkeypatch.context() as patch:
             patch.setattr(moment, lambda *_: (_ for _ in ()).throw(Killed("killed")))
             press(patch, 13, *[signal.SIGINT] * 2 * moment.endswith("training"))

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from picture_files import apng, encode, photo, png, tiff
 from PIL import Image
 
-from labeler.decoding import Workers
-from labeler.images import MAX_PIXELS, ImageError
+from labeler.pictures.decoding import Workers
+from labeler.pictures.images import MAX_PIXELS, ImageError
 
 EXAMPLES = int(os.environ.get("LABELER_FUZZ_EXAMPLES", "150"))
 VALUES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)

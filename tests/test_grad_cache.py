@@ -8,7 +8,7 @@ from torch import nn
 
 from labeler.batches import collate
 from labeler.contrastive_fitting import in_chunks, pairs_loss
-from labeler.grad_cache import cached_backward
+from labeler.fitting.grad_cache import cached_backward
 from labeler.models import model_module
 
 

@@ -12,9 +12,9 @@ import pytest
 from labeler.artifacts import sha256_bytes
 from labeler.encoders import weights
 from labeler.errors import BadInputError
-from labeler.images import ImageError
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.items import ItemReading, read_items
+from labeler.pictures.images import ImageError
 from labeler.records import Record, Reject, Row, read_records
 from labeler.sources import Reading, find_format, read_source
 from labeler.sources.hub import Source, file_bytes, parse

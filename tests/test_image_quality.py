@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 
-from labeler.image_quality import THRESHOLDS, quality_scores, suspicious
-from labeler.images import decode_image, load_image, thumbnail
+from labeler.pictures.images import decode_image, load_image, thumbnail
+from labeler.pictures.quality import THRESHOLDS, quality_scores, suspicious
 
 CLIPART = Path(__file__).parent.parent / "data" / "clipart" / "images"
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from labeler.images import (
+from labeler.pictures.images import (
     FORMATS,
     MAX_FILE_BYTES,
     MAX_SENT,
@@ -329,11 +329,11 @@ def test_an_even_picture_has_no_hash(colour):
 def test_pillow_decodes_in_no_other_module():
     folder = Path(__file__).parent.parent / "labeler"
     users = [path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if "Image.open(" in path.read_text()]
-    assert users == ["images.py"]
+    assert users == ["pictures/images.py"]
 
 
 def test_importing_images_is_cheap():
-    code = "import sys, labeler.images; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    code = "import sys, labeler.pictures.images; print('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

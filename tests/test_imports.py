@@ -20,46 +20,38 @@ errors
 artifacts  interrupts  replacing
 inputs
 values
-records  encoders.weights  resizing
+records  encoders.weights
 taxonomy
-evaluation
-images  splits  baselines  keys  lines
-sources
-decoding  chunks  looks  pictures  remote
-remote_rows
-collecting
-selection
-profile  image_quality  label_errors  ingest_options
-ingestion  store  export
+evaluation  pictures
+sources  remote
+remote_rows  rows
+baselines  ingest_options
+label_errors  ingestion  store  export_tasks
 inspection
 preprocessing  batches  encoders.pretrained  encoders.grids
 encoders.flava
-layers  losses  averaging  checkpoints  workers  encoders.regions  encoders.text  pixels
+layers  losses  encoders.regions  encoders.text  pixels
 coattention  encoders.image  classifier
 encoders.visualbert  end_to_end
-models  objectives
+models
 models.*
-prediction  runs  training_options  attribution  published_towers
+prediction  runs  training_options  published_towers
 embedding
 zero_shot_model
 zero_shot
-decisions  distillation  model_card  shards
+decisions  model_card  shards
 towers_card
 items  output
 engines  graphs  quantizing
 labeller  exporting
-trainer  grad_cache  watching
-pretraining  sharding
 fitting
-distributed
 ray_labelling
 training
 contrastive_fitting
 contrastive
 measuring
 tuning  scoring  labelling  searching
-explanation
-heat_maps
+explaining
 report
 cli
 __main__
@@ -170,17 +162,17 @@ def test_every_name_in_the_order_is_a_module():
         ("store", "from labeler.batches import collate", "imports batches"),
         ("store", "import labeler.batches", "imports batches"),
         ("records", "def f():\n    from labeler import ingestion", "line 2: imports ingestion"),
-        ("images", "from labeler.splits import leaks", "imports splits"),
+        ("pictures.images", "from labeler.rows.splits import leaks", "imports rows.splits"),
         ("models.visualbert", "from labeler.models.resnet_gru import Model", "imports models.resnet_gru"),
         ("models", "from labeler.models.resnet_gru import Model", "imports models.resnet_gru"),
         ("encoders.text", "from labeler.encoders.visualbert import load_visualbert", "imports encoders.visualbert"),
-        ("fitting", "from labeler.training import train", "imports training"),
+        ("fitting.fit", "from labeler.training import train", "imports training"),
         ("artifacts", "from labeler.records import Record", "imports records"),
         ("evaluation", "from labeler.cli import options", "imports cli"),
-        ("fitting", "def f():\n    from labeler.training_options import METRICS", None),
-        ("training", "def f():\n    from labeler.fitting import Fit", None),
+        ("fitting.fit", "def f():\n    from labeler.training_options import METRICS", None),
+        ("training", "def f():\n    from labeler.fitting.fit import Fit", None),
         ("sources", "from labeler.sources import csv", None),
-        ("models", "if TYPE_CHECKING:\n    from labeler.fitting import Fit", None),
+        ("models", "if TYPE_CHECKING:\n    from labeler.fitting.fit import Fit", None),
         ("store", "from torch import nn", None),
     ],
 )
@@ -211,17 +203,17 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["errors", "artifacts", "records", "resizing", "images",
-         "decoding", "chunks", "keys", "lines", "looks", "splits", "collecting",
-         "selection", "ingest_options", "ingestion", "preprocessing",
-         "training", "contrastive", "tuning", "distillation", "scoring", "labelling",
+LIGHT = ["errors", "artifacts", "records", "ingest_options", "ingestion", "preprocessing",
+         "training", "contrastive", "tuning", "fitting.distillation", "fitting.distributed", "scoring", "labelling",
          "items", "output", "shards", "memory", "labeller", "engines", "engines.exported", "engines.onnx", "engines.openvino",
-         "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export",
-         "inspection", "models", "explanation", "heat_maps", "distributed", "ray_labelling",
+         "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export_tasks",
+         "inspection", "models", "explaining.explanation", "explaining.heat_maps", "ray_labelling",
          "remote", "remote_rows", "encoders.weights"]  # fmt: skip
 
 
-@pytest.mark.parametrize("module", LIGHT + [name for name in module_names() if name.startswith("sources")])
+@pytest.mark.parametrize(
+    "module", LIGHT + [name for name in module_names() if name.split(".")[0] in ("sources", "pictures", "rows")]
+)
 def test_what_a_stage_imports_first_is_light(module):
     assert not packages_at_top(module) & HEAVY
 

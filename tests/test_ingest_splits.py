@@ -8,7 +8,7 @@ import pytest
 from ingesting import kept, row, split_of
 
 from labeler.errors import BadInputError, UsageError
-from labeler.selection import parse_split_option
+from labeler.rows.selection import parse_split_option
 from labeler.values import SPLITS
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from labeler.chunks import RowReading, chunk_of
 from labeler.errors import BadInputError
-from labeler.images import ImageError, resolve_image
+from labeler.pictures.images import ImageError, resolve_image
 from labeler.records import Record, Reject, Row, record_from
+from labeler.rows.chunks import RowReading, chunk_of
 from labeler.sources import label_studio
 from labeler.values import RowError
 

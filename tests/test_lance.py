@@ -13,9 +13,9 @@ from PIL import Image
 
 from labeler.artifacts import locked, sha256_bytes, verify
 from labeler.errors import BadInputError, LockedError
-from labeler.images import MAX_FILE_BYTES, load_image, suffix_of
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.labelling import predict
+from labeler.pictures.images import MAX_FILE_BYTES, load_image, suffix_of
 from labeler.preprocessing import preprocess
 from labeler.records import Record, Row, read_records
 from labeler.sources import find_format, read_source
@@ -179,8 +179,8 @@ def test_pictures_of_rows_that_were_rejected_are_not_kept(tmp_path, pictures):
 
 
 def test_too_many_bytes_are_refused_and_nothing_is_written(tmp_path):
-    from labeler.images import ImageError
-    from labeler.pictures import Pictures
+    from labeler.pictures.images import ImageError
+    from labeler.pictures.kept import Pictures
 
     place = Pictures(tmp_path / "records", tmp_path / "records", tmp_path / "work")
     with pytest.raises(ImageError, match=r"67,108,865 bytes, at most 67,108,864 are read"):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labeler.images import difference_hash, load_image
-from labeler.looks import NEAR, look_groups, near_pairs
+from labeler.pictures.images import difference_hash, load_image
+from labeler.rows.looks import NEAR, look_groups, near_pairs
 
 CLIPART = Path(__file__).parent.parent / "data" / "clipart" / "images"
 
@@ -48,12 +48,12 @@ def test_pairs_are_those_of_a_plain_comparison(seed):
 
 
 def test_blocks_do_not_matter(monkeypatch):
-    import labeler.looks
+    import labeler.rows.looks
 
     bits = np.random.default_rng(0).random((50, 64)) < 0.3
     bits[25:] = bits[:25]
     whole = look_groups(np.packbits(bits, axis=1))
-    monkeypatch.setattr(labeler.looks, "BLOCK", 7)
+    monkeypatch.setattr(labeler.rows.looks, "BLOCK", 7)
     assert look_groups(np.packbits(bits, axis=1)).tolist() == whole.tolist() == [*range(25), *range(25)]
 
 

@@ -12,6 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
+from labeler.fitting.trainer import LabelTrainer
 from labeler.losses import (
     TrainingLoss,
     balanced_weights,
@@ -21,7 +22,6 @@ from labeler.losses import (
     log_prior,
     shared_targets,
 )
-from labeler.trainer import LabelTrainer
 from labeler.training_options import TrainOptions
 
 NUMBERS = torch.tensor([0, 2, 1, 1, 0, 0, 0])

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from labeler.cli import cli
 from labeler.errors import BadInputError
-from labeler.images import ImageError, decode_image, frame_of, load_image
 from labeler.ingestion import IngestOptions, ingest
+from labeler.pictures.images import ImageError, decode_image, frame_of, load_image
 from labeler.records import Reject
 from labeler.sources import Reading, find_format, read_source
 

@@ -14,14 +14,14 @@ from PIL import Image
 
 from labeler.artifacts import read_manifest
 from labeler.errors import UsageError
-from labeler.export import export_tasks
+from labeler.export_tasks import export_tasks
 from labeler.ingestion import IngestOptions, ingest
 from labeler.items import ItemReading, key_of, read_item
-from labeler.looks import enough, look_groups
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records
+from labeler.rows.looks import enough, look_groups
+from labeler.rows.splits import joined
 from labeler.sources import Reading, read_source
-from labeler.splits import joined
 from labeler.values import parse_labels
 
 

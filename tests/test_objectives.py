@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from labeler.batches import collate
-from labeler.objectives import DISTILLED, IGNORED, MOMENTUM, AlignedObjectives, hard_negatives, right_for
+from labeler.fitting.objectives import DISTILLED, IGNORED, MOMENTUM, AlignedObjectives, hard_negatives, right_for
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_matching_is_that_of_a_plain_loop(aligned, pairs, monkeypatch):
     batch = unlabelled(pairs, 9)
     aligned.eval()
     monkeypatch.setattr(
-        "labeler.objectives.hard_negatives", lambda alike, same: (torch.arange(len(alike)) + 1) % len(alike)
+        "labeler.fitting.objectives.hard_negatives", lambda alike, same: (torch.arange(len(alike)) + 1) % len(alike)
     )
     model, both = aligned.parts.model, batch["text_mask"].any(1) & batch["visual_mask"].any(1)
     rows = both.nonzero().flatten().tolist()

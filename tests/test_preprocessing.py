@@ -16,8 +16,8 @@ from labeler.artifacts import MANIFEST, read_manifest, verify, work_folder, writ
 from labeler.encoders.image import ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
 from labeler.errors import BadInputError, LabelerError, UsageError
-from labeler.images import STRETCHED_BY, stretch
 from labeler.ingestion import IngestOptions, ingest
+from labeler.pictures.images import STRETCHED_BY, stretch
 from labeler.preprocessing import preprocess
 from labeler.records import read_records
 from labeler.store import DATASET, THUMBNAIL_MIME, Store, read_examples

@@ -18,12 +18,12 @@ from labeler.artifacts import work_folder
 from labeler.batches import collate
 from labeler.end_to_end import TOWER
 from labeler.errors import BadInputError, InterruptedRun, UsageError
-from labeler.fitting import Fit
-from labeler.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
-from labeler.pretraining import PretrainingTrainer, pretrain, told
-from labeler.trainer import training_arguments
+from labeler.fitting.fit import Fit
+from labeler.fitting.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
+from labeler.fitting.pretraining import PretrainingTrainer, pretrain, told
+from labeler.fitting.trainer import training_arguments
+from labeler.fitting.watching import Watch
 from labeler.training import train
-from labeler.watching import Watch
 
 FUSED = ["visualbert", "visualbert-coattn", "flava"]
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_pretrained_is_said_before_anything_is_done(store, pretra
         with pytest.raises(UsageError, match=f"{name} has no fused streams .* train visualbert"):
             train(name, store, tmp_path / "run", pretraining, device="cpu")
     assert not work_folder(tmp_path / "run").exists()
-    monkeypatch.setattr("labeler.fitting.StorePairs.lengths", property(lambda self: [0] * len(self)))
+    monkeypatch.setattr("labeler.fitting.fit.StorePairs.lengths", property(lambda self: [0] * len(self)))
     with pytest.raises(BadInputError, match="no train row has a text"):
         train("visualbert", store, tmp_path / "run", pretraining, device="cpu")
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from labeler.cli import cli
 from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
-from labeler.profile import MOST_BUCKETS, described, duplicates, histogram, quantiles
+from labeler.rows.profile import MOST_BUCKETS, described, duplicates, histogram, quantiles
 
 SHARED = Path(os.environ.get("LABELER_DATA", "/nonexistent"))
 ROWS = [

@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from labeler.artifacts import read_manifest
-from labeler.distillation import ZeroShotTeacher, teachers_say
 from labeler.encoders.weights import is_published
 from labeler.errors import LabelerError
+from labeler.fitting.distillation import ZeroShotTeacher, teachers_say
 from labeler.pixels import stored_pixels
 from labeler.published_towers import load_published
 from labeler.store import Store

@@ -13,7 +13,7 @@ from report_runs import page, simulate, write_run
 from labeler.artifacts import read_manifest, verify
 from labeler.cli import cli
 from labeler.evaluation import read_predictions
-from labeler.explanation import explain_item, explanation_of
+from labeler.explaining.explanation import explain_item, explanation_of
 from labeler.report import explanations, report
 from labeler.report.explanations import asked_rows, attention, explained_cards
 from labeler.report.pictures import confidence, right_rows

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch  # noqa: F401 (so that `stretch` uses it)
 
-from labeler.images import stretch
-from labeler.resizing import bicubic, resize
+from labeler.pictures.images import stretch
+from labeler.pictures.resizing import bicubic, resize
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from labeler.artifacts import verify, work_folder
 from labeler.errors import BadInputError, InterruptedRun
+from labeler.fitting.watching import Watch
 from labeler.runs import load_run
 from labeler.training import train
-from labeler.watching import Watch
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

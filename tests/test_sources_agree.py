@@ -8,12 +8,12 @@ import shutil
 import pytest
 from test_nothing_lost import draw, write_rows
 
-from labeler.chunks import closest
 from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.items import ItemReading, read_items
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, read_records
+from labeler.rows.chunks import closest
 from labeler.sources import read_source
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.records import read_records
-from labeler.splits import Keys, RowLabels, shuffled, sorted_by
-from labeler.splits import group_rows as group_arrays
-from labeler.splits import leaking as leaking_arrays
-from labeler.splits import leaks as leaks_in_arrays
-from labeler.splits import split_groups as split_arrays
+from labeler.rows.splits import Keys, RowLabels, shuffled, sorted_by
+from labeler.rows.splits import group_rows as group_arrays
+from labeler.rows.splits import leaking as leaking_arrays
+from labeler.rows.splits import leaks as leaks_in_arrays
+from labeler.rows.splits import split_groups as split_arrays
 from labeler.values import SPLITS
 
 FRACTIONS = (0.7, 0.15, 0.15)
@@ -189,7 +189,7 @@ def test_long_runs_of_a_label_are_dealt_out_as_one_by_one(monkeypatch, seed, fra
     labels = [[chance.choices("abc", (9, 3, 1))[0]] * (row % 11 > 0) for row in range(count)]
     found = []
     for long_run in (1, 64, 10**9):
-        monkeypatch.setattr("labeler.splits.LONG_RUN", long_run)
+        monkeypatch.setattr("labeler.rows.splits.LONG_RUN", long_run)
         places = split_arrays(*as_arrays(groups, labels), fractions, seed)
         found.append(places.tolist())
     assert found[0] == found[1] == found[2]

@@ -15,7 +15,7 @@ from test_taxonomy import lines_of, write
 
 from labeler.decisions import promised, validation_predictions
 from labeler.errors import BadInputError
-from labeler.export import export_tasks
+from labeler.export_tasks import export_tasks
 from labeler.ingestion import IngestOptions, ingest
 from labeler.label_errors import find_label_errors
 from labeler.labelling import predict

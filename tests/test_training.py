@@ -16,21 +16,21 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from labeler.artifacts import read_manifest, sha256_file, verify, work_folder
-from labeler.averaging import AveragedWeights
 from labeler.cli import cli
 from labeler.decisions import VALIDATION
 from labeler.errors import BadInputError, LabelerError
 from labeler.evaluation import read_predictions, scores_of
-from labeler.fitting import Fit
+from labeler.fitting.averaging import AveragedWeights
+from labeler.fitting.fit import Fit
+from labeler.fitting.trainer import LabelTrainer, training_arguments
+from labeler.fitting.watching import Watch
 from labeler.models import model_names
 from labeler.preprocessing import preprocess
 from labeler.runs import PICKLED, load_run
 from labeler.scoring import describe, evaluate
 from labeler.store import Store
-from labeler.trainer import LabelTrainer, training_arguments
 from labeler.training import over_seeds, train, train_seeds
 from labeler.training_options import METRICS, TrainOptions, options_for, own_options, read_options
-from labeler.watching import Watch
 
 FILES = {"README.md", "calibration.json", "config.json", "history.json", "labels.json", "manifest.json", "model.safetensors",
          "preprocessor.json", "tensorboard", "tokenizer.json", "tokenizer_config.json", "validation.jsonl"}  # fmt: skip

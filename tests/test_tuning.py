@@ -17,11 +17,11 @@ from labeler import tuning
 from labeler.artifacts import verify
 from labeler.cli import cli
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
+from labeler.fitting.watching import Watch
 from labeler.models import model_names
 from labeler.store import Store
 from labeler.training_options import options_for, search_space
 from labeler.tuning import tune
-from labeler.watching import Watch
 
 FIXED = {"epochs": 2, "batch_size": 2, "new_learning_rate": 1e-2, "ema": 0.0, "precision": "fp32"}
 ONE = FIXED | {"epochs": 1, "batch_size": 8}
@@ -99,7 +99,7 @@ def test_the_test_split_is_not_read(store, monkeypatch, tmp_path):
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from labeler.watching import Watch
+from labeler.fitting.watching import Watch
 from labeler.tuning import tune
 
 begun, before = [], Watch.on_step_end

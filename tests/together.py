@@ -23,9 +23,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from labeler import workers
-from labeler.checkpoints import by_age
-from labeler.fitting import Fit
+from labeler.fitting import workers
+from labeler.fitting.checkpoints import by_age
+from labeler.fitting.fit import Fit
 from labeler.layers import FastDropout
 from labeler.training_options import TrainOptions
 

@@ -43,12 +43,12 @@ def command(
         raise UsageError("give a pair's id as ITEM, and perhaps --data STORE; or --image FILE, --text TEXT or both")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the model is at work
         raise BadInputError(f"{out}: cannot be written; --out takes a file in a folder that is there")
-    from labeler.images import frame_of
+    from labeler.pictures.images import frame_of
 
     if out is not None and image is not None and out.resolve() == frame_of(image)[0].resolve():
         raise UsageError(f"--out {out}: the picture itself, which the heat map would replace; choose another --out")
-    from labeler.explanation import explain_given, explain_item
-    from labeler.heat_maps import is_heat_map, write_heat_maps
+    from labeler.explaining.explanation import explain_given, explain_item
+    from labeler.explaining.heat_maps import is_heat_map, write_heat_maps
     from labeler.replacing import refuse_to_replace
 
     if out is not None and not force:
@@ -79,7 +79,7 @@ def has_colours() -> bool:
 
 def shown(explanation: Any, colour: bool) -> str:
     """Return an explanation as lines for a terminal."""
-    from labeler.explanation import strongest
+    from labeler.explaining.explanation import strongest
 
     parts = [options.harmless(f"{explanation.id}: {explanation.label} {explanation.score:.3f}")]
     if explanation.words:

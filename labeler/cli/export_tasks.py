@@ -25,7 +25,7 @@ def command(context: click.Context, source: Path, out: Path, image_folder: str, 
     ingest` wrote (the folder or its records.jsonl), whose labels become annotations. Items with an error are left out
     and counted, and the exit code is 4.
     """
-    from labeler.export import export_tasks
+    from labeler.export_tasks import export_tasks
 
     result = export_tasks(source, out, image_folder=image_folder, force=force)
     message = (

@@ -104,7 +104,7 @@ def command(
     """  # noqa: D301 (click looks for the character itself)
     from labeler.ingest_options import IngestOptions
     from labeler.ingestion import ingest
-    from labeler.profile import taxonomy_line
+    from labeler.rows.profile import taxonomy_line
 
     given["separator"] = given.pop("label_separator")
     result = ingest(sources, out, IngestOptions(**given), seed=seed, force=force)
@@ -146,7 +146,7 @@ def command(
 
 def rare_labels(profile: dict[str, Any], split: str) -> list[str]:
     """Return a warning where no label has rows in all of the splits that were drawn as the option `split` says."""
-    from labeler.selection import smallest_share
+    from labeler.rows.selection import smallest_share
     from labeler.values import SPLITS
 
     counts = [profile["labels"].get(name, {}) for name in SPLITS]

@@ -24,7 +24,7 @@ def command(dataset: Path, force: bool, as_json: bool) -> None:
     from labeler.artifacts import read_manifest, verify
     from labeler.errors import BadInputError
     from labeler.inspection import inspect, read_profile
-    from labeler.profile import described
+    from labeler.rows.profile import described
 
     stage = read_manifest(dataset)["stage"]
     if stage not in ("ingest", "preprocess", "inspect"):

@@ -31,7 +31,7 @@ def command(
     One line each: the cosine, the row's id, its picture where that is not the id, and its text, the nearest first.
     """
     from labeler.errors import BadInputError, UsageError
-    from labeler.images import frame_of
+    from labeler.pictures.images import frame_of
     from labeler.replacing import refuse_to_replace
     from labeler.report.found import is_found_page, render_found
     from labeler.searching import picture_of, search

@@ -129,7 +129,7 @@ def command(
 
 def parse_teachers(names: tuple[str, ...], describe: Path | None, templates: tuple[str, ...]) -> list[Any]:
     """Return the teachers that `--teacher` names; raises UsageError for descriptions without one of zero-shot labels."""
-    from labeler.distillation import ZeroShotTeacher
+    from labeler.fitting.distillation import ZeroShotTeacher
     from labeler.zero_shot import read_phrases
 
     found: list[Any] = []

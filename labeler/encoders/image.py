@@ -85,7 +85,7 @@ class ImageEncoder(NamedTuple):
         return self._replace(tokens=tokens, averaging=means if self.averaging is None else means @ self.averaging)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return RGB pixels [B, 3, size, size] uint8 (`labeler.images.stretch`) as the network takes them, float32."""
+        """Return RGB pixels [B, 3, size, size] uint8 (`labeler.pictures.images.stretch`) as the network takes them, float32."""
         return normalised(pixels, self.mean, self.std)
 
     def visual_tokens(self, pixels: Sequence[np.ndarray]) -> Tensor:

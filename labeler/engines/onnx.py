@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from labeler.decoding import cores
 from labeler.engines.exported import Graph
+from labeler.pictures.decoding import cores
 
 
 def open_graph(path: Path) -> Graph:

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from labeler.decoding import cores
 from labeler.engines.exported import Graph
+from labeler.pictures.decoding import cores
 
 FEWEST = 64  # outputs of a matrix product that is worth 8 bits: what a head says is left as it is
 GROUP = 128  # numbers of a token that share a scale: more are no faster, fewer are slower (docs/LOG.md)

@@ -6,7 +6,7 @@
 
 Li et al. 2021, "Align before Fuse: Vision and Language Representation Learning with Momentum Distillation". The text tower is any
 BERT-like one, every weight of it. What the paper pretrains with (contrast, matching with hard negatives, masked words, momentum
-distillation) stands in `labeler.objectives.AlignedObjectives`, and is done on the train pairs before the labels are looked at.
+distillation) stands in `labeler.fitting.objectives.AlignedObjectives`, and is done on the train pairs before labels are seen.
 Differences from the paper: the words attend the picture before each upper layer and not inside of it, so that the text tower's
 layers stay whole, and by projections that start at zero, so that at first a text is read as its tower reads it; the head reads
 the mean word, as MiniLM was trained to be read, beside the mean of what the image tower gave.

@@ -120,7 +120,7 @@ class Model(Classifier):
         return self.towers.max_text_tokens
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        """Return the table of word embeddings, which `labeler.explaining.attribution` integrates over."""
         return self.towers.text.get_input_embeddings()
 
     def features(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Model(Classifier):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of word embeddings, which `labeler.attribution` integrates over."""
+        """Return the table of word embeddings, which `labeler.explaining.attribution` integrates over."""
         return self.embedding
 
     def logits(self, input_ids: Tensor, text_mask: Tensor, visual_tokens: Tensor, visual_mask: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from labeler.artifacts import Input, input_of, read_manifest, sha256_file
 from labeler.errors import BadInputError
-from labeler.image_quality import THRESHOLDS
 from labeler.inspection import ERRORS, PICTURES, quality_folder, read_profile
-from labeler.profile import KINDS
+from labeler.pictures.quality import THRESHOLDS
 from labeler.report.charts import histogram_chart
 from labeler.report.page import environment
 from labeler.report.pictures import data_uri, examples_of, shortened
 from labeler.report.runs import Run
+from labeler.rows.profile import KINDS
 from labeler.values import SPLITS
 
 log = logging.getLogger("labeler")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from labeler.artifacts import Input, Recipe, adding, already_made, input_of, read_manifest, sha256_json, write_json
 from labeler.errors import BadInputError, LockedError
 from labeler.evaluation import Predictions
-from labeler.explanation import (
+from labeler.explaining.explanation import (
     Explanation,
     Region,
     explain_pairs,
@@ -24,9 +24,9 @@ from labeler.explanation import (
     stored_subjects,
     strongest,
 )
-from labeler.heat_maps import heat_map
-from labeler.images import decode_image
+from labeler.explaining.heat_maps import heat_map
 from labeler.inspection import named
+from labeler.pictures.images import decode_image
 from labeler.report.comparison import Model
 from labeler.report.pictures import confidence, data_uri, examples_of, right_rows
 from labeler.scoring import refuse_mismatch

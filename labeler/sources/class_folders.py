@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from labeler.errors import BadInputError
-from labeler.images import VIDEOS
+from labeler.pictures.images import VIDEOS
 from labeler.records import Reject, Row, find_field
 from labeler.sources import folder
 from labeler.values import SPLIT_ALIASES

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from labeler.artifacts import MANIFEST, read_manifest
 from labeler.errors import BadInputError
-from labeler.images import frame_of, spelt
+from labeler.pictures.images import frame_of, spelt
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
 from labeler.sources.text import EncodingError, decode_text, encoding_note

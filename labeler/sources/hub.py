@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from labeler.encoders.weights import unreachable
 from labeler.errors import BadInputError
-from labeler.images import ImageError, read_image_file, resolve_image
+from labeler.pictures.images import ImageError, read_image_file, resolve_image
 from labeler.records import Reject, Row
 from labeler.sources.columns import PICTURE_PARTS, class_name, named_picture, picture_column
 from labeler.values import SPLIT_ALIASES

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from labeler.chunks import Chunk, Columns, row_labels
-from labeler.lines import json_id, json_image, with_id
-from labeler.looks import look_groups
+from labeler.rows.chunks import Chunk, Columns, row_labels
+from labeler.rows.lines import json_id, json_image, with_id
+from labeler.rows.looks import look_groups
 
 
 class Collected:

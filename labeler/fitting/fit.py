@@ -18,36 +18,36 @@ from transformers import (
     set_seed,
 )
 
-from labeler import workers
 from labeler.artifacts import write_json
-from labeler.averaging import AveragedWeights
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
-from labeler.checkpoints import Progress, newest_checkpoint, writing
 from labeler.decisions import VALIDATION
-from labeler.distillation import ZeroShotTeacher, refuse_idle, teachers_say
 from labeler.embedding import refuse_other_pictures
 from labeler.end_to_end import EndToEnd, reader
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
+from labeler.fitting import workers
+from labeler.fitting.averaging import AveragedWeights
+from labeler.fitting.checkpoints import Progress, newest_checkpoint, writing
+from labeler.fitting.distillation import ZeroShotTeacher, refuse_idle, teachers_say
+from labeler.fitting.pretraining import check_can_pretrain, pretrain, told
+from labeler.fitting.sharding import ShardedTrainer
+from labeler.fitting.trainer import (
+    LabelTrainer,
+    history_of,
+    training_arguments,
+)
+from labeler.fitting.watching import Watch
 from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.memory import give_back_freed_memory, keep_freed_memory
 from labeler.models import Building, Built, constant, model_module
 from labeler.pixels import stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
-from labeler.pretraining import check_can_pretrain, pretrain, told
 from labeler.runs import read_json
-from labeler.sharding import ShardedTrainer
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
-from labeler.trainer import (
-    LabelTrainer,
-    history_of,
-    training_arguments,
-)
 from labeler.training_options import METRICS, TrainOptions
-from labeler.watching import Watch
 
 log = logging.getLogger("labeler")
 
@@ -72,7 +72,7 @@ class Fit:
 
         `report` is called after each epoch with its number and its validation metric. In epochs that take longer than
         `save_minutes`, a checkpoint is saved each time that they have passed. With `shard` the model is divided among
-        the workers (see `labeler.sharding`).
+        the workers (see `labeler.fitting.sharding`).
         """
         # oneDNN keeps what it has prepared for 1,024 shapes; every length of text is another: 200 MB an epoch
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")

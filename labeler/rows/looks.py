@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from labeler.splits import joined
+from labeler.rows.splits import joined
 
 NEAR = 0.15  # the share of their gradients that copies may differ in; how it was chosen: docs/LOG.md
 BLOCK = 1024
@@ -16,7 +16,7 @@ def look_groups(hashes: np.ndarray) -> np.ndarray:
     """Return [N] int64: for each picture the first one that it looks like, directly or through others.
 
     Args:
-        hashes: [N, B] uint8, difference hashes of 8 B bits (`labeler.images.difference_hash`).
+        hashes: [N, B] uint8, difference hashes of 8 B bits (`labeler.pictures.images.difference_hash`).
     """
     distinct, which = np.unique(hashes, axis=0, return_inverse=True)
     blocks = [enough(*pairs) for pairs in near_blocks(distinct, NEAR)]

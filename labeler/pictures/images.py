@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from labeler.artifacts import sha256_bytes
-from labeler.resizing import resize
+from labeler.pictures.resizing import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow opens over forty by default
 # What a video's bytes begin with: mp4 and mov (after a length of four bytes), webm and mkv, avi.
@@ -347,7 +347,7 @@ def difference_hash(image: Image.Image) -> str | None:
     """Return 256 bits as hex: where a picture grows brighter from left to right, on a grid of 17x16.
 
     A difference of up to two of 256 shades counts as none, so that a copy's noise on plain ground sets no bits.
-    `labeler.looks` compares them. None for pictures so even that the bits would say nothing (a blank page matches
+    `labeler.rows.looks` compares them. None for pictures so even that the bits would say nothing (a blank page matches
     every blank page). Source: the "dHash" of Krawetz (2013).
     """
     grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)

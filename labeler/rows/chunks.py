@@ -17,15 +17,15 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from labeler.images import ImageError, resolve_image
-from labeler.keys import comparables, encoded, keys_of, word_counts
-from labeler.lines import Fields, lines_of
+from labeler.pictures.images import ImageError, resolve_image
 from labeler.records import Reject, Row, borrowed_id, canonical_fields, field_called, find_field, named_fields
+from labeler.rows.keys import comparables, encoded, keys_of, word_counts
+from labeler.rows.lines import Fields, lines_of
+from labeler.rows.splits import RowLabels
 from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import Piece, plain_columns, rows_of
-from labeler.splits import RowLabels
 from labeler.values import SPLITS, RowError, Split, parse_labels, parse_split
 
 LISTS = {list, tuple}

@@ -13,7 +13,7 @@ import pytest
 
 from labeler.cli import cli
 from labeler.errors import BadInputError, UsageError
-from labeler.export import Exported, export_tasks
+from labeler.export_tasks import Exported, export_tasks
 from labeler.records import Label, LabelSet, Record, Row, record_from, write_records
 from labeler.sources import label_studio
 

@@ -117,7 +117,7 @@ def connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
 
 
 def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: str | None = None) -> dict[str, Any]:
-    """Train what the arguments `fit` of `labeler.fitting.Fit` say in `folder`, on that many workers; return the history.
+    """Train what the arguments `fit` of `labeler.fitting.fit.Fit` say in `folder`, on that many workers; return the history.
 
     The run's files lie in `folder` afterwards. Training goes on from the checkpoints in it, if there are any.
 
@@ -243,8 +243,8 @@ def work(config: dict[str, Any]) -> None:
     """
     from ray.train.torch import get_device
 
-    from labeler import workers
-    from labeler.fitting import Fit
+    from labeler.fitting import workers
+    from labeler.fitting.fit import Fit
 
     folder = Path(config["folder"])
     with contextlib.suppress(OSError):  # on another machine there may be no such place; relative towers need it

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from labeler.chunks import FIXED, Columns
-from labeler.collecting import Records
 from labeler.errors import UsageError
 from labeler.records import LabelSet, Reject
-from labeler.selection import Selected
+from labeler.rows.chunks import FIXED, Columns
+from labeler.rows.collecting import Records
+from labeler.rows.selection import Selected
+from labeler.rows.splits import Keys, RowLabels, leaks, repeated
 from labeler.sources.captions import LEFT_OUT
 from labeler.sources.class_folders import with_pictures
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
-from labeler.splits import Keys, RowLabels, leaks, repeated
 from labeler.values import SPLITS, shown_names
 
 MOST_PAIRS = 50

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from labeler import workers
+from labeler.fitting import workers
 from labeler.memory import give_back_freed_memory
 
 if TYPE_CHECKING:
-    from labeler.fitting import Fit
+    from labeler.fitting.fit import Fit
 
 log = logging.getLogger("labeler")
 

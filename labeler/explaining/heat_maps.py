@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from labeler.errors import BadInputError
-from labeler.explanation import Explanation
-from labeler.images import decode_image
+from labeler.explaining.explanation import Explanation
+from labeler.pictures.images import decode_image
 from labeler.replacing import is_marked
 
 log = logging.getLogger("labeler")

@@ -21,11 +21,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from labeler import workers
 from labeler.encoders.pretrained import load_model
+from labeler.fitting import workers
+from labeler.fitting.trainer import LabelTrainer
 from labeler.layers import transformer_layers
 from labeler.models import model_module
-from labeler.trainer import LabelTrainer
 
 
 class ShardedTrainer(LabelTrainer):

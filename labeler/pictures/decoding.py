@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.errors import LabelerError
-from labeler.images import Examined, ImageError, Prepared, examine_image, prepare_image, stretch
+from labeler.pictures.images import Examined, ImageError, Prepared, examine_image, prepare_image, stretch
 
 TIME_LIMIT = 60.0  # seconds of CPU time for one picture
 WAITING = 5  # times as long by the clock, since other work on the machine may leave a process little of it
@@ -184,7 +184,7 @@ class Worker:
         self.channel, theirs = socket.socketpair()
         with theirs:
             code = (
-                f"import sys; sys.path[:] = {sys.path!r}; from labeler.decoding import serve; "
+                f"import sys; sys.path[:] = {sys.path!r}; from labeler.pictures.decoding import serve; "
                 f"serve({theirs.fileno()}, {seconds})"
             )
             # -I: nothing is imported from the working folder. What libraries write about broken files is not shown.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from labeler.artifacts import sha256_bytes
-from labeler.images import check_size, suffix_of
+from labeler.pictures.images import check_size, suffix_of
 from labeler.records import Row
 
 PICTURES = "pictures"

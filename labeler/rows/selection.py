@@ -1,6 +1,6 @@
 """Selection: which of the records read are kept, in which split each goes, and the writing of them.
 
-Works on arrays over all records (`labeler.chunks.Columns`) and on the file that holds their lines.
+Works on arrays over all records (`labeler.rows.chunks.Columns`) and on the file that holds their lines.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from labeler.chunks import with_unknown
-from labeler.collecting import Records
 from labeler.errors import BadInputError, UsageError
-from labeler.keys import keys_of
-from labeler.lines import in_split, in_splits, json_id, with_id, with_labels
 from labeler.records import Reject, Task
-from labeler.splits import Keys, RowLabels, group_rows, leaking, places, repeated, split_groups
+from labeler.rows.chunks import with_unknown
+from labeler.rows.collecting import Records
+from labeler.rows.keys import keys_of
+from labeler.rows.lines import in_split, in_splits, json_id, with_id, with_labels
+from labeler.rows.splits import Keys, RowLabels, group_rows, leaking, places, repeated, split_groups
 from labeler.values import SPLITS
 
 KEPT, DUPLICATE, ID_CONFLICT, LABEL_COUNT, LEAK = range(5)

@@ -15,17 +15,17 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from labeler import workers
 from labeler.artifacts import remove
 from labeler.batches import DroppedModalities, collate
-from labeler.checkpoints import Progress, prune, seal, unseal, what_is_wrong, writing
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.errors import DivergedError, LabelerError
+from labeler.fitting import workers
+from labeler.fitting.checkpoints import Progress, prune, seal, unseal, what_is_wrong, writing
 from labeler.memory import give_back_freed_memory, lacks_memory
 from labeler.training_options import TrainOptions
 
 if TYPE_CHECKING:
-    from labeler.fitting import Fit
+    from labeler.fitting.fit import Fit
 
 log = logging.getLogger("labeler")
 

@@ -1,4 +1,4 @@
-"""Pretraining on a store's own pairs, without their labels, by the objectives of `labeler.objectives`.
+"""Pretraining on a store's own pairs, without their labels, by the objectives of `labeler.fitting.objectives`.
 
 The embedded towers have never seen the other's output; this is where they can learn to, before any label is looked at. Only the
 train split is read. What is learned besides the model, the heads of the objectives, is thrown away.
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from labeler.artifacts import write_json
-from labeler.checkpoints import Progress, newest_checkpoint
 from labeler.end_to_end import reader
 from labeler.errors import BadInputError, UsageError
+from labeler.fitting.checkpoints import Progress, newest_checkpoint
+from labeler.fitting.objectives import AlignedObjectives, Objectives
+from labeler.fitting.trainer import PairTrainer, training_arguments
+from labeler.fitting.watching import Watch
 from labeler.memory import keep_freed_memory
-from labeler.objectives import AlignedObjectives, Objectives
-from labeler.trainer import PairTrainer, training_arguments
-from labeler.watching import Watch
 
 if TYPE_CHECKING:
-    from labeler.fitting import Fit
+    from labeler.fitting.fit import Fit
 
 log = logging.getLogger("labeler")
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from labeler.decoding import prepare_images
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import scores_of, settle
-from labeler.images import ImageError, Prepared
 from labeler.inputs import found_again
 from labeler.items import Item
+from labeler.pictures.decoding import prepare_images
+from labeler.pictures.images import ImageError, Prepared
 from labeler.records import Record, read_records
 from labeler.taxonomy import taxonomy_of
 from labeler.values import RowError, clean_text
@@ -67,9 +67,10 @@ class Explanation(NamedTuple):
     """Why a pair has the score that it has for one label.
 
     label, score: calibrated, as `predict` gives it; logit, baseline_logit: of the pair, and of one that says nothing
-    (`labeler.attribution`); words, grid [rows, cols], class_tokens (a tower's tokens for the whole picture) and regions (a
-    detector's): what each adds to the logit. All of them together are logit - baseline_logit but for `error`. grid is None and
-    the rest is empty where there is no such thing. maps: of each co-attention block, over `tokens` and the real visual tokens.
+    (`labeler.explaining.attribution`); words, grid [rows, cols], class_tokens (a tower's tokens for the whole picture) and
+    regions (a detector's): what each adds to the logit. All of them together are logit - baseline_logit but for `error`. grid
+    is None and the rest is empty where there is no such thing. maps: of each co-attention block, over `tokens` and the real
+    visual tokens.
     """
 
     id: str
@@ -263,7 +264,7 @@ def explain_pairs(run: Run, subjects: Sequence[Subject], label: str | None = Non
 
     Raises UsageError naming the closest label when `label` is none, or one that the model has no logit for.
     """
-    from labeler.attribution import Sight
+    from labeler.explaining.attribution import Sight
 
     wanted = None if label is None else label_number(run, label)
     found = []

@@ -1,0 +1,1 @@
+"""Explaining: which words and which parts of a picture a score hangs on, and the pictures of that."""

@@ -1,0 +1,1 @@
+"""Fitting: the training loop behind `labeler.training`, on one process or many, with checkpoints, teachers and pretraining."""
