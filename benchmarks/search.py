@@ -64,7 +64,9 @@ def main(folder: Path, count: int, queries: int) -> None:
     asked = np.concatenate([around(part, queries // 2, spread, random) for part in (pictures, texts)])
     with tempfile.TemporaryDirectory() as place:
         path, names = Path(place) / "pictures.lance", [str(number) for number in range(count)]
-        lance.write_dataset(table_of({"id": names, "text": names, "vector": vectors}, vectors.shape[1]), str(path))
+        lance.write_dataset(
+            table_of({"id": names, "text": names, "image": names, "vector": vectors}, vectors.shape[1]), str(path)
+        )
         started = time.perf_counter()
         make_fast(path, count)
         built = time.perf_counter() - started

@@ -42,7 +42,7 @@ KINDS: tuple[Kind, ...] = ("pictures", "texts")
 EXACT_UP_TO = 10_000  # vectors: as many are compared with all of them in a few milliseconds
 ROWS_A_PARTITION = 25_000
 PROBES = 8  # partitions looked into
-CANDIDATES = 128  # that the graph search of a partition keeps
+CANDIDATES = 256  # that the graph search of a partition keeps
 TOGETHER = 1024  # rows embedded, written and held at once
 
 
@@ -217,8 +217,8 @@ class Index:
             raise BadInputError(f"{self.folder}: no {find} in it; the store has none")
         asked: dict[str, Any] = {"column": "vector", "q": vector.astype(np.float32), "k": top, "metric": "cosine"}
         if self.counts[find] > EXACT_UP_TO:
-            # the vectors of what is found are read whole: the graph's are rounded to 8 bits
-            asked |= {"nprobes": PROBES, "refine_factor": 1, "ef": max(CANDIDATES, 2 * top)}
+            # the vectors of twice as many are read whole: the graph's are rounded to 8 bits
+            asked |= {"nprobes": PROBES, "refine_factor": 2, "ef": max(CANDIDATES, 2 * top)}
         kept = [name for name in ("id", "text", "image") if name in self.datasets[find].schema.names]
         table = self.datasets[find].to_table(columns=[*kept, "_distance"], nearest=asked).to_pylist()
         return [Hit(row["id"], row["text"], 1 - row["_distance"], row.get("image")) for row in table]

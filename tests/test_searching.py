@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from benchmarks.search import main as benchmark
 from labeler import searching
 from labeler.batches import StorePairs
 from labeler.cli import cli
@@ -102,6 +104,12 @@ def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
         true = set(np.argsort(-vectors @ query)[:10].astype(str))
         found += len(true & {hit.id for hit in opened.nearest(query, "pictures", 10)})
     assert found / 500 >= 0.95
+
+
+def test_the_benchmark_draws_vectors_around_those_of_an_index(indexed):
+    done = CliRunner().invoke(benchmark, [str(indexed), "--count", "600", "--queries", "20"], catch_exceptions=False)
+    assert done.output.startswith("600 vectors of ")
+    assert float(done.output.split()[-1]) >= 0.95
 
 
 def test_what_cannot_be_searched_is_said(store, indexed, pretrained, tmp_path):
