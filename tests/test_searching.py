@@ -106,7 +106,8 @@ def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
     assert found / 500 >= 0.95
 
 
-def test_the_benchmark_draws_vectors_around_those_of_an_index(indexed):
+def test_the_benchmark_draws_vectors_around_those_of_an_index(indexed, monkeypatch):
+    monkeypatch.setattr(searching, "EXACT_UP_TO", 100)
     done = CliRunner().invoke(benchmark, [str(indexed), "--count", "600", "--queries", "20"], catch_exceptions=False)
     assert done.output.startswith("600 vectors of ")
     assert float(done.output.split()[-1]) >= 0.95
