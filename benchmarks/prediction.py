@@ -2,6 +2,7 @@
 
     python -m benchmarks.prediction predict RUN PAIRS.jsonl ITEMS [EXPORT...]   # pairs/s of each runtime and of a plain loop
     python -m benchmarks.prediction scale FOLDER [COUNT...]      # links to the pictures of a folder: time and memory an item
+    python -m benchmarks.prediction actors RUN PAIRS.jsonl ITEMS # `--engine ray` with one and two workers, beside one process
     python -m benchmarks.prediction startup RUN FILE             # `labeler --help`, and `predict` of one file
 
 Prints JSON. Every figure is a ratio of things that were run one after the other; on a shared machine the ratios stay and the
@@ -30,6 +31,7 @@ from labeler.engines import Choice
 WIDE = 384  # MiniLM
 LOOPED = 512  # items of the loops, and of PyTorch: they take twenty times as long
 COUNTS = (1_000, 10_000, 100_000)
+FEW = 64  # items, of which a command takes little longer than to start
 CHEAP = "an engine that adds up pixels in place of a model: what is measured is everything else"
 
 
@@ -219,6 +221,42 @@ def scale_one(folder: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "peak_memory_mb": memory}
 
 
+def actors(run: Path, source: Path, items: int) -> dict[str, Any]:
+    """Return seconds of `labeler predict` in one process and by Ray's workers, from start to end, for the first `items` lines of
+    `source` and for FEW of them; pairs/s of what lies between; whether all wrote the same.
+    """
+    from labeler.exporting import own_export
+
+    own_export(run)  # else the first to label many makes it
+    ways: dict[str, list[str]] = {"local": []}
+    ways |= {f"ray, {count} workers": ["--engine", "ray", "--workers", str(count)] for count in (1, 2)}
+    lines = source.read_bytes().splitlines(keepends=True)[:items]
+    found: dict[str, dict[str, Any]] = {}
+    written: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for way, options in ways.items():
+            seconds = {}
+            for count in (FEW, len(lines)):
+                given, out = Path(place) / f"{count}.jsonl", Path(place) / f"{count} {way}.jsonl"
+                given.write_bytes(b"".join(lines[:count]))
+                command = [
+                    "predict",
+                    str(given),
+                    "--image-folder",
+                    str(source.parent),
+                    "--model",
+                    str(run),
+                    "--out",
+                    str(out),
+                ]
+                [seconds[count]] = timed([sys.executable, "-m", "labeler", *command, *options], 1)
+            written[way] = out.read_bytes()
+            speed = (len(lines) - FEW) / (seconds[len(lines)] - seconds[FEW])
+            found[way] = {"seconds": round(seconds[len(lines)], 1), f"seconds_of_{FEW}": round(seconds[FEW], 1),
+                          "pairs_per_second": round(speed, 1)}  # fmt: skip
+    return {"items": len(lines), "ways": found, "same_output": len(set(written.values())) == 1}
+
+
 def startup(run: Path, file: Path, times: int = 5) -> dict[str, Any]:
     """Return the median of seconds that each command takes from start to end, the first time apart."""
     commands: dict[str, list[str]] = {"python -c pass": ["-c", "pass"], "labeler --help": ["-m", "labeler", "--help"],
@@ -243,6 +281,8 @@ if __name__ == "__main__":
         done = predict(Path(rest[0]), Path(rest[1]), int(rest[2]), [Path(path) for path in rest[3:]])
     elif what == "scale":
         done = scale(Path(rest[0]), [int(count) for count in rest[1:]] or list(COUNTS))
+    elif what == "actors":
+        done = actors(Path(rest[0]), Path(rest[1]), int(rest[2]))
     elif what == "scale-one":
         done = scale_one(Path(rest[0]))
     else:
