@@ -28,7 +28,7 @@ from labeler.training import train
 from labeler.training_options import options_for
 
 FIGURES = Path(__file__).parent / "figures"
-COUNTS = (100, 200, 500)
+COUNTS = (100, 200, 500, 2000)
 SEEDS = (0, 1, 2)
 MODEL = "visualbert"
 

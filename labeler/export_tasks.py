@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -16,10 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labeler.artifacts import make_parent, sha256_bytes, write_json, write_text
 from labeler.errors import BadInputError, UsageError
+from labeler.pictures.images import frame_of, spelt
 from labeler.records import Record, Task, read_label_set
 from labeler.replacing import refuse_to_replace
 from labeler.sources import image_root
 from labeler.sources.jsonl import LineError, parse_line
+
+log = logging.getLogger("labeler")
 
 ANSWERS = {
     "predictions": {"model_version", "score", "result"},
@@ -127,26 +131,30 @@ def read_items(path: Path) -> Iterator[Prediction | Record]:
 def below_one_folder(path: Path, items: list[Prediction | Record]) -> list[Prediction | Record]:
     """Return predictions of several inputs with their pictures relative to the folder that holds these; all others as they are.
 
-    As they are, too, where the pictures do not lie beside their inputs (`predict --image-folder`, or another machine).
-    Raises BadInputError where then two inputs call their pictures alike.
+    As they are, too, and said, where of some input no picture lies beside it (`predict --image-folder`, or another machine).
+    Raises BadInputError where then inputs of two folders call their pictures alike.
     """
     local = [item for item in items
              if isinstance(item, Prediction) and item.source and is_path(item.image) and item.error is None]  # fmt: skip
     roots = {source: os.path.abspath(image_root(Path(source))) for source in {str(item.source) for item in local}}
-    if len(roots) < 2:
+    if len(set(roots.values())) < 2:
         return items
-    places = {id(item): os.path.normpath(os.path.join(roots[str(item.source)], str(item.image))) for item in local}
-    if all(map(os.path.lexists, places.values())):
-        folder = os.path.commonpath([*roots.values(), *map(os.path.dirname, places.values())])
+    places = {id(item): spelt(Path(roots[str(item.source)]), str(item.image)) for item in local}
+    there = {item.source for item in local if os.path.lexists(frame_of(places[id(item)])[0])}
+    if there == roots.keys():
+        folder = os.path.commonpath([*roots.values(), *(os.path.abspath(place.parent) for place in places.values())])
         return [item.model_copy(update={"image": Path(os.path.relpath(places[id(item)], folder)).as_posix()})
                 if id(item) in places else item for item in items]  # fmt: skip
-    first: dict[Any, str | None] = {}
+    first: dict[Any, str] = {}
     for item in local:
-        if first.setdefault(item.image, item.source) != item.source:
+        other = first.setdefault(item.image, str(item.source))
+        if roots[other] != roots[str(item.source)]:
             raise BadInputError(
-                f"{path}: {first[item.image]} and {item.source} both have a picture {item.image}, and not all pictures are where "
+                f"{path}: {other} and {item.source} both have a picture {item.image}, and not all pictures are where "
                 "these inputs were; export where they are, or label each input by itself"
             )
+    log.warning("%s: no pictures lie beside %s; places are written as the lines have them", path,
+                ", ".join(sorted(map(str, roots.keys() - there))))  # fmt: skip
     return items
 
 
@@ -211,7 +219,9 @@ def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str
     """Return an item as a task with the fields that `objects` names; labels as a prediction or an annotation."""
     data = {"id": item.id} | {name: getattr(item, name) or "" for name in objects}
     if item.image:
-        path = f"{image_folder.strip('/')}/{item.image}".lstrip("/")
+        # a prediction has a name as its table has it, which may have been written on Windows; a record has a path
+        name = item.image.replace("\\", "/") if isinstance(item, Prediction) else item.image
+        path = f"{image_folder.strip('/')}/{name}".lstrip("/")
         data["image"] = f"/data/local-files/?d={quote(path)}" if is_path(item.image) else item.image
     chosen = item.labels or () if isinstance(item, Record) else item.chosen
     choices = {"from_name": CONTROL, "to_name": to_name(objects), "type": "choices",

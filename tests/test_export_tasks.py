@@ -194,25 +194,29 @@ def test_pictures_may_lie_below_the_document_root(tmp_path, folder, place):
     assert tasks[0]["data"]["image"] == f"/data/local-files/?d={place}"
 
 
-def test_pictures_of_several_inputs_that_are_called_alike_stay_apart(tmp_path):
-    lines = [line(1, "it's", image="1.jpg", source=str(tmp_path / "a")),
-             line(2, "it's", image="1.jpg", source=str(tmp_path / "b" / "rows.csv")),
-             line(3, "it's", image=None, source=str(tmp_path / "b" / "rows.csv")),
-             line(4, "it's", image="s3://pets/1.jpg", source="s3://pets"),
-             line(5, image="gone.jpg", source=str(tmp_path / "a"), labels=[], scores={}, error="no such file")]  # fmt: skip
-    for folder in "ab":
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "1.jpg").touch()
+def test_pictures_of_several_inputs_that_are_called_alike_stay_apart(tmp_path, caplog):
+    table = str(tmp_path / "b" / "rows.csv")
+    lines = [line(1, "it's", image="1.jpg", source=str(tmp_path / "a")), line(2, "it's", image="in\\1.jpg", source=table),
+             line(3, "it's", image=None, source=table), line(4, "it's", image="s3://pets/1.jpg", source="s3://pets"),
+             line(5, "it's", image="in/lost.jpg", source=table),
+             line(6, image="gone.jpg", source=str(tmp_path / "a"), labels=[], scores={}, error="no such file")]  # fmt: skip
+    for picture in ("a/1.jpg", "b/in/1.jpg"):
+        (tmp_path / picture).parent.mkdir(parents=True)
+        (tmp_path / picture).touch()
     tasks, _, _ = export(tmp_path, *lines, image_folder="photos")
     assert [task["data"]["image"] for task in tasks] == [
-        "/data/local-files/?d=photos/a/1.jpg", "/data/local-files/?d=photos/b/1.jpg", "", "s3://pets/1.jpg"
+        "/data/local-files/?d=photos/a/1.jpg", "/data/local-files/?d=photos/b/in/1.jpg", "", "s3://pets/1.jpg",
+        "/data/local-files/?d=photos/b/in/lost.jpg",
     ]  # fmt: skip
     (tmp_path / "a" / "1.jpg").unlink()
-    with pytest.raises(BadInputError, match=r"a and .*rows\.csv both have a picture 1\.jpg"):
-        export(tmp_path, *lines)
-    lines[0]["image"] = "other.jpg"
     tasks, _, _ = export(tmp_path, *lines)
-    assert tasks[1]["data"]["image"] == "/data/local-files/?d=1.jpg", "as the line has it, with --image-folder say"
+    assert f"no pictures lie beside {tmp_path / 'a'}; places are written" in caplog.text
+    assert tasks[1]["data"]["image"] == "/data/local-files/?d=in/1.jpg", "as the line has it, but with slashes"
+    lines[0]["image"] = "in\\1.jpg"
+    with pytest.raises(BadInputError, match=r"a and .*rows\.csv both have a picture in.1\.jpg"):
+        export(tmp_path, *lines)
+    lines[0]["source"] = str(tmp_path / "b" / "more.csv")
+    assert export(tmp_path, *lines)[0][0] == export(tmp_path, lines[0])[0][0], "two tables of one folder"
 
 
 def test_items_with_an_error_are_left_out_and_counted(tmp_path):

@@ -133,6 +133,17 @@ def test_lists_of_captions_of_pictures_called_alike_are_told_apart(run, tmp_path
     assert not rejected(result)
 
 
+@pytest.mark.parametrize(
+    ("take", "texts"), [("longest", ["a cat", "words", "only"]), ("each", ["a cat", "a", "words", "only"])]
+)
+def test_blank_captions_are_none(run, tmp_path, take, texts):
+    lists = [["  " * 9, "a cat", "a" + " " * 9], ["", "words"], ["only", " "]]
+    rows = [{"id": str(number), "text": captions, "label": "ab"[number % 2]} for number, captions in enumerate(lists)]
+    result = run(sources=[write(tmp_path / "rows.jsonl", rows)], caption=take)
+    assert [record.text for record in kept(result)] == texts
+    assert result.profile["captions_left_out"] == (1 if take == "longest" else 0)
+
+
 def test_a_missing_image_can_be_allowed_an_unreadable_one_cannot(run, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "bad.png").write_bytes(b"no picture")

@@ -15,7 +15,7 @@ def with_captions(row: Row, take: str, mapping: Mapping[str, str]) -> Iterator[R
 
     Args:
         row: as its source gave it; its text is the field that `mapping` or an alias names.
-        take: `longest`, one row with the longest caption (of equals the first); `each`, a row a caption, its id
+        take: `longest`, one row with the longest caption (of equals the first); `each`, a row a caption that is not blank, its id
             ID-NUMBER and, where it has no group, its picture's id as the group: they never lie in two splits.
         mapping: {our field: their field}.
     """
@@ -27,14 +27,16 @@ def with_captions(row: Row, take: str, mapping: Mapping[str, str]) -> Iterator[R
         or not all(isinstance(caption, str) for caption in captions)
     ):
         yield row
-    elif take == "longest" or len(captions) < 2:
-        longest = max(captions, key=len, default=None)
-        notes = (*row.notes, *[LEFT_OUT] * (len(captions) - 1))
+        return
+    numbered = [(number, caption) for number, caption in enumerate(captions, 1) if caption.strip()]
+    if take == "longest" or len(numbered) < 2:
+        longest = max((caption for _, caption in numbered), key=lambda caption: len(caption.strip()), default=None)
+        notes = (*row.notes, *[LEFT_OUT] * (len(numbered) - 1))
         yield row._replace(fields=row.fields | {name: longest}, notes=notes)
     else:
         identity, borrowed = identity_of(row, mapping)
         group = {} if find_field(row.fields, "group", mapping) else {"group": identity}
-        for number, caption in enumerate(captions, 1):
+        for number, caption in numbered:
             own = {mapping.get("id", "id"): f"{identity}-{number}", name: caption}
             yield row._replace(fields=row.fields | group | own, borrowed=borrowed)
 
