@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from labeler.artifacts import write_json
 from labeler.batches import StorePairs
 from labeler.embedding import embed_pairs, pair_keys
+from labeler.encoders.weights import recorded_tower
 from labeler.errors import BadInputError, LabelerError
 from labeler.evaluation import metric_for, retrieved
 from labeler.fitting.checkpoints import Progress, newest_checkpoint
@@ -62,7 +63,8 @@ class ContrastiveFit:
         set_seed(seed)
         towers = self.store.towers
         self.model: Any
-        self.model, self.tokenizer = model_module(model).build_towers(towers["text"]["name"], towers["image"]["width"])
+        text_encoder = recorded_tower(towers["text"], "text", self.store.folder)
+        self.model, self.tokenizer = model_module(model).build_towers(text_encoder, towers["image"]["width"])
         self.model.to(self.device)
         self.max_tokens = min(self.options.max_text_tokens, self.model.max_text_tokens)
         self.train_pairs, self.validation_pairs = (self.whole_pairs(split) for split in ("train", "validation"))

@@ -48,6 +48,7 @@ LARGEST_DIFFERENCE = 1e-3  # of a float32 export's scores to PyTorch's
 CHECKED = 256  # pairs that a float32 export is checked on
 CALIBRATED = 128  # pictures that the ranges of int8 are taken from
 KEPT = "export"  # the folder inside a run in which `predict` keeps an export of its own
+EXACT = {"format": "onnx", "int8": False, "visual_tokens": None}  # arguments of one whose scores are the run's
 MANY = 1000  # items from which on making that export costs less time than it spares (docs/LOG.md)
 
 
@@ -94,11 +95,13 @@ def export(
         )
     trained = verify(run, "train")
     inputs = [input_of(run, trained)] + ([input_of(data, verify(data, "preprocess"))] if data else [])
-    recipe = Recipe("export", tuple(inputs), {"format": "onnx", "int8": int8, "visual_tokens": visual_tokens})
+    recipe = Recipe("export", tuple(inputs), EXACT | {"int8": int8, "visual_tokens": visual_tokens})
     if not force and already_made(out, recipe):
         return Exporting(out, True, read_json(out / CHECK))
     if out.resolve() == run.resolve():
         raise UsageError(f"{out}: the run itself, which the export would replace; choose another --out")
+    if not exact and out.resolve() == (run / KEPT).resolve():
+        raise UsageError(f"{out}: where `labeler predict` keeps an exact export of the run; choose another --out")
     native: Any = open_engine(Choice(run), "cpu")
     with making(out, recipe) as folder:
         write_files(native, folder, visual_tokens)
@@ -154,7 +157,7 @@ def validation_pairs(native: Native, data: Path, most: int | None) -> Checked:
         raise BadInputError(f"{data}: not the store that {native.run.folder} was trained on, so that its validation rows may "
                             "be others; name that one")  # fmt: skip
     source = store["inputs"][0]
-    records = Path(source["path"])
+    records = found_again(data, source)
     if verify(records, "ingest")["content_sha256"] != source["sha256"]:
         raise BadInputError(f"{records}: other records than {data} was made of; run `labeler preprocess` again")
     rows = [record for record in read_records(records) if record.split == "validation" and record.labels is not None][
@@ -336,7 +339,7 @@ def own_export(run: Path, *, anew: bool = False) -> Path:
     out = run / KEPT
     if (out / CHECK).is_file() and not anew:
         kept = read_manifest(out, "export")
-        if kept["inputs"][0]["sha256"] == manifest["content_sha256"]:
+        if kept["inputs"][0]["sha256"] == manifest["content_sha256"] and kept["arguments"] == EXACT:
             return out
     log.info("%s: exporting it first, once, so that this and later jobs take less time", run)
     options = ["--force"] if anew else []

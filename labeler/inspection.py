@@ -19,6 +19,7 @@ from labeler.artifacts import (
     Recipe,
     already_made,
     by_name,
+    check_free,
     input_of,
     making,
     read_manifest,
@@ -27,7 +28,7 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
-from labeler.errors import BadInputError
+from labeler.errors import BadInputError, LabelerError
 from labeler.pictures.images import decode_image
 from labeler.pictures.quality import THRESHOLDS, quality_scores, suspicious
 from labeler.taxonomy import taxonomy_of
@@ -80,6 +81,11 @@ def inspect(store: Path, *, force: bool = False, seed: int = 0) -> Inspected:
     recipe = Recipe("inspect", inputs, {"thresholds": THRESHOLDS}, seed)
     if not force and already_made(out, recipe):
         return Inspected(out, True, read_profile(out))
+    try:
+        check_free(out, "inspect")  # before minutes of work
+    except LabelerError as error:
+        where = "move what is there, or copy the store to where there is room beside it"
+        raise type(error)(str(error).replace("choose another --out", where)) from error
     from labeler.store import Store
 
     opened = Store(store, check=False)

@@ -111,9 +111,10 @@ def open_study(out: Path, recipe: Recipe) -> Any:
     if out.exists() and not (out.is_dir() and ((out / STUDY).is_file() or not any(out.iterdir()))):
         raise BadInputError(f"{out}: exists and holds no search of `labeler tune`; choose another --out")
     out.mkdir(exist_ok=True)
+    place = URL.create("sqlite", database=str(out / STUDY)).render_as_string()
     try:
         study = optuna.create_study(
-            storage=URL.create("sqlite", database=str(out / STUDY)).render_as_string(),
+            storage=place.replace("{", "{{").replace("}", "}}"),  # optuna takes it for a template
             study_name="tune",
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=JUDGES, n_warmup_steps=FIRST_JUDGED_EPOCH),
@@ -173,7 +174,9 @@ class Search:
         self.end = seconds
         while trials is None or len(self.finished()) < trials:
             import labeler.fitting.fit  # noqa: F401 (loading torch takes seconds, but no trial's)
+            from labeler.prediction import choose_device
 
+            choose_device(self.device)  # else each trial would fail by it, and count
             longest = max((trial.user_attrs["seconds"] for trial in self.finished()), default=0.0)
             if seconds is not None and self.finished() and self.spent + longest > seconds:
                 log.info("%.0f of %.0f s are spent, and another trial may take %.0f s", self.spent, seconds, longest)

@@ -22,7 +22,15 @@ from labeler.encoders.grids import averages
 from labeler.encoders.image import IMAGENET_MEAN, ImageEncoder, load_image_encoder
 from labeler.encoders.text import load_text_encoder
 from labeler.encoders.visualbert import load_visualbert
-from labeler.encoders.weights import LITE0, MINILM, MINILM_TOKENIZER, embedded_path, from_hub, tower_sha256
+from labeler.encoders.weights import (
+    LITE0,
+    MINILM,
+    MINILM_TOKENIZER,
+    embedded_path,
+    from_hub,
+    recorded_tower,
+    tower_sha256,
+)
 from labeler.errors import LabelerError, UsageError
 from labeler.pictures.images import stretch
 
@@ -359,3 +367,22 @@ def test_a_hub_that_does_not_have_it_is_said(monkeypatch):
 def test_an_unknown_image_tower_is_said():
     with pytest.raises(LabelerError, match="image encoder 'timm:nothing': no folder, and neither torchvision nor timm"):
         load_image_encoder("timm:nothing")
+
+
+@pytest.mark.parametrize("prefix", ["", "regions:"])
+def test_a_tower_s_folder_is_found_from_any_directory_and_after_a_move(tmp_path, monkeypatch, prefix):
+    (tmp_path / "project" / "towers" / "mine").mkdir(parents=True)
+    (tmp_path / "project" / "towers" / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "project")
+    name = f"{prefix}towers/mine"
+    record = {"name": name, "sha256": tower_sha256(name)}
+    assert recorded_tower(record, "text", Path("data/store")) == name
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project").rename(tmp_path / "moved")
+    place = tmp_path / "moved" / "towers" / "mine"
+    assert recorded_tower(record, "text", tmp_path / "moved" / "data" / "store") == f"{prefix}{place}"
+    (place / "config.json").write_text("{ }")
+    with pytest.raises(
+        LabelerError, match=r"towers/mine: not the text encoder that .* was made with \(no such folder\)"
+    ):
+        recorded_tower(record, "text", tmp_path / "moved" / "data" / "store")

@@ -316,12 +316,13 @@ def test_a_tower_that_is_fine_tuned_is_augmented_unless_it_is_said_otherwise():
     assert options_for("visualbert", {"finetune_image": False, "augment": None}) == options_for("visualbert")
 
 
-def test_a_tower_that_has_changed_since_preprocess_is_refused(store, tuning, tmp_path):
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_tower_that_has_changed_since_preprocess_is_refused(store, tuning, tmp_path, kind):
     folder = Path(shutil.copytree(store, tmp_path / "store"))
     towers = Store(folder).towers
-    other = towers | {"image": towers["image"] | {"sha256": "0" * 64}}
+    other = towers | {kind: towers[kind] | {"sha256": "0" * 64}}
     (folder / "towers.json").write_text(json.dumps(other), encoding="utf-8")
-    with pytest.raises(LabelerError, match=r"not the image encoder that .*store was made with \(sha256 differs\)"):
+    with pytest.raises(LabelerError, match=rf"not the {kind} encoder that .*store was made with \(sha256 differs\)"):
         Fit("visualbert", folder, tuning, 0, "cpu")
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from labeler import exporting, labelling
-from labeler.artifacts import verify
+from labeler.artifacts import read_manifest, verify
 from labeler.engines import WAYS, Choice, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, INPUTS, TOKENIZER, TOWER
 from labeler.errors import BadInputError, LabelerError, UsageError
-from labeler.exporting import choose_engine, export, made_pairs, parts
+from labeler.exporting import EXACT, choose_engine, export, made_pairs, parts, validation_pairs
 from labeler.graphs import write_fusion
 from labeler.items import Item
 from labeler.labelling import predict
@@ -161,6 +161,12 @@ def test_int8_and_fewer_tokens_say_what_they_cost(exported, trained, store, tmp_
     pixels = np.zeros((2, 64, 64, 3), dtype=np.uint8)
     assert open_engine(Choice(result.out, ONNX)).tower({"pixels": pixels}).shape == (2, 1, 96)
     assert export(trained("visualbert"), tmp_path / "fast", int8=True, visual_tokens=1, data=store).already
+    with pytest.raises(UsageError, match="where `labeler predict` keeps an exact export of the run"):
+        export(trained("visualbert"), trained("visualbert") / "export", int8=True, data=store)
+    run = shutil.copytree(trained("visualbert"), tmp_path / "run")
+    shutil.copytree(result.out, run / "export")  # as an older labeler let it be
+    made = choose_engine(run, precision="fp32").folder
+    assert read_manifest(made, "export")["arguments"] == EXACT
 
 
 @pytest.mark.parametrize(
@@ -229,6 +235,16 @@ def test_an_export_is_no_run(exported, store, tmp_path):
 def test_a_run_is_checked_on_the_store_that_it_was_trained_on(trained, multi_store, tmp_path):
     with pytest.raises(BadInputError, match=r"not the store that .* was trained on"):
         export(trained("resnet-gru"), tmp_path / "out", data=multi_store)
+
+
+def test_validation_pairs_are_found_from_another_directory(trained, store, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(store.parent, tmp_path / "project", symlinks=True))
+    manifest = json.loads((folder / store.name / "manifest.json").read_text())
+    manifest["inputs"][0]["path"] = "project/records"
+    (folder / store.name / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir("/")
+    found = validation_pairs(open_engine(Choice(trained("resnet-gru")), "cpu"), folder / store.name, 3)
+    assert len(found.items) == 3
 
 
 def test_a_run_keeps_an_export_for_large_jobs(trained, store, tmp_path, monkeypatch, caplog):

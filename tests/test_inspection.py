@@ -150,6 +150,16 @@ def test_a_store_that_is_damaged_or_has_no_profile_is_refused(tmp_path, odd_stor
     assert not quality_folder(copy).exists()
 
 
+def test_what_cannot_be_kept_is_said_before_the_work(tmp_path, odd_store, monkeypatch):
+    copy = tmp_path / "store"
+    shutil.copytree(odd_store, copy)
+    (tmp_path / "store-quality").mkdir()
+    (tmp_path / "store-quality" / "mine.txt").touch()
+    monkeypatch.setattr("labeler.inspection.picture_rows", lambda _: pytest.fail("looked at pictures"))
+    with pytest.raises(BadInputError, match=r"store-quality: exists and was not made by labeler.*move what is there"):
+        inspect(copy)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a minute, but for machines that do much else
 def test_label_errors_planted_in_real_pairs_are_found_far_above_chance(tmp_path):

@@ -29,7 +29,8 @@ SEARCHED = ["warmup", "weight_decay", "label_smoothing", "modality_dropout", "vo
 
 
 def search(store: Path, out: Path, fixed: dict | None = None, **how) -> dict:
-    return tune("resnet-gru", store, out, fixed=FIXED if fixed is None else fixed, device="cpu", **how)
+    how = {"device": "cpu"} | how
+    return tune("resnet-gru", store, out, fixed=FIXED if fixed is None else fixed, **how)
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -87,6 +88,14 @@ def test_a_search_that_is_over_trains_nothing_more_and_one_that_is_not_goes_on(f
     assert search(store, part, trials=1, seed=2)["best"]["number"] == 0
     search(store, part, trials=3, seed=2)
     assert table(part) == table(out)
+
+
+def test_a_device_that_is_not_there_costs_no_trial_and_a_folder_may_have_braces(store, tmp_path):
+    out = tmp_path / "{a}{}"
+    search(store, out, trials=1, seed=2)
+    with pytest.raises(UsageError, match="--device cuda:7"):
+        search(store, out, trials=3, seed=2, device="cuda:7")
+    assert len(table(out)) == 1
 
 
 def test_the_test_split_is_not_read(store, monkeypatch, tmp_path):

@@ -31,7 +31,7 @@ from labeler.encoders.weights import (
     first_line,
     from_folder_or_hub,
     from_hub,
-    tower_sha256,
+    recorded_tower,
 )
 from labeler.errors import LabelerError, UsageError
 
@@ -170,11 +170,9 @@ def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
 def recorded_image_encoder(record: dict[str, Any], user: Path) -> ImageEncoder:
     """Return the image tower that stands in towers.json or preprocessor.json, `record`, of the store or run `user`.
 
-    Raises LabelerError when its weights have changed since, or what is read of them has.
+    Raises LabelerError when its weights have changed since or are not there, or what is read of them has changed.
     """
-    name = record["name"]
-    if tower_sha256(name) != record["sha256"]:
-        raise LabelerError(f"{name}: not the image encoder that {user} was made with (sha256 differs)")
+    name = recorded_tower(record, "image", user)
     tower = averaged_as_recorded(load_image_encoder(name), record)
     shapes = [[tower.tokens, tower.width], [record["tokens"], record["width"]]]
     if shapes[0] != shapes[1]:

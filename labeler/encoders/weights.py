@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.request import urlopen
@@ -75,6 +75,26 @@ def tower_sha256(name: str) -> str:
     if folder.is_dir():
         return sha256_json({path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()})
     return sha256_json(name)
+
+
+def recorded_tower(record: Mapping[str, Any], kind: str, user: Path) -> str:
+    """Return how the tower is called now that stands in towers.json or preprocessor.json, `record`, of the store or run `user`.
+
+    A folder is where it was then, or where it lies to `user` as before: it was moved with it, or `user` is looked at from another
+    directory than it was made in. Raises LabelerError when its weights have changed since, or it is not there.
+    """
+    name = record["name"]
+    if tower_sha256(name) == record["sha256"]:
+        return name
+    folder = name.removeprefix(REGIONS)
+    names = [part for part in Path(folder).parts if part != os.sep]
+    for start in range(len(names)):  # the longest end of the old path first
+        for parent in user.resolve().parents:
+            place = name[: -len(folder)] + str(parent.joinpath(*names[start:]))
+            if place != name and tower_sha256(place) == record["sha256"]:
+                return place
+    why = "sha256 differs" if name == EMBEDDED or Path(folder).is_dir() else "no such folder"
+    raise LabelerError(f"{name}: not the {kind} encoder that {user} was made with ({why})")
 
 
 def is_published(name: str) -> bool:

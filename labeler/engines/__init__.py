@@ -121,7 +121,8 @@ def choose_way(folder: Path, runtime: str = "auto", precision: Precision = "auto
     if not known:
         raise UsageError(
             f"--runtime {runtime} --precision {precision}: not checked when {folder} was made, or found to give other scores "
-            f"than PyTorch; there are {', '.join(checks)}"
+            f"than PyTorch; there are {', '.join(checks)}. `labeler export RUN --out {folder} --force` on this machine tries all "
+            "that it can"
         )
     agreeing = [way for way in known if checks[str(way)]["same_labels"] >= SAME_LABELS]
     return Choice(folder, max(agreeing or known, key=lambda way: checks[str(way)]["pairs_per_second"]))

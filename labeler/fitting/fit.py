@@ -23,6 +23,7 @@ from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
 from labeler.decisions import VALIDATION
 from labeler.embedding import refuse_other_pictures
+from labeler.encoders.weights import recorded_tower
 from labeler.end_to_end import EndToEnd, reader
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
@@ -126,10 +127,13 @@ class Fit:
             )
         if init:
             refuse_other_pictures(init, read_json(init / "preprocessor.json")["image"], self.store)
+        # a model with a vocabulary of its own reads no text tower
+        own = "vocabulary" in constant(self.name, "TUNING")
+        text_encoder = towers["text"]["name"] if own else recorded_tower(towers["text"], "text", self.store.folder)
         texts = [self.store.rows["text"][row] or "" for row in self.store.rows_of("train")]
         set_seed(self.seed)
         built: Built = model_module(self.name).build(
-            Building(self.store.label_set, towers["text"]["name"], towers["image"]["width"], texts,
+            Building(self.store.label_set, text_encoder, towers["image"]["width"], texts,
                      n_coattn=options.n_coattn, coattention=options.coattention, coattn_place=options.coattn_place,
                      vocabulary=options.vocabulary, init=init)
         )  # fmt: skip
