@@ -62,6 +62,10 @@ def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Task
 
     filesystem, top = opened(url)
     root, named, strays = Path(top), set[str](), list[str]()
+
+    def there(place: Path) -> bool:
+        return bool(filesystem.get_file_info(str(place)).is_file)
+
     folders = [top]
     while folders:
         current = folders.pop()
@@ -71,7 +75,7 @@ def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Task
         folders += sorted((info.path for info in shown if info.type is FileType.Directory), reverse=True)
         if METADATA in files:
             with copied(f"{PREFIX}{current}/{METADATA}") as copy:
-                for item in metadata_rows(copy, root, Path(current), named, mapping):
+                for item in metadata_rows(copy, root, Path(current), named, mapping, there):
                     if isinstance(item, Row):
                         yield partial(metadata_row, item, root, Path(current), files, mapping, url, allow_outside)
                     else:

@@ -21,9 +21,11 @@ from labeler.items import ItemReading, read_items
 from labeler.labeller import Labeller
 from labeler.labelling import predict
 from labeler.output import cache_folder
+from labeler.records import Row
 from labeler.remote import fetch, in_threads
 from labeler.remote_rows import read
 from labeler.shards import Counts
+from labeler.sources import Reading, read_source
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +229,19 @@ def test_a_picture_that_vanishes_after_it_was_listed_costs_its_own_line(s3, fold
         errors = {item.record.id: item.error for item in found}
     assert errors["b.png"] == "s3://pets/folder/b.png: no such file"
     assert errors["é.png"] is None
+
+
+def test_a_folder_s_metadata_that_was_written_on_windows_names_each_picture_once(s3, folder):
+    rows = [{"file_name": "more\\d.png", "text": "one"}, {"file_name": " b.png", "text": "two"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    upload(s3, folder, "pets/windows")
+    found, here = ([row.fields for row in rows if isinstance(row, Row)]
+                   for rows in (read("s3://pets/windows", {}, False), read_source(folder, Reading())))  # fmt: skip
+    assert [(row.get("file_name") or row.get("image"), row.get("text")) for row in found] == [
+        (row.get("file_name") or row.get("image"), row.get("text")) for row in here
+    ]  # fmt: skip
+    assert sum("d.png" in str(row) for row in found) == 1
+    s3.delete_dir("pets/windows")
 
 
 @pytest.mark.parametrize(("inputs", "out", "error", "match"), [

@@ -11,6 +11,7 @@ import stat
 import sys
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,8 +126,8 @@ def resolve_image(root: Path, name: str, *, allow_outside: bool = False) -> Path
     return path
 
 
-def spelt(root: Path, name: str) -> Path:
-    """Return the path of `name` below `root`; where that is there, without outer blanks, or with accents composed or apart,
+def spelt(root: Path, name: str, there: Callable[[Path], bool] = os.path.lexists) -> Path:
+    """Return the path of `name` below `root`; where that is `there`, without outer blanks, or with accents composed or apart,
     or with slashes in place of backslashes.
 
     A list and the disk it was written for may have another form of Unicode than this disk: macOS takes accents apart.
@@ -137,7 +138,7 @@ def spelt(root: Path, name: str) -> Path:
         return root / name
     forms = [name, tidy, unicodedata.normalize("NFC", tidy), unicodedata.normalize("NFD", tidy)]
     forms += [form.replace("\\", "/") for form in forms if "\\" in name]
-    return next((root / form for form in forms if os.path.lexists(frame_of(root / form)[0])), root / tidy)
+    return next((root / form for form in forms if there(frame_of(root / form)[0])), root / tidy)
 
 
 def frame_of(path: Path | str) -> tuple[Path, float]:

@@ -132,13 +132,17 @@ def read_one(
 
 
 def metadata_rows(
-    path: Path, root: Path, current: Path, named: set[str], mapping: Mapping[str, str]
-) -> Iterator[Row | Reject]:
-    """Yield the rows of the folder `current` that its metadata in `path` gives; the files that it names are added to `named`."""
+    path: Path, root: Path, current: Path, named: set[str], mapping: Mapping[str, str],
+    there: Callable[[Path], bool] = os.path.lexists,
+) -> Iterator[Row | Reject]:  # fmt: skip
+    """Yield the rows of the folder `current` that its metadata in `path` gives; the files that it names are added to `named`.
+
+    `there` tells whether a file is there, for names that may be spelt in several ways.
+    """
     place = (current / path.name).relative_to(root).as_posix()  # of a remote folder `path` is a copy
     for item in jsonl.read(path):
         if isinstance(item, Row):
-            item, name = with_image_below(item, root, current, mapping)
+            item, name = with_image_below(item, root, current, mapping, there)
             named.add(name)
         yield item if current == root else with_own_place(item, place, mapping)
 
@@ -216,12 +220,14 @@ def is_text(name: str) -> bool:
     return name.lower().endswith(TEXT)
 
 
-def with_image_below(row: Row, root: Path, current: Path, mapping: Mapping[str, str]) -> tuple[Row, str]:
+def with_image_below(
+    row: Row, root: Path, current: Path, mapping: Mapping[str, str], there: Callable[[Path], bool]
+) -> tuple[Row, str]:
     """Return the row as one of `root`, its image's path relative to it, and that of the image's file."""
     key = find_field(row.fields, "image", mapping)
     if key is None or not isinstance(row.fields.get(key), str):
         return row._replace(source=str(root)), ""
-    place = spelt(current, row.fields[key])
+    place = spelt(current, row.fields[key], there)
     name, file = (Path(os.path.relpath(path, root)).as_posix() for path in (place, frame_of(place)[0]))
     return row._replace(source=str(root), fields=row.fields | {key: name}), file
 
