@@ -32,7 +32,7 @@ def test_weights_sum_to_one():
 
 def test_a_process_without_pytorch_stretches_without_it():
     code = (
-        "import sys, numpy; from labeler import images; picture = numpy.zeros((9, 7, 3), numpy.uint8)\n"
+        "import sys, numpy; from labeler.pictures import images; picture = numpy.zeros((9, 7, 3), numpy.uint8)\n"
         "images.stretch(picture, 5); print('torch' in sys.modules)\n"
         "images.FEW = 0; images.stretch(picture, 5); print('torch' in sys.modules)"
     )
