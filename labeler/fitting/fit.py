@@ -127,9 +127,9 @@ class Fit:
             )
         if init:
             refuse_other_pictures(init, read_json(init / "preprocessor.json")["image"], self.store)
-        # a model with a vocabulary of its own reads no text tower
-        own = "vocabulary" in constant(self.name, "TUNING")
-        text_encoder = towers["text"]["name"] if own else recorded_tower(towers["text"], "text", self.store.folder)
+        text_encoder = towers["text"]["name"]
+        if not init and "vocabulary" not in constant(self.name, "TUNING"):  # else it is not read
+            text_encoder = recorded_tower(towers["text"], "text", self.store.folder)
         texts = [self.store.rows["text"][row] or "" for row in self.store.rows_of("train")]
         set_seed(self.seed)
         built: Built = model_module(self.name).build(
