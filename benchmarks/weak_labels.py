@@ -69,7 +69,8 @@ def main(store: Path, out: Path, weight: float | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     described = {name: phrases for name, phrases in DESCRIBED.items() if name in read_label_set(store).names}
     teacher = ZeroShotTeacher(str(pretrain("clip", store, out / "clip", seed=0).out), described)
-    result: dict[str, Any] = {"model": MODEL, "seeds": len(SEEDS), "versions": versions(), "labelled": {}}
+    result: dict[str, Any] = {"model": MODEL, "seeds": len(SEEDS), "test_pairs": len(Store(store).rows_of("test")),
+                              "versions": versions(), "labelled": {}}  # fmt: skip
     for count in COUNTS:
         runs: dict[str, list[Resampled]] = {"alone": [], "weak": []}
         for seed in SEEDS:
@@ -85,7 +86,7 @@ def main(store: Path, out: Path, weight: float | None) -> None:
         result["labelled"][str(count)] = {"alone": figures(alone), "weak": figures(weak), "gain": gain}
         print(count, result["labelled"][str(count)], flush=True)
         FIGURES.mkdir(exist_ok=True)
-        write_json(FIGURES / "weak-labels.json", result)
+        write_json(FIGURES / f"weak-labels-of-{result['test_pairs']}.json", result)
 
 
 if __name__ == "__main__":
