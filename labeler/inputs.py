@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from labeler.artifacts import read_manifest
@@ -16,10 +16,15 @@ def found_again(folder: Path, made_from: Mapping[str, str]) -> Path:
     directory than it was made in. Where it is at none of these: where it was.
     """
     was = Path(made_from["path"])
+    return next((place for place in (was, *near(folder, was)) if holds(place, made_from["sha256"])), was)
+
+
+def near(folder: Path, was: Path) -> Iterator[Path]:
+    """Yield where the path `was` may be now, had it been moved together with `folder`: the longest end of it first."""
     names = was.parts[1:] if was.is_absolute() else was.parts
-    # the longest end of the old path first
-    near = (parent.joinpath(*names[start:]) for start in range(len(names)) for parent in folder.resolve().parents)
-    return next((place for place in (was, *near) if holds(place, made_from["sha256"])), was)
+    for start in range(len(names)):
+        for parent in folder.resolve().parents:
+            yield parent.joinpath(*names[start:])
 
 
 def holds(place: Path, sha256: str) -> bool:

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 from labeler.artifacts import MANIFEST, sha256_file, sha256_json
 from labeler.errors import LabelerError
+from labeler.inputs import near
 
 EMBEDDED = "embedded"
 REGIONS = "regions:"  # what the name of an image tower begins with that is a detector
@@ -87,12 +88,10 @@ def recorded_tower(record: Mapping[str, Any], kind: str, user: Path) -> str:
     if tower_sha256(name) == record["sha256"]:
         return name
     folder = name.removeprefix(REGIONS)
-    names = [part for part in Path(folder).parts if part != os.sep]
-    for start in range(len(names)):  # the longest end of the old path first
-        for parent in user.resolve().parents:
-            place = name[: -len(folder)] + str(parent.joinpath(*names[start:]))
-            if place != name and tower_sha256(place) == record["sha256"]:
-                return place
+    for place in near(user, Path(folder)):
+        moved = name.removesuffix(folder) + str(place)
+        if tower_sha256(moved) == record["sha256"]:
+            return moved
     why = "sha256 differs" if name == EMBEDDED or Path(folder).is_dir() else "no such folder"
     raise LabelerError(f"{name}: not the {kind} encoder that {user} was made with ({why})")
 
