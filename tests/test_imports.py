@@ -29,7 +29,7 @@ baselines  ingest_options
 label_errors  ingestion  store  export_tasks
 inspection
 preprocessing  batches  encoders.pretrained  encoders.grids
-encoders.flava
+encoders.flava  self_attention
 layers  losses  encoders.regions  encoders.text  pixels
 coattention  encoders.image  classifier
 encoders.visualbert  end_to_end
