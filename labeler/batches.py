@@ -17,6 +17,7 @@ visual_mask    [B, 1]      bool     True = there is a picture
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -124,6 +125,17 @@ class StorePairs(Dataset[Pair]):
     def lengths(self) -> list[int]:
         """Return each pair's number of text tokens."""
         return [len(ids) for ids in self.input_ids]
+
+    def drawn(self, count: int, seed: int) -> StorePairs:
+        """Return `count` of the pairs that carry labels, drawn by `seed`, or all of those, in their order."""
+        known = np.flatnonzero(self.store.labelled[self.rows])
+        if len(known) > count:
+            known = np.sort(np.random.default_rng(seed).choice(known, count, replace=False))
+        found = copy.copy(self)
+        found.rows, found.labels = self.rows[known], self.labels[known]
+        found.input_ids = [self.input_ids[index] for index in known]
+        found.soft_targets = None
+        return found
 
     def __len__(self) -> int:
         """Return how many pairs there are."""

@@ -37,6 +37,7 @@ from labeler.training_options import TrainOptions, options_for
 
 RECIPE = "recipe.json"
 SAVE_MINUTES = 5.0
+MOST_SEEDS = 2**32
 
 log = logging.getLogger("labeler")
 
@@ -149,7 +150,9 @@ def fitted(
     """
     continued = resume and interrupted_run(out, recipe)
     if not continued and any(folder.is_dir() for folder in checkpoint_folders(out)):
-        log.warning("%s: an interrupted run is started anew (--resume would have gone on with it)", out)
+        same = recipe_beside(out) == recipe_key(recipe)
+        log.warning("%s: an interrupted run %s", out, "is started anew (--resume would have gone on with it)" if same else
+                    "of other arguments or data lay there; its checkpoints are removed")  # fmt: skip
     with making(out, recipe, resume=continued, keep=True) as folder:
         take_checkpoints(out, folder, continued)
         write_json(folder / "trainer" / RECIPE, recipe_key(recipe))
@@ -186,17 +189,28 @@ def new_fit(**arguments: Any) -> Any:
 
 
 def train_seeds(
-    model: str, data: Path, out: Path, options: TrainOptions | None, seeds: Sequence[int], **how: Any
-) -> list[Trained]:
+    model: str, data: Path, out: Path, options: TrainOptions | None, seeds: Sequence[int], *, resume: bool = False,
+    force: bool = False, **how: Any,
+) -> list[Trained]:  # fmt: skip
     """Train `model` once for each of `seeds`; return the runs `out`/seed-0 and so on, each a whole run with its own manifest.
 
-    Those already made are found. `how`: see `train`, which raises what it raises.
+    Those already made are found; with `force` they are made again, with `resume` too from the one that was interrupted on. `how`:
+    see `train`, which raises what it raises.
 
-    Raises BadInputError when `out` is a run itself.
+    Raises BadInputError when `out` is a run itself, UsageError for a seed that is too large.
     """
     if (out / MANIFEST).exists():
         raise BadInputError(f"{out}: a run itself; choose another --out for the runs of several seeds")
-    return [train(model, data, out / f"seed-{seed}", options, seed=seed, **how) for seed in seeds]
+    if max(seeds) >= MOST_SEEDS:
+        raise UsageError(f"--seed {seeds[0]} with {len(seeds)} seeds: the largest seed is {MOST_SEEDS - 1}")
+    runs = [out / f"seed-{seed}" for seed in seeds]
+    interrupted = (
+        next((number for number, run in enumerate(runs) if recipe_beside(run) is not None), 0) if resume else 0
+    )
+    return [
+        train(model, data, run, options, seed=seed, resume=resume, force=force and number >= interrupted, **how)
+        for number, (run, seed) in enumerate(zip(runs, seeds, strict=True))
+    ]
 
 
 def over_seeds(results: Sequence[Trained]) -> dict[str, Any]:
@@ -239,12 +253,18 @@ def interrupted_run(out: Path, recipe: Recipe) -> bool:
 
     Raises BadInputError when one of another recipe does.
     """
-    path = next((folder / RECIPE for folder in checkpoint_folders(out) if (folder / RECIPE).is_file()), None)
-    if path is None:
+    found = recipe_beside(out)
+    if found is None:
         log.info("%s: nothing to resume, starting at the first step", out)
         return False
-    if json.loads(path.read_text(encoding="utf-8")) != recipe_key(recipe):
+    if found != recipe_key(recipe):
         raise BadInputError(
             f"{out}: the interrupted run had other arguments or data; repeat those, or leave out --resume"
         )
     return True
+
+
+def recipe_beside(out: Path) -> Any:
+    """Return what `recipe_key` gave for the interrupted run beside `out`; None where there is none."""
+    path = next((folder / RECIPE for folder in checkpoint_folders(out) if (folder / RECIPE).is_file()), None)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))

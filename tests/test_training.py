@@ -388,7 +388,7 @@ def test_what_is_fitted_on_validation_is_fitted_to_the_scores_of_float32(store, 
 
 @pytest.mark.parametrize(("best", "warned"), [(0.79, True), (0.8, False), (0.9, False)])
 def test_training_that_only_made_it_worse_is_said(caplog, best, warned):
-    fit = SimpleNamespace(at_start=0.8, metric="macro_f1")
+    fit = SimpleNamespace(progress=SimpleNamespace(at_start=0.8), metric="macro_f1")
     Fit.tell_if_worse(fit, {"epochs": [{"validation_metric": 0.5}, {"validation_metric": best}]})
     assert (
         "no epoch is as good as the fitted head before training (validation macro_f1 0.8000" in caplog.text

@@ -33,7 +33,8 @@ class Progress:
     """Where a training stands within its epoch, and what it has cost.
 
     losses: of the epoch's steps; unlogged: the sum of those after step `logged_at`, the last with a line in the log; pairs,
-    seconds: what all steps have trained on and taken; started: when it would have begun had it never been interrupted.
+    seconds: what all steps have trained on and taken; at_start: the validation metric of the head before training, where it was
+    fitted; started: when it would have begun had it never been interrupted.
     """
 
     losses: list[Any] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Progress:
     logged_at: int = 0
     pairs: int = 0
     seconds: float = 0.0
+    at_start: float | None = None
     started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -127,6 +127,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
     Ctrl-C.
     """
     check_ray()
+    decode_ahead(fit["data"], fit["options"], fit["teachers"])
     with ray_running(address, workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -170,6 +171,21 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
         raised.exit_code = told["exit_code"]
         raise raised
     return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+
+
+def decode_ahead(data: Path, options: TrainOptions, teachers: Sequence[Any]) -> None:
+    """Store the pictures that every worker will read, as `labeler.pixels.stored_pixels` does: all at once they could not."""
+    from labeler.encoders.image import recorded_image_encoder
+    from labeler.pixels import stored_pixels
+    from labeler.published_towers import load_published
+    from labeler.store import Store
+
+    store = Store(data, check=False)
+    if options.finetune_image:
+        stored_pixels(store, recorded_image_encoder(store.towers["image"], data).size)
+    for teacher in teachers:
+        if getattr(teacher, "published", False):
+            stored_pixels(store, load_published(teacher.source)[0].size)
 
 
 class Asked:

@@ -6,7 +6,8 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.memory import give_back_freed_memory, keep_freed_memory
 from labeler.models import Building, Built, constant, model_module
-from labeler.pixels import stored_pixels
+from labeler.pixels import Pixels, stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
 from labeler.runs import read_json
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import METRICS, TrainOptions
+
+HEAD_PAIRS = 20_000
 
 log = logging.getLogger("labeler")
 
@@ -87,7 +90,6 @@ class Fit:
         self.teachers, self.report, self.shard = teachers, report, shard
         self.progress, self.save_seconds = Progress(), 60 * save_minutes
         self.averaged: AveragedWeights | None = None
-        self.at_start = -math.inf  # the validation metric before training, where the head has been fitted
         self.device = choose_device(device)
         refuse_idle(teachers, self.store)
         labelled_rows, validation_rows = self.store.rows_of("train"), chosen_by(self.store)
@@ -95,15 +97,15 @@ class Fit:
         self.model: Any  # one of `labeler.models`, or EndToEnd around it
         self.model, self.tokenizer = self.built(init)
         self.max_tokens = min(options.max_text_tokens, getattr(self.model, "max_text_tokens", options.max_text_tokens))
-        pixels = None
+        self.pixels: Pixels | None = None
         if options.finetune_image:
             from labeler.encoders.image import recorded_image_encoder  # no other training needs timm
 
             self.model = EndToEnd(self.model, recorded_image_encoder(self.store.towers["image"], data))
-            pixels = stored_pixels(self.store, self.model.encoder.size)
+            self.pixels = stored_pixels(self.store, self.model.encoder.size)
         self.model.to(self.device)
         self.train_pairs, self.validation_pairs = (
-            StorePairs(self.store, rows, self.tokenizer, self.max_tokens, pixels)
+            StorePairs(self.store, rows, self.tokenizer, self.max_tokens, self.pixels)
             for rows in (train_rows, validation_rows)
         )
         self.loss = TrainingLoss(options, self.task, self.store.truth(labelled_rows))
@@ -113,9 +115,12 @@ class Fit:
             self.train_pairs.soft_targets = teachers_say(
                 teachers, self.store, train_rows, options.teacher_temperature, self.device
             )
+        limited = self.max_tokens < options.max_text_tokens
+        if limited:
+            log.warning("the text encoder reads %d tokens at most, --max-text-tokens or not", self.max_tokens)
         if full := sum(length == self.max_tokens for length in self.train_pairs.lengths):
-            log.info("%d of %d texts reach %d tokens; what lies beyond is cut (--max-text-tokens)",
-                     full, len(self.train_pairs), self.max_tokens)  # fmt: skip
+            log.info("%d of %d texts reach %d tokens; what lies beyond is cut%s", full, len(self.train_pairs), self.max_tokens,
+                     "" if limited else " (--max-text-tokens)")  # fmt: skip
 
     def built(self, init: Path | None) -> Built:
         """Return the untrained model, from the run `init` where there is one, and its tokenizer."""
@@ -163,7 +168,8 @@ class Fit:
             log.info("going on from %s", checkpoint.name)
         pretraining = folder / "trainer" / "pretraining"
         if self.options.pretrain and not checkpoint:
-            pretrain(self, pretraining, resume=resume)
+            with self.every_train_pair():
+                pretrain(self, pretraining, resume=resume)
             self.interrupted = workers.from_first(self.interrupted)
             if self.interrupted:
                 return {}
@@ -191,33 +197,46 @@ class Fit:
             "sharded": self.shard,
         }
 
+    @contextmanager
+    def every_train_pair(self) -> Iterator[None]:
+        """Let the train pairs be all of the split, those that nobody has labelled too."""
+        own, rows = self.train_pairs, self.store.rows_of("train", unlabelled=True)
+        if len(rows) > len(own):
+            self.train_pairs = StorePairs(self.store, rows, self.tokenizer, self.max_tokens, self.pixels)
+        try:
+            yield
+        finally:
+            self.train_pairs = own
+
     def start_head(self) -> None:
-        """Fit the head as a linear probe on what the untrained model gives; one without `features` keeps its own."""
+        """Fit the head as a linear probe on what the untrained model gives; one without `features` keeps its own.
+
+        It is a start and no end: of more than HEAD_PAIRS pairs so many are drawn, whose features take half a gigabyte.
+        """
         model = reader(self.model)
         if not hasattr(model, "features"):
             return
-        parts, padding = (self.train_pairs, self.validation_pairs), self.tokenizer.pad_token_id
+        parts = [pairs.drawn(HEAD_PAIRS, self.seed) for pairs in (self.train_pairs, self.validation_pairs)]
+        padding = self.tokenizer.pad_token_id
         features = [model_outputs(self.model, part, padding, self.model.features, "fitting the head") for part in parts]
+        truths = [self.store.truth(part.rows) for part in parts]
         head = model.head
         with torch.no_grad():
             head.start_absence(torch.from_numpy(features[0]).to(self.device))
-            known = [self.store.labelled[part.rows] for part in parts]
-            features = [part[rows] for part, rows in zip(features, known, strict=True)]
-            truths = [self.store.truth(part.rows[rows]) for part, rows in zip(parts, known, strict=True)]
             features = [head.filled(torch.from_numpy(part).to(self.device)).cpu().numpy() for part in features]
         probe = linear_probe(self.task, features[0], truths[0], features[1], truths[1])
         probe = probe._replace(bias=probe.bias + self.loss.shift().numpy())
         head.start_from(*(torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in probe))
-        self.at_start = self.validate()[1]
-        log.info("head fitted on the untrained model: validation %s %.4f", self.metric, self.at_start)
+        self.progress.at_start = self.validate()[1]
+        log.info("head fitted on the untrained model: validation %s %.4f", self.metric, self.progress.at_start)
 
     def tell_if_worse(self, history: dict[str, Any]) -> None:
         """Warn where training has made worse what the head began with."""
         best = max((epoch["validation_metric"] for epoch in history["epochs"]), default=math.inf)
-        if best < self.at_start:
+        if self.progress.at_start is not None and best < self.progress.at_start:
             log.warning(
                 "no epoch is as good as the fitted head before training (validation %s %.4f, %.4f at best): try lower rates, "
-                "or --freeze, which trains the head alone", self.metric, self.at_start, best,
+                "or --freeze, which trains the head alone", self.metric, self.progress.at_start, best,
             )  # fmt: skip
 
     def validation_logits(self) -> np.ndarray:

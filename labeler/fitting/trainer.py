@@ -232,6 +232,11 @@ class ValidatingTrainer(PairTrainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the validation loss and metric, by the same inference path as every other stage."""
         loss, metric = self.validate()
+        if not np.isfinite(loss):  # before the epoch's checkpoint would be written
+            raise DivergedError(
+                f"the validation loss is {loss} after step {self.state.global_step}; training stopped, the last good checkpoint "
+                "is kept: try a lower --learning-rate and --new-learning-rate, or --precision fp32"
+            )
         metrics = {
             "eval_loss": loss,
             "eval_metric": metric,
