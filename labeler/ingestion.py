@@ -123,7 +123,7 @@ def ingest(
             pictures = Pictures(out, root, folder)
             digest = read_all(sources, options, pictures, collected, rejects, examine_images)
             recipe = recipe_of(sources, options, digest, seed)
-            if any(name[0] in ("mapped", "field", "refused") for name in collected.counts if isinstance(name, tuple)):
+            if collected.total or any(isinstance(name, tuple) and name[0] != "mapped" for name in collected.counts):
                 refuse_strange_names(options.fields(), collected.counts)
             if not collected.total:
                 raise BadInputError(nothing_usable(sources[0], collected.counts, rejects.codes, rejects.first))

@@ -24,6 +24,7 @@ from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.pictures.decoding import AHEAD
+from labeler.pictures.images import MISSING
 from labeler.ray_labelling import label_on_ray
 from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.remote_rows import read as read_remote
@@ -234,7 +235,7 @@ def label_rows(
     written: LineFormat, output: Shards | Stream, bar: tqdm[Any],
 ) -> None:  # fmt: skip
     """Label the rows that the output does not know yet by `label_windows`, which is called as `label_here` is."""
-    errors = 0
+    errors, told = 0, ""
     unknown = unknown_rows(rows, settings.reading, output, bar)
     first = list(islice(unknown, 1))
     if not first:
@@ -242,9 +243,14 @@ def label_rows(
     with closing(label_windows(chain(first, unknown), settings, written, WINDOW)) as windows:
         for lines in windows:
             output.publish(lines)
-            errors += sum(line.mark == ERROR for line in lines)
+            failed = [line for line in lines if line.mark == ERROR]
+            told = told or (written.error_of(failed[0]) if failed else "")
+            errors += len(failed)
             bar.set_postfix(errors=errors, refresh=False)
             bar.update(len(lines))
+    if told:
+        lost = "no such file" in told and not settings.reading.allow_missing
+        log.warning("the first of the items with an error: %s%s", told, MISSING if lost else "")
 
 
 def unknown_rows(

@@ -61,6 +61,12 @@ class LineFormat:
         row = [neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]
         return Line(whole(table_row(row)), mark)
 
+    def error_of(self, line: Line) -> str:
+        """Return what a written line says went wrong; "" where nothing did."""
+        if self.form == "csv":
+            return next(csv.reader([line.text]))[COLUMNS.index("error")]
+        return json.loads(line.text)["error"] or ""
+
     def identify(self, line: bytes) -> int:
         """Return 64 bits that say by a written line of which item it is: its id."""
         if self.form == "csv":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "split": ("split",),
     "group": ("group",),
 }
+SEPARATING = re.compile(r"[\s-]+")  # `File Name` is `file_name`
 MAX_SHOWN = 200  # characters of an id that is refused
 MAX_NAMED = 12  # labels of a chain that an error names
 
@@ -239,10 +241,13 @@ def find_field(names: Collection[str], ours: str, mapping: Mapping[str, str]) ->
     """Return the name that stands for our field among `names`, or None."""
     if ours in mapping:
         return field_called(names, mapping[ours]) or mapping[ours]
-    if (found := next((name for name in ALIASES[ours] if name in names), None)) is not None:
-        return found
-    folded = {name.strip().casefold(): name for name in names}
-    return next((folded[name.casefold()] for name in ALIASES[ours] if name.casefold() in folded), None)
+    folded = {SEPARATING.sub("_", name.strip().casefold()): name for name in names}
+    for alias in ALIASES[ours]:
+        if alias in names:
+            return alias
+        if alias.casefold() in folded:
+            return folded[alias.casefold()]
+    return None
 
 
 def field_called(names: Collection[str], wanted: str) -> str | None:

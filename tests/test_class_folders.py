@@ -145,7 +145,7 @@ def test_a_folder_without_labels_is_told_of_class_folders(tmp_path):
     write(tmp_path, "photos/joy/1.jpg")
     write(tmp_path, "photos/anger/1.jpg")
     with pytest.raises(
-        BadInputError, match=r"Is the label the sub-folder's name, such as 'anger'\? --format class-folders"
+        BadInputError, match=r"Are the labels the sub-folders' names \(anger, joy\)\? --format class-folders"
     ):
         ingest([tmp_path / "photos"], tmp_path / "out")
     write(tmp_path, "flat/1.jpg")

@@ -229,14 +229,14 @@ def test_a_folder_gives_pictures_with_their_sidecars(tmp_path):
 
 def test_files_that_lie_about_in_a_folder_are_passed_over_and_said(tmp_path, caplog):
     strays = ["Thumbs.db", "a.docx", "desktop.ini", "sub/README.md", "sub/a.AAE", "sub/b.xmp", "sub/c.zip"]
-    kept = ["b.heic", "holiday.2024", "plain", "sub/d.JPG", "sub/e.csv"]
-    for name in (*strays, *kept, ".DS_Store", "sub/._d.JPG"):
+    kept = ["b.heic", "holiday.2024", "plain", "sub/d.JPG"]
+    for name in (*strays, *kept, "sub/e.csv", ".DS_Store", "sub/._d.JPG"):
         write(tmp_path, name, b"x")
     write(tmp_path, "sub/README.txt", "of no picture")
     with caplog.at_level("INFO", "labeler"):
         rows, rejects = read(tmp_path)
     assert sorted(row["id"] for row in rows) == sorted([*kept, "sub/README.txt"])
-    assert rejects == []
+    assert [(reject.id, reject.code) for reject in rejects] == [("sub/e.csv", "image-unreadable")]
     said = "7 files that are no pictures or texts passed over: Thumbs.db, a.docx, desktop.ini, sub/README.md, sub/a.AAE, ..."
     assert caplog.messages == [f"{tmp_path}: {said}"]
 

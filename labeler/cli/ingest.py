@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ FORMATS = (
 )  # labeler.sources.FORMATS, which --help need not load
 
 
+MOST_TOLD = 8  # labels whose numbers are printed
 MOST_ALIKE = 3  # sets of labels that a warning names
 FEW = 20  # rows of a split that say next to nothing
 USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell how good a model is"}
@@ -117,6 +119,7 @@ def command(
         + (f" ({reasons})" if reasons else ""),
         f"  splits ({profile['split']}): {sizes}; {profile['joined_rows']} rows share a picture, text or group with another",
     ]
+    lines += told_labels(profile)
     if profile["python_literal_lines"]:
         lines.append(f"  {profile['python_literal_lines']} lines were Python literals, not JSON; read safely")
     lines += [f"  {count} rows were not UTF-8, read as {name} (--encoding names another)"
@@ -133,6 +136,7 @@ def command(
     lines += rare + warnings_of(profile, rare=bool(rare))
     lines += alike_labels(profile)
     lines += joint_labels(profile) if given["task"] != "single" else []
+    lines += other_labels(profile) if given["label"] is None else []
     if profile["leaked_rows"]:
         lines.append(
             f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
@@ -193,11 +197,50 @@ def alike_labels(profile: dict[str, Any]) -> list[str]:
 
 
 def joint_labels(profile: dict[str, Any]) -> list[str]:
-    """Return a warning where labels look like several in one string that nothing has taken apart."""
+    """Return a warning where labels look like several in one string that nothing has taken apart.
+
+    They do where most of them hold a comma or semicolon, or where one holds another: `anger, surprise` beside `anger`.
+    """
     names = list(dict.fromkeys(name for labels in profile["labels"].values() for name in labels))
     sign = max(",;", key=lambda sign: sum(sign in name for name in names))
     joint = [name for name in names if sign in name]
-    if profile["labels_together"] or 2 * len(joint) <= len(names):
+    alone = {name.casefold() for name in names}
+    made = [name for name in joint if any(part.strip().casefold() in alone for part in name.split(sign))]
+    if profile["labels_together"] or not (made or 2 * len(joint) > len(names)):
         return []
-    share = f"{len(joint)} of {len(names)}"
-    return [f"  warning: {share} labels look like several each, such as {joint[0]!r}: --label-separator '{sign}'?"]
+    share, example = f"{len(joint)} of {len(names)}", (made or joint)[0]
+    return [f"  warning: {share} labels look like several each, such as {example!r}: --label-separator '{sign}'?"]
+
+
+def other_labels(profile: dict[str, Any]) -> list[str]:
+    """Return a warning where labels could have been taken from another field too."""
+    from labeler.records import find_field
+    from labeler.values import shown_names
+
+    unused, found = list(profile["unused_fields"]), []
+    while name := find_field(unused, "labels", {}):
+        unused.remove(name)
+        found.append(name)
+    if not found:
+        return []
+    return [
+        f"  warning: fields that may hold labels too, and were not read: {shown_names(found)}: --label FIELD takes one"
+    ]
+
+
+def told_labels(profile: dict[str, Any]) -> list[str]:
+    """Return what the kept rows are made of: how many have which label, a picture, a text."""
+    counts = Counter[str]()
+    for labels in profile["labels"].values():
+        counts.update(labels)
+    shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(MOST_TOLD))
+    more = f" and {len(counts) - MOST_TOLD} more" if len(counts) > MOST_TOLD else ""
+    kind = {"single": "one a row", "multi": "several a row"}[profile["task"]]
+    texts, images, both = profile["without_image"], profile["without_text"], profile["kept"]
+    parts = [
+        (both - texts - images, "with picture and text"),
+        (images, "with a picture alone"),
+        (texts, "with a text alone"),
+    ]
+    rows = ", ".join(f"{count} {what}" for count, what in parts if count)
+    return [*([f"  labels ({kind}): {shown}{more}"] if counts else []), f"  rows: {rows}"]

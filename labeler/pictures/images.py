@@ -33,6 +33,9 @@ BEGINNINGS = [(re.compile(beginning, re.DOTALL), suffix) for beginning, suffix i
     (rb"II\*\0|MM\0\*", ".tif"), (rb"....ftypavi[fs]", ".avif"), (PHOTO.pattern, ".heic"),
     (rb"....ftyp", ".mp4"), (rb"\x1aE\xdf\xa3", ".mkv"), (rb"RIFF....AVI ", ".avi"),
 )]  # fmt: skip
+# what helps where a picture is not where its row says
+MISSING = ". --image-folder DIR says where pictures lie; --allow-missing-image reads the texts without them"
+ADDRESS = re.compile(r"(^|/)(https?|ftp|s3|gs):/")
 FRAME = re.compile(r"(.+)#frame=([1-9]\d{0,5})of([1-9]\d{0,5})", re.DOTALL)
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
@@ -163,7 +166,8 @@ def read_image_file(path: Path | str) -> bytes:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
         descriptor = os.open(frame_of(path)[0], os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise ImageError("image-missing", f"{path}: no such file") from None
+        far = "; pictures are not fetched from the web" if ADDRESS.search(str(path)) else ""
+        raise ImageError("image-missing", f"{path}: no such file{far}") from None
     except OSError as error:
         raise ImageError("image-unreadable", f"{path}: {error.strerror}") from None
     status = os.fstat(descriptor)

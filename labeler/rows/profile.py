@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from labeler.errors import UsageError
+from labeler.pictures.images import MISSING
 from labeler.records import LabelSet, Reject
 from labeler.rows.chunks import FIXED, Columns
 from labeler.rows.collecting import Records
@@ -66,8 +67,11 @@ def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], fi
     if fields:
         text += f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
     if rejects["label-missing"] and source.is_dir() and (classes := with_pictures(source)):
-        text += f". Is the label the sub-folder's name, such as {classes[0].name!r}? --format class-folders takes it"
-    return text
+        text += (
+            f". Are the labels the sub-folders' names ({shown_names([path.name for path in classes])})? --format class-folders "
+            "takes those; else a metadata.jsonl gives each picture its label"
+        )
+    return text + (MISSING if rejects["image-missing"] else "")
 
 
 def none_kept(rows: int, rejects: Counter[str], first: Reject | None) -> str:
@@ -80,7 +84,8 @@ def none_kept(rows: int, rejects: Counter[str], first: Reject | None) -> str:
 
 def left_out(rejects: Counter[str], first: Reject | None) -> str:
     """Return how many rows were rejected for what, and why the `first` was, as the end of a sentence."""
-    return f" ({dict(rejects)})" + (f"; the first{',' if first.line else ':'} {first.told}" if first else "")
+    codes = ", ".join(f"{code} {count}" for code, count in rejects.most_common())
+    return f" ({codes})" + (f"; the first{',' if first.line else ':'} {first.told}" if first else "")
 
 
 def other_fields(counts: Counter[Any]) -> str:

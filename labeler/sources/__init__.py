@@ -21,6 +21,7 @@ SUFFIXES = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
+SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,12 @@ def named_format(place: str) -> str:
         return SUFFIXES[suffix]
     if suffix in folder.PICTURES:
         return "picture"
-    raise BadInputError(f"{place}: unknown format {suffix!r}; expected {', '.join(SUFFIXES)}, a picture or a folder")
+    hint = "; a table of text is read by --format csv" if suffix == ".txt" else ""
+    if suffix in SPREADSHEETS:
+        hint = "; save the sheet as CSV UTF-8"
+    raise BadInputError(
+        f"{place}: unknown format {suffix!r}; expected {', '.join(SUFFIXES)}, a picture or a folder{hint}"
+    )
 
 
 def image_root(path: Path, image_folder: Path | None = None) -> Path:

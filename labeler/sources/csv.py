@@ -12,6 +12,7 @@ from labeler.errors import BadInputError
 from labeler.records import Reject, Row
 from labeler.sources.text import EncodingError, encoding_note, file_encoding
 
+UNNAMED = "column {} (no name)"
 MAX_CELL = 1 << 24  # characters; what is behind a quote that is never closed is held in memory until then
 csv.field_size_limit(MAX_CELL)
 BEGINNING = 1 << 16  # characters that show how a table is written
@@ -103,11 +104,16 @@ def damaged(lines: list[str], separator: str, skip: bool) -> int:
 
 
 def header(path: Path, names: list[str]) -> list[str]:
-    """Return the columns' names without blanks around them; raises BadInputError where there are none or one stands twice."""
+    """Return the columns' names without blanks around them; raises BadInputError where there are none or one stands twice.
+
+    Of several columns without a name, which spreadsheets write where a cell was once used, each is called by its place.
+    """
     names = [name.strip() for name in names]
+    if names.count("") > 1:
+        names = [name or UNNAMED.format(place) for place, name in enumerate(names, 1)]
     twice = next((name for name in names if names.count(name) > 1), None)
-    if not names or twice is not None:
-        found = "no header line" if not names else f"the column {twice!r} stands twice in the header"
+    if not any(names) or twice is not None:
+        found = "no header line" if not any(names) else f"the column {twice!r} stands twice in the header"
         raise BadInputError(f"{path}: {found}; give every column a name of its own")
     return names
 
@@ -144,7 +150,7 @@ def read_rows(path: Path, names: list[str], table: Table, notes: tuple[str, ...]
 
     Where a quote stands open over several lines and what is in it is no row, each of the lines is a reject.
     """
-    number = 1
+    number, unnamed = 1, {UNNAMED.format(place) for place in range(1, len(names) + 1)} & set(names)
     while True:
         error, cells = "", None
         try:
@@ -160,6 +166,7 @@ def read_rows(path: Path, names: list[str], table: Table, notes: tuple[str, ...]
         if cells is None and not error:
             return
         if cells is not None and (not cells or (is_blank(cells) and len(names) > 1)):
+            number += len(cells) > 1  # a row of a spreadsheet, if an empty one
             continue
         merged = len(table.lines) if error else table.swallowed(names)
         for _ in range(merged):
@@ -173,7 +180,11 @@ def read_rows(path: Path, names: list[str], table: Table, notes: tuple[str, ...]
             message = "not UTF-8, as other rows are; convert it, or name the file's encoding with --encoding"
             yield Reject(str(path), number, None, "not-utf8", message)
         elif len(cells) == len(names):
-            yield Row(str(path), number, dict(zip(names, cells, strict=True)), notes)
+            fields = dict(zip(names, cells, strict=True))
+            for name in unnamed:
+                if not fields[name].strip():
+                    del fields[name]
+            yield Row(str(path), number, fields, notes)
         else:
             message = f"{len(cells)} cells, the header has {len(names)}; is a separator or a quote missing?"
             yield Reject(str(path), number, None, "cell-count", message)
@@ -181,4 +192,4 @@ def read_rows(path: Path, names: list[str], table: Table, notes: tuple[str, ...]
 
 def is_blank(cells: list[str]) -> bool:
     """Return whether a line holds nothing but blanks."""
-    return len(cells) < 2 and not "".join(cells).strip()
+    return not "".join(cells).strip()

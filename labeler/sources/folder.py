@@ -25,6 +25,8 @@ MEANT = re.compile(
     r"\.(jpe?g|jpe|jfif|jp2|jxl|png|webp|gif|bmp|tiff?|hei[cf]|avif|svg|ico|psd|tga|p[pgn]m|raw|dng|nef|arw|cr[23]|orf|rw2|"
     r"mp4|m4v|mov|webm|mkv|avi|mpe?g|wmv|flv|3gp|mts|ogv|txt|csv|tsv|jsonl?|ndjson|parquet)"
 )
+TABLE = re.compile(r"\.(csv|tsv|jsonl?|ndjson|parquet)$", re.IGNORECASE)
+FOLDER = "folder"  # a field of rows that is there where it is asked for, as by --group-by
 SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")  # others belong to the name: `holiday.2024`
 SHOWN = 5
 
@@ -254,7 +256,11 @@ def text_row(
 ) -> Row | Reject:
     """Return the row of a pair; `read` gives the bytes of its text, as `read_sidecar` does; `mapping`: what fields are called."""
     line, image, sidecar = entry
-    name = (image or sidecar).relative_to(root).as_posix()
+    place = (image or sidecar).relative_to(root)
+    name = place.as_posix()
+    if image is not None and TABLE.search(name):
+        message = f"{name}: no picture; name a table as a source of its own, or put what it says into a {METADATA}"
+        return Reject(str(root), line, name, "image-unreadable", message)
     try:
         data = read(root, sidecar)
         if data is not None and len(data) > MAX_SIDECAR_BYTES:
@@ -264,4 +270,6 @@ def text_row(
         return Reject(str(root), line, name, "text-unreadable", f"{sidecar.name}: {error}")
     values = {"id": name, "image": name if image else None, "text": text and text.strip()}
     fields = {(mapping or {}).get(key, key): value for key, value in values.items()}
+    if FOLDER in (mapping or {}).values() and place.parent.parts:
+        fields[FOLDER] = place.parent.as_posix()
     return Row(str(root), line, fields, encoding_note(found, encoding))
