@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from labeler.artifacts import make_parent, sha256_bytes, write_json, write_text
 from labeler.errors import BadInputError, UsageError
-from labeler.pictures.images import frame_of, spelt
+from labeler.pictures.images import VIDEOS, frame_of, spelt
 from labeler.records import Record, Task, read_label_set
 from labeler.replacing import refuse_to_replace
 from labeler.sources import image_root
@@ -101,6 +101,11 @@ def export_tasks(source: Path, out: Path, *, image_folder: str = "", force: bool
     labels, task = choose_labels(path, kept)
     objects = [name for name in ("image", "text") if any(getattr(item, name) for item in kept)]
     tasks = [task_of(item, objects, image_folder) for item in kept]
+    if films := sum(frame_of(item.image or "")[0].suffix.lower() in VIDEOS for item in kept):
+        log.warning(
+            "%d items are frames of videos: their tasks lead to the video, which Label Studio shows no picture of",
+            films,
+        )
     view = interface_xml(labels, task, objects)
     if not force:
         refuse_to_replace(out, lambda file: are_tasks(read_text(file), tasks), "export-tasks")
@@ -221,6 +226,7 @@ def task_of(item: Prediction | Record, objects: Sequence[str], image_folder: str
     if item.image:
         # a prediction has a name as its table has it, which may have been written on Windows; a record has a path
         name = item.image.replace("\\", "/") if isinstance(item, Prediction) else item.image
+        name = os.fspath(frame_of(name)[0])  # a frame is in no file of its own
         path = f"{image_folder.strip('/')}/{name}".lstrip("/")
         data["image"] = f"/data/local-files/?d={quote(path)}" if is_path(item.image) else item.image
     chosen = item.labels or () if isinstance(item, Record) else item.chosen

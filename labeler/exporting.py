@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 LARGEST_DIFFERENCE = 1e-3  # of a float32 export's scores to PyTorch's
+MEASURED = 5000  # of validation pairs, on which accuracy is measured: their pictures are held in memory, 150 KB each
+AT_ONCE = 512  # pairs whose visual tokens are held in memory
 CHECKED = 256  # pairs that a float32 export is checked on
 CALIBRATED = 128  # pictures that the ranges of int8 are taken from
 KEPT = "export"  # the folder inside a run in which `predict` keeps an export of its own
@@ -80,7 +82,8 @@ def export(
 
     With `int8` the image tower computes in 8 bits, its ranges those of validation pictures; with `visual_tokens` its grid is
     averaged to so many. Either changes scores, and needs the store `data` that the run was trained on: accuracy is measured on
-    all its validation pairs. Otherwise the export is checked on some of them where `data` is given, else on made ones.
+    its validation pairs, 5,000 of them at most. Otherwise the export is checked on some of them where `data` is given, else on
+    made ones.
 
     Raises LabelerError, and writes nothing, for a detector as image tower, and when scores differ from PyTorch's by more than
     0.001, or with either of these when accuracy (mean average precision for several labels a row) on the validation split
@@ -105,7 +108,7 @@ def export(
     native: Any = open_engine(Choice(run), "cpu")
     with making(out, recipe) as folder:
         write_files(native, folder, visual_tokens)
-        checked = made_pairs(native) if data is None else validation_pairs(native, data, CHECKED if exact else None)
+        checked = made_pairs(native) if data is None else validation_pairs(native, data, CHECKED if exact else MEASURED)
         if int8:
             from labeler.quantizing import quantize_tower
 
@@ -147,7 +150,7 @@ def write_files(native: Native, folder: Path, visual_tokens: int | None = None) 
             shutil.copyfile(run.folder / name, folder / name)
 
 
-def validation_pairs(native: Native, data: Path, most: int | None) -> Checked:
+def validation_pairs(native: Native, data: Path, most: int) -> Checked:
     """Return the validation pairs of the store `data`, at most `most`, their pictures as `predict` reads them.
 
     Raises BadInputError when the store is not the run's, or the records or pictures that it was made of have changed.
@@ -235,7 +238,9 @@ def timed(engine: Engine, items: Sequence[Item]) -> tuple[np.ndarray, float]:
     """Return scores [N, L] and the seconds that they took, after a few that do not count."""
     engine.logits(items[:8], 8)
     started = time.perf_counter()
-    values = engine.logits(items, 32)
+    values = np.concatenate(
+        [engine.logits(items[start : start + AT_ONCE], 32) for start in range(0, len(items), AT_ONCE)]
+    )
     seconds = time.perf_counter() - started
     return scores_of(engine.rule.label_set.task, values, engine.rule.temperature), seconds
 
@@ -297,13 +302,14 @@ def choose_engine(
         refuse_other_device(device, "an export")
         return choose_way(model, runtime, precision)
     read_manifest(model, "train")
-    if runtime == "native" or (runtime == "auto" and not worth(model, device, many)):
+    asked = runtime != "auto" or precision not in ("auto", "fp32")  # for what PyTorch is not
+    if runtime == "native" or not (asked or worth(model, device, many)):
         if precision not in ("auto", "fp32"):
             raise UsageError(
                 f"--precision {precision}: PyTorch labels in float32; {precision} needs --runtime openvino"
             )
         return Choice(model)
-    refuse_other_device(device, f"--runtime {runtime}")
+    refuse_other_device(device, f"--runtime {runtime}" if runtime != "auto" else f"--precision {precision}")
     try:
         try:
             return choose_way(own_export(model), runtime, precision)

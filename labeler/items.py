@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from labeler.pictures.decoding import AHEAD, prepare_images
 from labeler.pictures.images import ImageError, check_size, frame_of, resolve_image, spelt
-from labeler.records import Record, Reject, Remote, Row, field_called, record_from
+from labeler.records import Record, Reject, Remote, Row, field_called, pair_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root
 from labeler.values import RowError, jsonable
@@ -140,7 +140,7 @@ def carried(row: Row | Reject, how: ItemReading) -> dict[str, Any]:
 def read_record(row: Row, mapping: dict[str, str]) -> Item:
     """Return the row as an item without its picture; an error in place of an exception."""
     try:
-        return Item(record_from(row, mapping, labelled=False))
+        return Item(pair_from(row, mapping))
     except RowError as error:
         return Item(unusable(row), error=str(error))
 

@@ -341,4 +341,5 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
     how = ItemReading({}, allow_outside=True)
     labeller = Labeller(Settings(run.folder, rule_of(run), how, batch_size=batch_size), Native(run))
     with closing(read_items(rows, how, labeller.engine.size)) as items:
-        return list(labeller(list(items)))
+        windows = iter(lambda: list(islice(items, WINDOW)), [])
+        return [line for window in windows for line in labeller(window)]

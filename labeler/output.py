@@ -54,7 +54,7 @@ class LineFormat:
         mark = ERROR if line["error"] is not None else REVIEW if line.get("review") else PLAIN
         if self.form != "csv":
             return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
-        cells = [line["id"], line["image"], line["text"], "|".join(line["labels"]), line["model"], line["error"]]
+        cells = [line["id"], line["image"], line["text"], joined(line["labels"]), line["model"], line["error"]]
         cells += [str(value).lower() if isinstance(value := line[name], bool) else value for name in self.extra]
         cells += [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
                   for name in self.carried]  # fmt: skip
@@ -78,6 +78,11 @@ class LineFormat:
 def whole(text: str) -> str:
     """Return the text as a file can carry it: half a surrogate pair, as names that are not UTF-8 have, becomes a `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def joined(labels: Sequence[str]) -> str:
+    """Return labels as one cell, which `labeler ingest` takes apart again: `a|b`, or JSON where one of them holds a `|`."""
+    return json.dumps(list(labels), ensure_ascii=False) if any("|" in name for name in labels) else "|".join(labels)
 
 
 def table_row(cells: Sequence[Any]) -> str:

@@ -50,7 +50,7 @@ def label_on_ray(
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        for windows in rounds(rows, window):
+        for windows in rounds(rows, window, 2 * count):
             done = ray.data.from_items(windows, override_num_blocks=len(windows)).map_batches(
                 Worker, fn_constructor_args=(settings, written, os.getcwd()), batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(count, len(windows))), **resources,
@@ -59,13 +59,16 @@ def label_on_ray(
                 yield lines_in(row)
 
 
-def rounds(rows: Iterable[Row | Reject], window: int) -> Iterator[list[dict[str, bytes]]]:
-    """Yield windows of rows, as many at a time as are about ROUND bytes: what is handed to Ray is held in memory."""
+def rounds(rows: Iterable[Row | Reject], window: int, least: int = 1) -> Iterator[list[dict[str, bytes]]]:
+    """Yield windows of rows, as many at a time as are about ROUND bytes, and `least`: what Ray is given is held in memory.
+
+    Workers open the model anew for each round, and rows may bring their pictures: then a window alone is ROUND bytes.
+    """
     rows, held, size = iter(rows), [], 0
     while chunk := list(islice(rows, window)):
         held.append({"rows": pickle.dumps(chunk)})
         size += len(held[-1]["rows"])
-        if size >= ROUND:
+        if size >= ROUND and len(held) >= least:
             yield held
             held, size = [], 0
     if held:

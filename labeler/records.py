@@ -190,6 +190,15 @@ def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, 
     return Record(**fields | {"id": fields["id"] or borrowed_id(row, fields["image"])})
 
 
+def pair_from(row: Row, mapping: Mapping[str, str]) -> Record:
+    """Return the record of a row that is to be labelled: its id, image and text; whatever else it holds is not looked at.
+
+    Raises RowError where one of these cannot be used, or it has neither an image nor a text.
+    """
+    fields = pair_fields(row, named_fields(tuple(row.fields), tuple(mapping.items())))
+    return Record(**fields | {"id": fields["id"] or borrowed_id(row, fields["image"])}, labels=None)
+
+
 class FieldNames(NamedTuple):
     """What our fields are called in a row, None for those that it lacks, and the names that are none of ours."""
 
@@ -216,11 +225,7 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     """
     fields = row.fields
     get = fields.get  # a name that is None is no field's
-    image = None if (value := get(names.image)) is None else clean_path(value)  # type: ignore[arg-type]
-    text = None if (value := get(names.text)) is None else clean_text(value, "text")  # type: ignore[arg-type]
-    if image is None and text is None and row.picture is None:
-        raise RowError("empty", "neither an image nor a text")
-    identity = clean_text(get(names.id), "id") or None  # type: ignore[arg-type]
+    pair = pair_fields(row, names)
     labels = parse_labels(get(names.labels), separator)  # type: ignore[arg-type]
     if labelled and labels is None:
         expected = names.labels or f"one of {', '.join(ALIASES['labels'])}"
@@ -228,8 +233,17 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     split = None if (value := get(names.split)) is None else parse_split(value)  # type: ignore[arg-type]
     group = None if (value := get(names.group)) is None else clean_text(value, "group")  # type: ignore[arg-type]
     meta = jsonable({name: fields[name] for name in names.others}) if names.others else {}
-    return {"id": identity, "image": image, "text": text, "labels": labels, "split": split, "group": group,
-            "meta": meta}  # fmt: skip
+    return pair | {"labels": labels, "split": split, "group": group, "meta": meta}
+
+
+def pair_fields(row: Row, names: FieldNames) -> dict[str, Any]:
+    """Return id, image and text of a row, None for those that it does not give; raises RowError where it is no pair."""
+    get = row.fields.get
+    image = None if (value := get(names.image)) is None else clean_path(value)  # type: ignore[arg-type]
+    text = None if (value := get(names.text)) is None else clean_text(value, "text")  # type: ignore[arg-type]
+    if image is None and text is None and row.picture is None:
+        raise RowError("empty", "neither an image nor a text")
+    return {"id": clean_text(get(names.id), "id") or None, "image": image, "text": text}  # type: ignore[arg-type]
 
 
 def borrowed_id(row: Row, image: str | None) -> str:

@@ -45,6 +45,10 @@ from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_ru
 log = logging.getLogger("labeler")
 NO_BASELINES = "there are no baselines: the store that it was trained on is not there any more, or holds other features"
 PROMISES = (0.8, 0.9, 0.95, 0.99)
+SEEN = {
+    "train": "it was trained on these rows",
+    "validation": "its epoch, temperature and thresholds were chosen by these rows",
+}
 
 
 class ZeroShotOptions(NamedTuple):
@@ -111,7 +115,10 @@ def evaluate(
     fitted_on = learned_from(store, run, trained)
     baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
-        predictions, figures = measure_run(opened, store, split, batch_size, () if zero_shot else PROMISES)
+        unseen = split == "test" or trained["inputs"][0]["sha256"] != store.sha256
+        predictions, figures = measure_run(
+            opened, store, split, batch_size, PROMISES if unseen and not zero_shot else ()
+        )
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         metrics = describe(opened, store, split, trained) | figures | {"aim": str(aim) if aim else None}
         metrics["baselines"] = taken_over(baselines, folder) if baselines else []
@@ -142,6 +149,9 @@ def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, s
         metrics["data"]["caution"] = note
         metrics["data"]["trained_on_it"] = False
         notes.append(note)
+    elif split != "test":
+        metrics["data"]["caution"] = f"{SEEN[split]}: these are no figures of rows that it has not seen"
+        notes.append(metrics["data"]["caution"])
     if fitted_on is not store:
         notes.append(f"the baselines learned from {fitted_on.folder}" if fitted_on else NO_BASELINES)
     metrics["notes"] = [*metrics["notes"], *notes]

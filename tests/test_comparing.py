@@ -152,8 +152,11 @@ def test_holm_is_statsmodels():
     random = np.random.default_rng(0)
     for count in (1, 2, 5, 15):
         given = np.round(random.random(count) ** 3, 2)  # with ties
-        assert holm(given.tolist()) == pytest.approx(multipletests(given, method="holm")[1])
-    assert holm([]) == []
+        corrected, factors = holm(given.tolist())
+        assert corrected == pytest.approx(multipletests(given, method="holm")[1])
+        assert sorted(factors) == list(range(1, count + 1))
+        assert factors[int(np.argmin(given))] == count
+    assert holm([]) == ([], [])
 
 
 def test_mcnemar_is_statsmodels():
@@ -191,6 +194,19 @@ def test_a_family_is_harder_to_convince_than_a_pair():
     assert family[0]["p_holm"] == pytest.approx(0.06)
 
 
+def test_rows_needed_by_a_family_are_more_than_there_are():
+    a = np.ones(1000, dtype=bool)
+    b = a.copy()
+    a[:48], b[48:70] = False, False
+    pair = compare("single", of_right(a), of_right(b))
+    assert pair["verdict"] == "better"
+    family = [pair, *(dict(pair) | {"p": 0.5} for _ in range(20))]
+    judge(family)
+    assert 0.05 < pair["p_holm"] < 0.06
+    assert pair["verdict"] == "cannot tell"
+    assert 1500 < pair["rows_needed"] < 1900  # 860 where nothing else were tested
+
+
 def test_rows_needed_are_enough_in_four_of_five_cases():
     random = np.random.default_rng(1)
     a, b = random.random(300) < 0.70, random.random(300) < 0.74
@@ -209,7 +225,7 @@ def test_no_number_of_rows_tells_no_difference():
     assert rows_needed({"n": 100, "delta_accuracy": 0.0, "ci95": [-0.1, 0.1], "standard_error": 0.05}) is None
     assert rows_needed({"n": 100, "delta_accuracy": 0.1, "ci95": None, "standard_error": None}) is None
     few = {"n": 7, "delta_accuracy": 0.43, "standard_error": 0.15}
-    assert rows_needed(few | {"p": 0.004}) == 7
+    assert rows_needed(few | {"p": 0.004}) == 8
     assert 250 < rows_needed(few | {"p": 0.656}) < 300, (
         "what an exact test of seven rows cannot tell, ten cannot either"
     )

@@ -89,6 +89,7 @@ def test_rows_are_handed_over_a_bounded_number_of_bytes_at_a_time():
     found = [len(windows) for windows in rounds(rows, 2)]
     assert sum(found) == 12
     assert max(found) == 3
+    assert [len(windows) for windows in rounds(rows, 2, 5)] == [5, 5, 2]  # work for all, where one alone fills a round
     assert list(rounds([], 2)) == []
 
 

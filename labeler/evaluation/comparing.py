@@ -74,16 +74,18 @@ def judge(comparisons: list[dict[str, Any]]) -> None:
     is one in at most 5 % of cases. The verdict on b is "better" or "worse" when the interval excludes 0 and `p_holm` < 0.05; else
     "cannot tell".
     """
-    for found, p in zip(comparisons, holm([found["p"] for found in comparisons]), strict=True):
+    corrected, factors = holm([found["p"] for found in comparisons])
+    for found, p, factor in zip(comparisons, corrected, factors, strict=True):
         bounds, found["p_holm"] = found["ci95"], p
         told = bounds is not None and not bounds[0] <= 0 <= bounds[1] and p < ALPHA
         found["verdict"] = ("better" if bounds[0] > 0 else "worse") if told else "cannot tell"
-        found["rows_needed"] = None if told else rows_needed(found)
+        found["rows_needed"] = None if told else rows_needed(found, factor)
 
 
-def rows_needed(found: dict[str, Any]) -> int | None:
+def rows_needed(found: dict[str, Any], factor: int = 1) -> int | None:
     """Return how many rows would tell a difference of the size found, in four of five cases; None where it is 0 or unknown.
 
+    `factor` is what its p is multiplied by, for the other pairs that are tested. In any case it is more than there are already.
     From the standard error, which falls with the square root of the rows, or from `p` where that says more: of a few rows the
     exact test is less sure than the bootstrap.
     """
@@ -91,17 +93,21 @@ def rows_needed(found: dict[str, Any]) -> int | None:
     if not delta or not found["standard_error"] or found["p"] >= 1:
         return None
     errors = min(abs(delta) / found["standard_error"], scipy.stats.norm.isf(found["p"] / 2))
-    wanted = scipy.stats.norm.ppf(1 - ALPHA / 2) + scipy.stats.norm.ppf(POWER)
-    return math.ceil(found["n"] * (wanted / errors) ** 2)
+    wanted = scipy.stats.norm.isf(ALPHA / factor / 2) + scipy.stats.norm.ppf(POWER)
+    return max(found["n"] + 1, math.ceil(found["n"] * (wanted / errors) ** 2))
 
 
-def holm(p_values: list[float]) -> list[float]:
-    """Return each p corrected for all of them: the k-th smallest of m times m - k + 1, never below a smaller one's, at most 1."""
-    corrected, highest = [1.0] * len(p_values), 0.0
+def holm(p_values: list[float]) -> tuple[list[float], list[int]]:
+    """Return each p corrected for all of them, and its factor.
+
+    The k-th smallest of m is multiplied by m - k + 1; what comes of it is never below a smaller one's, and at most 1.
+    """
+    corrected, factors, highest = [1.0] * len(p_values), [1] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        factors[index] = len(p_values) - place
+        highest = max(highest, min(1.0, factors[index] * p_values[index]))
         corrected[index] = highest
-    return corrected
+    return corrected, factors
 
 
 def _first_difference(a: Predictions, b: Predictions) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import combinations
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -112,11 +113,7 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
         "task": task,
         "models": [_row(task, figures, model) for model in models],
         "comparisons": comparisons,
-        "cautions": [
-            f"{model.name}: {model.metrics['data']['caution']}."
-            for model in models
-            if not model.baseline and "caution" in model.metrics["data"]
-        ],
+        "cautions": cautions(models),
         "seeds": (seeds := _seeds(figures, models)),
         "seed_comparisons": _compare_seeds(task, seeds, drawn, first["n"]),
     }
@@ -218,6 +215,21 @@ def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
     turned = {"better": "worse", "worse": "better"}.get(found["verdict"], found["verdict"])
     bounds = found["ci95"] and [-found["ci95"][1], -found["ci95"][0]]
     return result | {"delta": -found[key], "ci95": bounds, "verdict": turned}
+
+
+def cautions(models: Sequence[Any]) -> list[str]:
+    """Return what is to be known of some models' figures before they are compared."""
+    own = [model for model in models if not model.baseline]
+    lines = [
+        f"{model.name}: {model.metrics['data']['caution']}." for model in own if "caution" in model.metrics["data"]
+    ]
+    aims = {model.name: model.metrics.get("aim") or "f1" for model in own}
+    if len(set(aims.values())) > 1:
+        told = ", ".join(f"{name} {aim}" for name, aim in aims.items())
+        lines.append(
+            f"Thresholds were fitted for different aims ({told}): what hangs on them, F1 first, cannot be compared."
+        )
+    return lines
 
 
 def answer(comparison: dict[str, Any]) -> str:
