@@ -309,14 +309,16 @@ def refuse_foreign(folder: Path, stage: str | None) -> None:
         return
     if folder.is_dir() and (folder / MANIFEST).is_file():
         try:
-            made_by = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["stage"]
-        except (OSError, ValueError, KeyError, TypeError):
+            found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # damaged
             return
-        if made_by != stage:
+        made_by = found.get("stage") if isinstance(found, dict) and "content_sha256" in found else None
+        if made_by and made_by == stage:
+            return
+        if made_by:
             raise BadInputError(
                 f"{folder}: made by `labeler {made_by}`, and `labeler {stage}` would replace it; choose another --out"
             )
-        return
     if not folder.is_dir() or any(folder.iterdir()):
         raise BadInputError(f"{folder}: exists and was not made by labeler, so it is left alone; choose another --out")
 

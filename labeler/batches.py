@@ -32,6 +32,7 @@ from labeler.store import Store
 if TYPE_CHECKING:
     from labeler.pixels import Pixels
 
+TOKENIZED = 1000  # texts at a time: what a tokenizer gives takes 4 KB a text, of which the ids alone are kept
 UNLABELLED: dict[Task, float] = {"single": -1, "multi": np.nan}  # in the place of a label that nobody has given
 
 
@@ -53,11 +54,13 @@ class Pair(NamedTuple):
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_tokens: int) -> list[list[int]]:
     """Return each text's token ids, special tokens included, at most `max_tokens`; none for a text that is missing or empty."""
-    if not texts:
-        return []
-    encoded = tokenizer([text or "" for text in texts], truncation=True, max_length=max_tokens)["input_ids"]
-    # a text in which a vocabulary finds no word is still a text
-    return [(ids or [tokenizer.unk_token_id]) if text else [] for text, ids in zip(texts, encoded, strict=True)]
+    found: list[list[int]] = []
+    for start in range(0, len(texts), TOKENIZED):
+        some = texts[start : start + TOKENIZED]
+        encoded = tokenizer([text or "" for text in some], truncation=True, max_length=max_tokens)["input_ids"]
+        # a text in which a vocabulary finds no word is still a text
+        found += [(ids or [tokenizer.unk_token_id]) if text else [] for text, ids in zip(some, encoded, strict=True)]
+    return found
 
 
 def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:

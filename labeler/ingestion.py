@@ -210,6 +210,8 @@ def read_all(
                 digest.update(f"{reject.line} {reject.code}\n".encode())
             if not plain_files or chunk.images:
                 digest.update(chunk.lines)
+                if chunk.several or (chunk.columns.split >= 0).any():  # which no line says yet
+                    digest.update(bytes([chunk.several]) + chunk.columns.split.tobytes())
             collected.add(without_broken(chunk, options.allow_missing_image, rejects))
             bar.update(chunk.counts["rows"])
     return digest.hexdigest()

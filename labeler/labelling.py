@@ -85,6 +85,10 @@ def predict(
     refuse_output(inputs, out, force)
     how = ItemReading(mapping or {}, allow_outside, allow_missing_image, kept_fields(keep), len(inputs) > 1,
                       image_folder)  # fmt: skip
+    if image_folder and (far := next((place for place in inputs if isinstance(place, str)), None)):
+        raise UsageError(
+            f"--image-folder is for tables of this machine; pictures of {far} lie beside it, or are s3:// themselves"
+        )
     check_image_folder([place for place in inputs if isinstance(place, Path)], Reading(image_folder=image_folder))
     job = opened(inputs, how, encoding, out)  # before any model is loaded
     choice = Choice(model, prompts=prompts)
@@ -296,7 +300,7 @@ def read_inputs(
     """Return the rows of all inputs, without `out` where it lies in a folder; raises BadInputError when an input is missing."""
     reading = Reading(mapping=how.mapping, encoding=encoding, image_folder=how.image_folder)
     rows = chain.from_iterable([
-        read_remote(place, how.mapping, how.allow_outside) if isinstance(place, str) else read_source(place, reading)
+        read_remote(place, how.mapping, how.allow_outside, encoding) if isinstance(place, str) else read_source(place, reading)
         for place in inputs
     ])  # fmt: skip
     if out is None:

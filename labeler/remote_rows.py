@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 Tasks = Iterator[Callable[[], "Row | Reject"]]
 
 
-def read(url: str, mapping: dict[str, str], allow_outside: bool) -> Iterator[Row | Reject]:
+def read(url: str, mapping: dict[str, str], allow_outside: bool, encoding: str | None = None) -> Iterator[Row | Reject]:
     """Return the rows of what lies at `url`, their pictures Remote, as `labeler.sources.read_source` would.
 
     Of a folder the names in one of its folders at a time are held in memory; a table is copied to this machine first. What has to
-    be asked for each row, its text or what is known of its picture, is asked ahead of the rows.
+    be asked for each row, its text or what is known of its picture, is asked ahead of the rows. `encoding` is that of texts.
 
     Raises BadInputError when there is no such place, or it cannot be read.
     """
-    found, url, how = status(url), url.rstrip("/"), Reading(mapping=mapping)
+    found, url, how = status(url), url.rstrip("/"), Reading(mapping=mapping, encoding=encoding)
     if found.is_file and named_format(url) != "picture":
         return in_threads(perform, table_tasks(url, how, allow_outside))
     if found.is_file:
-        tasks = picture_tasks(url, mapping)
+        tasks = picture_tasks(url, how)
     elif found.type.name == "Directory":
-        tasks = folder_tasks(url, mapping, allow_outside)
+        tasks = folder_tasks(url, how, allow_outside)
     else:
         raise BadInputError(f"{url}: no such object or folder")
     return (row for item in in_threads(perform, tasks) for row in rows_of(item, how))
@@ -56,7 +56,7 @@ def perform(task: Callable[[], Row | Reject]) -> Row | Reject:
     return task()
 
 
-def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Tasks:
+def folder_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
     """Yield what makes each row of a folder, in the order of `labeler.sources.folder.read`."""
     from pyarrow.fs import FileSelector, FileType
 
@@ -75,23 +75,23 @@ def folder_tasks(url: str, mapping: dict[str, str], allow_outside: bool) -> Task
         folders += sorted((info.path for info in shown if info.type is FileType.Directory), reverse=True)
         if METADATA in files:
             with copied(f"{PREFIX}{current}/{METADATA}") as copy:
-                for item in metadata_rows(copy, root, Path(current), named, mapping, there):
+                for item in metadata_rows(copy, root, Path(current), named, how.mapping, there):
                     if isinstance(item, Row):
-                        yield partial(metadata_row, item, root, Path(current), files, mapping, url, allow_outside)
+                        yield partial(metadata_row, item, root, Path(current), files, how, url, allow_outside)
                     else:
                         yield partial(item._replace, source=f"{PREFIX}{current}/{METADATA}")
         for entry in entries(root, Path(current), sorted(files), named, strays):
-            yield partial(row_of, root, entry, files, mapping)
+            yield partial(row_of, root, entry, files, how)
     say_strays(url, strays)
 
 
-def picture_tasks(url: str, mapping: dict[str, str]) -> Tasks:
+def picture_tasks(url: str, how: Reading) -> Tasks:
     """Yield what makes the row of one picture."""
     image = Path(opened(url)[1])
     texts = sidecars(image)
     files = {place.name: info for place in [image, *texts] if (info := status(f"{PREFIX}{place}")).is_file}
     text = next((place for place in texts if place.name in files), texts[0])
-    yield partial(row_of, image.parent, Entry(1, image, text), files, mapping)
+    yield partial(row_of, image.parent, Entry(1, image, text), files, how)
 
 
 def table_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
@@ -110,13 +110,13 @@ def metadata_row(
     root: Path,
     current: Path,
     files: dict[str, FileInfo],
-    mapping: dict[str, str],
+    how: Reading,
     url: str,
     allow_outside: bool,
 ) -> Row | Reject:
     """Return a row of the metadata in the folder `current`, with the place of its picture and the text beside it."""
-    told = with_sidecar(row, root, mapping, None, text_reader(files, current))
-    return with_picture(told._replace(source=url), url, mapping, allow_outside)
+    told = with_sidecar(row, root, how.mapping, how.encoding, text_reader(files, current))
+    return with_picture(told._replace(source=url), url, how.mapping, allow_outside)
 
 
 def text_reader(files: dict[str, FileInfo], folder: Path) -> Callable[[Path, Path], bytes | None]:
@@ -129,10 +129,10 @@ def text_reader(files: dict[str, FileInfo], folder: Path) -> Callable[[Path, Pat
     return read_text
 
 
-def row_of(root: Path, entry: Entry, files: dict[str, FileInfo], mapping: dict[str, str]) -> Row | Reject:
+def row_of(root: Path, entry: Entry, files: dict[str, FileInfo], how: Reading) -> Row | Reject:
     """Return the row of a pair in a folder below `root` whose `files` are known by their names."""
     place = (entry.image or entry.sidecar).parent
-    row = text_row(root, entry, None, text_reader(files, place), mapping)._replace(source=f"{PREFIX}{root}")
+    row = text_row(root, entry, how.encoding, text_reader(files, place), how.mapping)._replace(source=f"{PREFIX}{root}")
     if isinstance(row, Reject) or entry.image is None:
         return row
     info = files[entry.image.name]

@@ -145,6 +145,18 @@ def test_a_table_on_s3_that_was_written_on_windows(s3, folder, tmp_path):
     ]  # fmt: skip
 
 
+def test_texts_and_tables_on_s3_are_read_in_the_encoding_that_is_named(s3, run, tmp_path):
+    (tmp_path / "a.txt").write_bytes("łąka".encode("cp1250"))
+    (tmp_path / "t.csv").write_bytes("id,text\n1,łąka\n".encode("cp1250"))
+    upload(s3, tmp_path / "a.txt", "pets/texts/a.txt")
+    upload(s3, tmp_path / "t.csv", "pets/t.csv")
+    for url in ("s3://pets/texts", "s3://pets/t.csv"):
+        [row] = read(url, {}, False, "cp1250")
+        assert row.fields["text"] == "łąka"
+    with pytest.raises(UsageError, match="--image-folder is for tables of this machine"):
+        predict(["s3://pets/t.csv"], run, tmp_path / "out.jsonl", image_folder=tmp_path, device="cpu")
+
+
 def test_only_new_and_changed_objects_are_labelled_on_whichever_machine(s3, folder, run, tmp_path, monkeypatch):
     out = "s3://pets/labels.jsonl"
     assert predict(["s3://pets/folder"], run, out, device="cpu") == Counts(12, 5)

@@ -53,7 +53,7 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "coco": lambda path, how: coco.read(path),
     "meld": lambda path, how: meld.read(path, how.label, how.frames, how.encoding),
     "lance": lambda path, how: lance.read(path, how.mapping.get("image")),
-    "hub": lambda path, how: hub.read(path, how.mapping.get("image")),
+    "hub": lambda path, how: hub.read(path, how.mapping.get("image"), how.mapping.get("id")),
 }
 FOLDERS = ("folder", "class-folders", "meld", "lance", "hub")
 PLACED = ("folder", "picture", "class-folders", "meld", "hub")  # formats whose pictures have their places

@@ -12,6 +12,8 @@ from labeler.records import Reject, Row, find_field
 from labeler.sources import folder
 from labeler.values import SPLIT_ALIASES
 
+PICTURES = folder.PICTURES + VIDEOS
+
 
 def read_class_folders(
     root: Path, encoding: str | None = None, mapping: Mapping[str, str] | None = None
@@ -48,13 +50,17 @@ def with_label(row: Row, mapping: Mapping[str, str], by_split: bool = False) -> 
 
 
 def has_splits(root: Path) -> bool:
-    """Return whether the sub-folders with pictures are splits whose own sub-folders are classes."""
-    found = with_pictures(root)
-    return bool(found) and all(path.name.lower() in SPLIT_ALIASES and with_pictures(path) for path in found)
+    """Return whether the sub-folders with pictures, or with texts where no picture is, are splits that have classes in them."""
+    suffixes = PICTURES if with_pictures(root) else (folder.TEXT,)
+    found = with_pictures(root, suffixes)
+    return bool(found) and all(path.name.lower() in SPLIT_ALIASES and with_pictures(path, suffixes) for path in found)
 
 
-def with_pictures(root: Path) -> list[Path]:
-    """Return the sub-folders that rows are made of and that have a picture or video in them, at any depth; raises nothing."""
+def with_pictures(root: Path, suffixes: tuple[str, ...] = PICTURES) -> list[Path]:
+    """Return the sub-folders that rows are made of and that have a picture or video in them, at any depth; raises nothing.
+
+    With other `suffixes`, those that have a file that ends in one.
+    """
     try:
         folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
     except OSError:  # to read it is a reject
@@ -63,5 +69,5 @@ def with_pictures(root: Path) -> list[Path]:
         path
         for path in sorted(folders)
         if not path.name.startswith(".") and not folder.is_ours(path)
-        and any(name.lower().endswith(folder.PICTURES + VIDEOS) for _, _, names in os.walk(path) for name in names)
+        and any(name.lower().endswith(suffixes) for _, _, names in os.walk(path) for name in names)
     ]  # fmt: skip

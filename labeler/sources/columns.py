@@ -15,10 +15,12 @@ PICTURE_PARTS = {"bytes": "binary", "path": "string"}  # of a struct that is a p
 def picture_column(place: str, names: Sequence[str], wanted: str | None) -> str | None:
     """Return the column with the picture among the `names` of those that hold bytes; None where there is none.
 
-    It is the one `wanted`, else the first alias of `image`, else the only one. Raises BadInputError, which names the
-    data set `place`, where it cannot be told among several.
+    It is the one `wanted`, or none where that is a column of another kind, else the first alias of `image`, else the only one.
+    Raises BadInputError, which names the data set `place`, where it cannot be told among several.
     """
-    known = next((name for name in (wanted and field_called(names, wanted), *ALIASES["image"]) if name in names), None)
+    if wanted:
+        return field_called(names, wanted)
+    known = next((name for name in ALIASES["image"] if name in names), None)
     if known is None and len(names) > 1:
         raise BadInputError(f"{place}: pictures or bytes in {shown_names(names)}; choose one with --map image=COLUMN")
     return known or next(iter(names), None)

@@ -272,4 +272,5 @@ def text_row(
     fields = {(mapping or {}).get(key, key): value for key, value in values.items()}
     if FOLDER in (mapping or {}).values() and place.parent.parts:
         fields[FOLDER] = place.parent.as_posix()
-    return Row(str(root), line, fields, encoding_note(found, encoding))
+    # files of two sources may be called alike
+    return Row(str(root), line, fields, encoding_note(found, encoding), borrowed="id" not in (mapping or {}))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from labeler.encoders.weights import unreachable
 from labeler.errors import BadInputError
 from labeler.pictures.images import ImageError, read_image_file, resolve_image
-from labeler.records import Reject, Row
+from labeler.records import Reject, Row, field_called
 from labeler.sources.columns import PICTURE_PARTS, class_name, named_picture, picture_column
 from labeler.values import SPLIT_ALIASES
 
@@ -57,13 +57,13 @@ def root_of(path: Path) -> Path:
     return Path(name) if Path(name).is_dir() else path
 
 
-def read(path: Path, image: str | None = None) -> Iterator[Row | Reject]:
+def read(path: Path, image: str | None = None, identity: str | None = None) -> Iterator[Row | Reject]:
     """Yield the rows of every split of a data set, or of the one that is named, a few in memory at a time.
 
-    Their ids are SPLIT/ID, or SPLIT/NUMBER, since splits number their rows each from the start. With several splits,
-    each row has its own as `split`; with one, none, so that train, validation and test are drawn. The picture is the
-    column of images that `image` names, or that an alias names, or the only one. Numbers of a ClassLabel become names,
-    lists of them lists of names.
+    Their ids are SPLIT/ID (the field `identity`, or `id`), or SPLIT/NUMBER, since splits number their rows each from the start.
+    With several splits, each row has its own as `split`; with one, none, so that train, validation and test are drawn. The
+    picture is the column of images that `image` names, or that an alias names, or the only one. Numbers of a ClassLabel
+    become names, lists of them lists of names.
 
     Raises BadInputError: no such data set, configuration or split; the hub out of reach (within 10 s); a split that is
     none of train, validation and test beside others; a picture's column not found among several.
@@ -78,9 +78,8 @@ def read(path: Path, image: str | None = None) -> Iterator[Row | Reject]:
         )
     for name, dataset in splits.items():
         place = f"{PREFIX}{source.name}:{source.config}:{name}"
-        yield from read_split(
-            place, name, dataset, Path(source.name), image, {"split": name} if len(splits) > 1 else {}
-        )
+        given = {"split": name} if len(splits) > 1 else {}
+        yield from read_split(place, name, dataset, Path(source.name), image, identity, given)
 
 
 def load(path: Path, source: Source) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def first_line(error: Exception) -> str:
 
 
 def read_split(
-    place: str, split: str, dataset: Any, folder: Path, image: str | None, given: dict[str, str]
+    place: str, split: str, dataset: Any, folder: Path, image: str | None, identity: str | None, given: dict[str, str]
 ) -> Iterator[Row | Reject]:
     """Yield the rows of one split; `place` names it, `folder` holds the data set where it is a local one."""
     number = 0
@@ -139,7 +138,8 @@ def read_split(
             number += 1
             found = {name: named[name](value) if name in named else value
                      for name, value in fields.items() if name not in unused}  # fmt: skip
-            found["id"] = f"{split}/{number if found.get('id') is None else found['id']}"
+            key = (identity and field_called(found, identity)) or "id"
+            found[key] = f"{split}/{number if found.get(key) is None else found[key]}"
             yield with_picture(Row(place, number, found | given), picture, folder)
     except BadInputError:
         raise
@@ -196,9 +196,7 @@ def with_picture(row: Row, column: str | None, folder: Path) -> Row | Reject:
         if data is None and name is not None:
             data = file_bytes(name, folder)
     except (ImageError, OSError) as error:
-        return Reject(
-            row.source, row.line, str(row.fields["id"]), getattr(error, "code", "image-unreadable"), str(error)
-        )
+        return Reject(row.source, row.line, row.shown_id, getattr(error, "code", "image-unreadable"), str(error))
     shown = None if name is None else Path(name).name
     return row._replace(fields=row.fields | {column: shown}, picture=data)
 
