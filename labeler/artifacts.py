@@ -278,6 +278,8 @@ def making(
     work = work_folder(folder)
     started = datetime.now(timezone.utc)
     with locked(folder):
+        if not folder.exists() and (old := beside(folder, "old")).is_dir():
+            old.replace(folder)  # a kill came between the renames of `replace_folder`
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)
@@ -353,8 +355,9 @@ def make_parent(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"{folder.parent}: cannot be made a folder ({error.strerror}); choose another --out"
-        raise BadInputError(message) from error
+        raise BadInputError(
+            f"{folder.parent}: cannot be made a folder ({error.strerror}); choose another --out"
+        ) from error
 
 
 def write_manifest(

@@ -75,6 +75,8 @@ def tune(
     started, began = time.perf_counter(), datetime.now(timezone.utc)
     if trials is None and minutes is None:
         raise UsageError("how long to search? Give --trials N, --budget MINUTES or both")
+    if idle := sorted(name for name in fixed or {} if name.startswith("teacher_")):
+        raise UsageError(f"{idle[0]}: tune has no teachers; leave it out of --options")
     start = options_for(check_name(model), fixed)
     space = search_space(model, fixed or {})
     if not space:

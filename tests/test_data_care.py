@@ -129,3 +129,14 @@ def test_texts_are_tokenized_some_at_a_time(text_tower, monkeypatch):
     assert whole[1:3] == [[], []]
     assert len(whole) == 15
     assert batches.tokenize(tokenizer, [], 8) == []
+
+
+def test_an_artifact_that_a_kill_left_aside_is_put_back_before_another_is_made(tmp_path):
+    folder, aside = tmp_path / "records", tmp_path / ".records.old"
+    with making(folder, Recipe("ingest", (), {})) as work:
+        (work / "a").write_text("first", encoding="utf-8")
+    folder.rename(aside)
+    with pytest.raises(OSError, match="full"), making(folder, Recipe("ingest", (), {"other": 1})):
+        raise OSError("full")
+    assert (folder / "a").read_text(encoding="utf-8") == "first"
+    assert not aside.exists()

@@ -280,3 +280,8 @@ def test_the_command_searches_and_says_that_the_best_is_flattered(store, tmp_pat
     assert shown.out == ""
     best = answer["best"]
     assert f"trial {best['number']}, validation macro_f1 {best['value']:.4f}; the defaults reached " in shown.err
+
+
+def test_settings_of_teachers_that_are_not_there_are_refused(store, tmp_path):
+    with pytest.raises(UsageError, match="teacher_weight: tune has no teachers"):
+        search(store, tmp_path / "search", {"teacher_weight": 0.9}, trials=1)
