@@ -1,10 +1,10 @@
 """Accuracy over five folds of a data set: every pair is a test pair once, none shares a picture, text or group with a train pair.
 
-    python -m benchmarks.folds [--data mvsa-single] [--seeds 3] [--models late-fusion,visualbert]
+    python -m benchmarks.folds [--data mvsa-single] [--seeds 3] [--models late-fusion,visualbert] [--fold 1]
 
 Each fold has a store (`labeler ingest --split 2/5`), validation rows and a logistic regression on the frozen features of its
 own, and the default settings. Runs that are already made are found. The predictions of the five folds are joined; intervals and
-differences are taken over all pairs, as if one model had made them.
+differences are taken over all pairs, as if one model had made them. With `--fold` they are those of one fold alone.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def summary(name: str, runs: dict[str, list[list[Path]]]) -> dict[str, Any]:
         models[model] = entries
         draws[model] = mean_of(drawn)
     return {
-        "data": {"n": sum(entry["n"] for entry in metrics), "folds": FOLDS},
+        "data": {"n": sum(entry["n"] for entry in metrics), "folds": len(first)},
         "name": name,
         "task": task,
         "versions": versions(),
@@ -79,19 +79,22 @@ def about(model: str, paths: list[Path]) -> dict[str, Any]:
 @click.option("--data", type=click.Choice([data_set.name for data_set in data_sets()]), default="mvsa-single")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--models", callback=several, default=",".join(MODELS), show_default=True)
+@click.option("--fold", type=click.IntRange(1, FOLDS), help="One fold alone, as fold-NUMBER-DATA.json [default: all].")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where folds-DATA.json is written.")
-def main(data: str, seeds: int, models: list[str], results: Path) -> None:
+def main(data: str, seeds: int, models: list[str], fold: int | None, results: Path) -> None:
     """Train what is missing, write folds-DATA.json after every seed, print the table."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     [data_set] = [found for found in data_sets() if found.name == data]
-    stores = [stored(fold_of(data_set, number), f"{number}/{FOLDS}") for number in range(1, FOLDS + 1)]
+    numbers = range(fold or 1, (fold or FOLDS) + 1)
+    name = f"fold-{fold}-{data}" if fold else f"folds-{data}"
+    stores = [stored(fold_of(data_set, number), f"{number}/{FOLDS}") for number in numbers]
     runs: dict[str, list[list[Path]]] = {}
     for seed in range(seeds):
         for model in models:
             runs.setdefault(model, []).append([fitted(model, store, seed) for store in stores])
         results.mkdir(parents=True, exist_ok=True)
-        write_json(results / f"folds-{data}.json", summary(f"folds-{data}", runs))
-    print(table(summary(f"folds-{data}", runs)))
+        write_json(results / f"{name}.json", summary(name, runs))
+    print(table(summary(name, runs)))
 
 
 def fold_of(data_set: DataSet, number: int) -> DataSet:

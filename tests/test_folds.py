@@ -63,6 +63,9 @@ def test_every_pair_is_a_test_pair_once(store, options, text_tower, image_tower,
     assert entry["accuracy"] == pytest.approx(right.mean(), abs=1e-4)
     assert result["data"] == {"n": len(rows), "folds": 2}
     assert {item["a"] for item in result["comparisons"]} == {"logistic-regression"}
+    assert CliRunner().invoke(folds.main, [*call, "--fold", "2"], catch_exceptions=False).exit_code == 0
+    alone = json.loads((tmp_path / "results" / "fold-2-clipart-category.json").read_text(encoding="utf-8"))
+    assert alone["data"] == {"n": len(parts[1].ids), "folds": 1}
 
 
 def with_towers(text_tower, image_tower):
