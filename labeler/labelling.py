@@ -309,7 +309,11 @@ def read_inputs(
     identity = how.mapping.get("id", "id")
     own = {source: absolute(out)[len(root) :] for source, root in where.items() if absolute(out).startswith(root)}
     return (
-        (row for row in rows if isinstance(row, Reject) or own.get(row.source, row) != row.fields.get(identity))
+        (
+            row
+            for row in rows
+            if own.get(row.source, row) != (row.id if isinstance(row, Reject) else row.fields.get(identity))
+        )
         if own
         else rows
     )

@@ -102,8 +102,9 @@ def test_tasks_of_frames_lead_to_their_video(tmp_path, caplog):
     assert "1 items are frames of videos" in caplog.text
 
 
-def test_a_precision_is_asked_for_whatever_the_size_of_the_job(trained):
+def test_a_precision_is_asked_for_whatever_the_size_of_the_job(trained, tmp_path):
     pytest.importorskip("openvino")
+    run = Path(shutil.copytree(trained("late-fusion"), tmp_path / "run"))  # an export is kept in it
     for many in (False, True):
-        choice = choose_engine(trained("late-fusion"), precision="int8", many=many)
+        choice = choose_engine(run, precision="int8", many=many)
         assert (choice.way.runtime, choice.way.precision) == ("openvino", "int8")

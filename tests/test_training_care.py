@@ -80,8 +80,8 @@ def test_pretraining_reads_pairs_that_nobody_has_labelled(store, options, tmp_pa
 def test_an_interrupted_run_of_other_arguments_is_not_said_to_be_lost_for_want_of_an_option(
     store, options, tmp_path, monkeypatch, caplog
 ):
-    out = tmp_path / "run"
     for seed, said in ((0, "is started anew (--resume would"), (1, "of other arguments or data lay there")):
+        out = tmp_path / f"run-{seed}"
         with monkeypatch.context() as patch:
             interrupt_at(patch, 1)
             with pytest.raises(InterruptedRun):
