@@ -309,19 +309,18 @@ def refuse_foreign(folder: Path, stage: str | None) -> None:
         raise BadInputError(f"{folder}: cannot be replaced, you may be in it; give --out a folder's name")
     if not folder.exists() and not folder.is_symlink():
         return
+    made_by = None
     if folder.is_dir() and (folder / MANIFEST).is_file():
         try:
             found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # damaged
             return
         made_by = found.get("stage") if isinstance(found, dict) and "content_sha256" in found else None
-        if made_by and made_by == stage:
-            return
-        if made_by:
+        if made_by and made_by != stage:
             raise BadInputError(
                 f"{folder}: made by `labeler {made_by}`, and `labeler {stage}` would replace it; choose another --out"
             )
-    if not folder.is_dir() or any(folder.iterdir()):
+    if not made_by and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInputError(f"{folder}: exists and was not made by labeler, so it is left alone; choose another --out")
 
 
@@ -355,9 +354,8 @@ def make_parent(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInputError(
-            f"{folder.parent}: cannot be made a folder ({error.strerror}); choose another --out"
-        ) from error
+        message = f"{folder.parent}: cannot be made a folder ({error.strerror}); choose another --out"
+        raise BadInputError(message) from error
 
 
 def write_manifest(
@@ -398,6 +396,5 @@ def replace_folder(work: Path, folder: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a folder with all that is in it; of a link only the link."""
     if path.is_symlink():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+        return path.unlink()
+    return shutil.rmtree(path, ignore_errors=True)

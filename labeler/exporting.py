@@ -163,9 +163,9 @@ def validation_pairs(native: Native, data: Path, most: int) -> Checked:
     records = found_again(data, source)
     if verify(records, "ingest")["content_sha256"] != source["sha256"]:
         raise BadInputError(f"{records}: other records than {data} was made of; run `labeler preprocess` again")
-    rows = [record for record in read_records(records) if record.split == "validation" and record.labels is not None][
-        :most
-    ]
+    rows = [record for record in read_records(records) if record.split == "validation" and record.labels is not None]
+    if len(rows) > most:  # from all over: a source may be sorted by its labels
+        rows = [rows[number * len(rows) // most] for number in range(most)]
     root = records / read_json(records / "profile.json")["root"]
     files = ((root / row.image, row.meta.get("image_sha256")) if row.image else None for row in rows)
     items = []

@@ -85,11 +85,7 @@ def predict(
     refuse_output(inputs, out, force)
     how = ItemReading(mapping or {}, allow_outside, allow_missing_image, kept_fields(keep), len(inputs) > 1,
                       image_folder)  # fmt: skip
-    if image_folder and (far := next((place for place in inputs if isinstance(place, str)), None)):
-        raise UsageError(
-            f"--image-folder is for tables of this machine; pictures of {far} lie beside it, or are s3:// themselves"
-        )
-    check_image_folder([place for place in inputs if isinstance(place, Path)], Reading(image_folder=image_folder))
+    refuse_image_folder(inputs, image_folder)
     job = opened(inputs, how, encoding, out)  # before any model is loaded
     choice = Choice(model, prompts=prompts)
     if not prompts:
@@ -179,6 +175,15 @@ def look_at(first: Sequence[Row | Reject], how: ItemReading, *, whole: bool) -> 
         {note.removeprefix(ENCODING) for row in rows for note in row.notes if note.startswith(ENCODING)}
     ):
         log.warning("rows that are not UTF-8 were read as %s (--encoding names another)", name)
+
+
+def refuse_image_folder(inputs: Sequence[Path | str], image_folder: Path | None) -> None:
+    """Raise UsageError for an image folder where an input says itself where its pictures lie, BadInputError where it is none."""
+    if image_folder and (far := next((place for place in inputs if isinstance(place, str)), None)):
+        raise UsageError(
+            f"--image-folder is for tables of this machine; pictures of {far} lie beside it, or are s3:// themselves"
+        )
+    check_image_folder([place for place in inputs if isinstance(place, Path)], Reading(image_folder=image_folder))
 
 
 def kept_fields(names: Sequence[str]) -> tuple[str, ...]:

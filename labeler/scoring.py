@@ -115,10 +115,8 @@ def evaluate(
     fitted_on = learned_from(store, run, trained)
     baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
-        unseen = split == "test" or trained["inputs"][0]["sha256"] != store.sha256
-        predictions, figures = measure_run(
-            opened, store, split, batch_size, PROMISES if unseen and not zero_shot else ()
-        )
+        promises = () if zero_shot or has_seen(trained, store, split) else PROMISES
+        predictions, figures = measure_run(opened, store, split, batch_size, promises)
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         metrics = describe(opened, store, split, trained) | figures | {"aim": str(aim) if aim else None}
         metrics["baselines"] = taken_over(baselines, folder) if baselines else []
@@ -142,6 +140,11 @@ def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def has_seen(trained: dict[str, Any], store: Any, split: Split) -> bool:
+    """Return whether these are the rows that the run was trained on, or chosen by."""
+    return split != "test" and trained["inputs"][0]["sha256"] == store.sha256
+
+
 def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, fitted_on: Any) -> None:
     """Note in the metrics, and say, where run or baselines learned from another store than they are measured on."""
     notes = []
@@ -149,7 +152,7 @@ def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, s
         metrics["data"]["caution"] = note
         metrics["data"]["trained_on_it"] = False
         notes.append(note)
-    elif split != "test":
+    elif has_seen(trained, store, split):
         metrics["data"]["caution"] = f"{SEEN[split]}: these are no figures of rows that it has not seen"
         notes.append(metrics["data"]["caution"])
     if fitted_on is not store:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from labeler.engines import Choice, open_engine
 from labeler.evaluation import Aim
 from labeler.export_tasks import export_tasks
-from labeler.exporting import choose_engine
+from labeler.exporting import choose_engine, validation_pairs
 from labeler.items import ItemReading, key_of, read_item
 from labeler.labelling import predict
 from labeler.output import LineFormat
@@ -108,3 +109,10 @@ def test_a_precision_is_asked_for_whatever_the_size_of_the_job(trained, tmp_path
     for many in (False, True):
         choice = choose_engine(run, precision="int8", many=many)
         assert (choice.way.runtime, choice.way.precision) == ("openvino", "int8")
+
+
+def test_pairs_that_are_measured_are_from_all_over_the_split(trained, store):
+    native = open_engine(Choice(trained("late-fusion")), "cpu")
+    every, some = ([item.record.id for item in validation_pairs(native, store, most).items] for most in (1000, 3))
+    assert len(every) > 5
+    assert some == [every[0], every[len(every) // 3], every[2 * len(every) // 3]]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import lance
 import numpy as np
 import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
-from PIL import Image
+from test_first_steps import draw, write_rows
 from transformers import AutoTokenizer
 
 from labeler import batches
@@ -19,18 +17,6 @@ from labeler.ingest_options import IngestOptions
 from labeler.ingestion import ingest
 from labeler.records import Row, read_records
 from labeler.sources import Reading, read_source
-
-
-def write_rows(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def draw(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)).save(path)
-    return path
 
 
 def png(number):

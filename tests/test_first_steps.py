@@ -16,6 +16,7 @@ from labeler.sources import named_format
 
 
 def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

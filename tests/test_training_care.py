@@ -84,7 +84,7 @@ def test_an_interrupted_run_of_other_arguments_is_not_said_to_be_lost_for_want_o
         out = tmp_path / f"run-{seed}"
         with monkeypatch.context() as patch:
             interrupt_at(patch, 1)
-            with pytest.raises(InterruptedRun):
+            with pytest.raises(InterruptedRun, match="stopped after step 1"):
                 train("resnet-gru", store, out, options, device="cpu")
         caplog.clear()
         train("resnet-gru", store, out, options, seed=seed, device="cpu")
@@ -106,7 +106,7 @@ def test_several_seeds_made_again_go_on_at_the_one_that_was_interrupted(store, o
         end(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(Watch, "on_step_end", press)
-    with pytest.raises(InterruptedRun):
+    with pytest.raises(InterruptedRun, match="stopped after step 1"):
         train_seeds("late-fusion", store, out, options, range(3), force=True, **how)
     assert (work_folder(out / "seed-1") / "trainer").is_dir()
     results = train_seeds("late-fusion", store, out, options, range(3), force=True, resume=True, **how)

@@ -175,17 +175,20 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
 
 def decode_ahead(data: Path, options: TrainOptions, teachers: Sequence[Any]) -> None:
     """Store the pictures that every worker will read, as `labeler.pixels.stored_pixels` does: all at once they could not."""
+    published = [teacher for teacher in teachers if getattr(teacher, "published", False)]
+    if not options.finetune_image and not published:
+        return
     from labeler.encoders.image import recorded_image_encoder
     from labeler.pixels import stored_pixels
     from labeler.published_towers import load_published
     from labeler.store import Store
 
     store = Store(data, check=False)
+    sizes = [load_published(teacher.source)[0].size for teacher in published]
     if options.finetune_image:
-        stored_pixels(store, recorded_image_encoder(store.towers["image"], data).size)
-    for teacher in teachers:
-        if getattr(teacher, "published", False):
-            stored_pixels(store, load_published(teacher.source)[0].size)
+        sizes.append(recorded_image_encoder(store.towers["image"], data).size)
+    for size in sizes:
+        stored_pixels(store, size)
 
 
 class Asked:

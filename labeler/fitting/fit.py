@@ -51,7 +51,7 @@ from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import METRICS, TrainOptions
 
-HEAD_PAIRS = 20_000
+HEAD_PAIRS = 20_000  # that the head is fitted to before training, at most
 
 log = logging.getLogger("labeler")
 
@@ -115,7 +115,11 @@ class Fit:
             self.train_pairs.soft_targets = teachers_say(
                 teachers, self.store, train_rows, options.teacher_temperature, self.device
             )
-        limited = self.max_tokens < options.max_text_tokens
+        self.say_what_is_cut()
+
+    def say_what_is_cut(self) -> None:
+        """Say how many texts are longer than what is read of them, and where less is read than was asked for."""
+        limited = self.max_tokens < self.options.max_text_tokens
         if limited:
             log.warning("the text encoder reads %d tokens at most, --max-text-tokens or not", self.max_tokens)
         if full := sum(length == self.max_tokens for length in self.train_pairs.lengths):
