@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -210,6 +211,47 @@ class DroppedModalities(Dataset[Pair]):
             return pair._replace(input_ids=[])
         nothing = None if pair.visual_tokens is None else np.zeros_like(pair.visual_tokens)
         return pair._replace(visual_tokens=nothing, has_image=False)
+
+
+class DroppedTokens(Dataset[Pair]):
+    """Pairs whose pictures go without some of their visual tokens, others each epoch, so that a step has less to work out.
+
+    Liu et al. 2023, "PatchDropout: Economizing Vision Transformers Using Patch Dropout". As many stay for each picture, real ones
+    before those that stand for nothing. Seed, epoch and the picture itself decide which: a resumed epoch goes on as it began, and
+    a picture with several texts is the same picture to all of them.
+    """
+
+    def __init__(self, pairs: Any, probability: float, seed: int):
+        """Leave out the share `probability` of the visual tokens of `pairs`, a data set of them that reads many at a time."""
+        self.pairs, self.probability, self.seed, self.epoch = pairs, probability, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw otherwise in `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return how many pairs there are."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return one pair."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Pair]:
+        """Return many pairs with one read of the store."""
+        return [self.dropped(pair) for pair in self.pairs.__getitems__(indices)]
+
+    def dropped(self, pair: Pair) -> Pair:
+        """Return the pair with the visual tokens that stay, in their order."""
+        if pair.visual_tokens is None:  # its picture is still to be seen
+            return pair
+        count = len(pair.visual_tokens)
+        picture = crc32(pair.visual_tokens[:, 0].tobytes())  # one number of each token tells pictures apart
+        drawn = np.random.default_rng([self.seed, self.epoch, picture]).random(count)
+        real = np.ones(count, dtype=bool) if pair.visual_mask is None else pair.visual_mask
+        kept = np.sort(np.lexsort((drawn, ~real))[: max(1, round(count * (1 - self.probability)))])
+        mask = None if pair.visual_mask is None else pair.visual_mask[kept]
+        return pair._replace(visual_tokens=pair.visual_tokens[kept], visual_mask=mask)
 
 
 def label_targets(truth: np.ndarray, task: Task) -> Any:

@@ -40,7 +40,8 @@ class TrainOptions:
     place of co-attention blocks, for models that have them; precision: `bf16`, `fp32`, or `auto` (bf16 where the
     processor has instructions for it); vocabulary: of a model that makes its own; loss, class_weights,
     logit_adjustment, label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go
-    without their picture or their text in an epoch; ema: decay of the weights' moving average, 0 for none; pretrain:
+    without their picture or their text in an epoch; visual_token_dropout: share of each picture's visual tokens that are left out
+    of a step, see `labeler.batches.DroppedTokens`; ema: decay of the weights' moving average, 0 for none; pretrain:
     epochs without labels before the first with them, see `labeler.fitting.pretraining`; finetune_image: train the image tower
     too, with weights of its own in the run, image_learning_rate: its rate, augment: what is done to its training pictures, `none`
     or `light` (`labeler.end_to_end.augmentation`); teacher_weight, teacher_temperature: share of the loss that is the
@@ -48,7 +49,7 @@ class TrainOptions:
     activation_checkpointing: work the layers out again in the backward pass in place of keeping what is in them: less memory, a
     third more time (Chen et al. 2016).
 
-    Raises UsageError for augmentation while the image tower is frozen.
+    Raises UsageError for augmentation while the image tower is frozen, and for leaving out visual tokens while it is not.
     """
 
     epochs: int = 3
@@ -70,6 +71,7 @@ class TrainOptions:
     label_smoothing: float = 0.0
     focal_gamma: float = 2.0
     modality_dropout: float = 0.0
+    visual_token_dropout: float = 0.0
     ema: float = 0.0
     pretrain: int = 0
     finetune_image: bool = False
@@ -83,6 +85,11 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.augment != "none" and not self.finetune_image:
             raise UsageError(FROZEN.format("augment"))
+        if self.visual_token_dropout and self.finetune_image:
+            raise UsageError(
+                "--visual-token-dropout leaves out stored visual tokens, and an image tower that is fine-tuned has none; leave "
+                "out --visual-token-dropout, or --finetune-image"
+            )
 
     @property
     def plain_loss(self) -> bool:
@@ -102,7 +109,7 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     chosen = {key: value for key, value in (given or {}).items() if value is not None}
     own = training_defaults(model)
     if chosen.get("finetune_image"):
-        chosen = {"augment": "light"} | chosen
+        chosen = {"augment": "light", "visual_token_dropout": 0.0} | chosen
     elif "image_learning_rate" in chosen:
         raise UsageError(FROZEN.format("image-learning-rate"))
     options = replace(TrainOptions(), **(own | chosen))
@@ -122,7 +129,7 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
         if name in chosen and name not in own:
             models = ", ".join(other for other in model_names() if name in training_defaults(other))
             raise UsageError(f"{model} has no co-attention; leave out --{name.replace('_', '-')}, or train {models}")
-    for name in ("label_smoothing", "modality_dropout", "ema"):
+    for name in ("label_smoothing", "modality_dropout", "visual_token_dropout", "ema"):
         if not 0 <= getattr(options, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} is {getattr(options, name)}, expected from 0 up to 1")
     if options.freeze and (options.finetune_image or options.pretrain):

@@ -7,8 +7,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from labeler.batches import DroppedModalities, Pair, StorePairs, collate, label_targets, tokenize, without
+from labeler.batches import (
+    DroppedModalities,
+    DroppedTokens,
+    Pair,
+    StorePairs,
+    collate,
+    label_targets,
+    tokenize,
+    without,
+)
 from labeler.models.resnet_gru import PAD, UNKNOWN, own_tokenizer
+from labeler.prediction import PairList
 from labeler.store import Store
 
 PICTURE = np.arange(8, dtype=np.float16).reshape(4, 2)
@@ -198,3 +208,45 @@ def test_modalities_are_dropped_in_their_share_never_both_and_others_each_epoch(
     assert kept(dropped, order) != first
     again.set_epoch(1)
     assert kept(again, order[::-1])[::-1] == kept(dropped, order)
+
+
+def test_visual_tokens_are_left_out_in_their_share_in_order_and_others_each_epoch():
+    rng = np.random.default_rng(0)
+    pictures = [rng.normal(size=(49, 4)).astype(np.float16) for _ in range(40)]
+    pairs = [Pair([2, number], picture, True, visual_mask=np.ones(49, bool)) for number, picture in enumerate(pictures)]
+    data = PairList([*pairs, pairs[7]._replace(input_ids=[5]), pairs[8]._replace(visual_mask=None)])
+    dropped, again = DroppedTokens(data, 0.5, seed=3), DroppedTokens(data, 0.5, seed=3)
+
+    def kept(data: DroppedTokens, order: list[int]) -> list[list[int]]:
+        places = [
+            {row.tobytes(): place for place, row in enumerate(picture)} for picture in (*pictures, *pictures[7:9])
+        ]
+        return [[places[index][row.tobytes()] for row in data[index].visual_tokens] for index in order]
+
+    order = list(range(len(data)))
+    first = kept(dropped, order)
+    assert all(len(places) == 24 and places == sorted(places) for places in first)
+    assert all(data.visual_mask.shape == (24,) for data in dropped.__getitems__(order[:-1]))
+    assert first[7] == first[40]  # one picture with two texts
+    assert first[8] == first[41]
+    assert dropped[41].visual_mask is None
+    counts = np.bincount(np.concatenate(first), minlength=49)
+    assert counts.min() > 0  # each token stays somewhere
+    dropped.set_epoch(1)
+    assert all(ours != theirs for ours, theirs in zip(kept(dropped, order), first, strict=True))
+    again.set_epoch(1)
+    assert kept(again, order[::-1])[::-1] == kept(dropped, order)
+
+
+def test_of_a_detectors_tokens_the_real_ones_stay_first():
+    tokens = np.arange(36, dtype=np.float16).reshape(12, 3)
+    few = Pair([2], tokens, True, visual_mask=np.arange(12) < 4)
+    many = Pair([2], tokens, True, visual_mask=np.arange(12) < 10)
+    none = Pair([2], tokens * 0, False, visual_mask=np.zeros(12, bool))
+    data = DroppedTokens(PairList([few, many, none]), 0.5, seed=0)
+    assert np.array_equal(data[0].visual_tokens[:4], tokens[:4])
+    assert data[0].visual_mask.tolist() == [True] * 4 + [False] * 2
+    assert data[1].visual_mask.all()
+    assert not data[2].visual_mask.any()
+    alone = DroppedTokens(PairList([Pair([2], tokens[:1], True)]), 0.9, seed=0)
+    assert np.array_equal(alone[0].visual_tokens, tokens[:1])

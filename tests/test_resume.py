@@ -89,13 +89,15 @@ def test_an_interrupt_changes_no_weight(trained, resumed, name, step):
 
 
 @pytest.mark.parametrize("step", [2, 6])
-def test_an_interrupt_changes_no_average_and_no_dropped_modality(resumed, store, options, tmp_path, step):
-    special = dataclasses.replace(options, ema=0.8, modality_dropout=0.5, loss="focal", class_weights="balanced")
+def test_an_interrupt_changes_no_average_and_nothing_that_is_dropped(resumed, store, options, tmp_path, step):
+    dropped = {"modality_dropout": 0.5, "visual_token_dropout": 0.5}
+    special = dataclasses.replace(options, ema=0.8, loss="focal", class_weights="balanced", **dropped)
     run = resumed("late-fusion", step, special)
     whole = train("late-fusion", store, tmp_path / "whole", special, device="cpu").out
     assert equal(run, whole)
-    without_dropping = dataclasses.replace(special, modality_dropout=0.0)
-    assert not equal(train("late-fusion", store, tmp_path / "other", without_dropping, device="cpu").out, whole)
+    for name in dropped:
+        without = dataclasses.replace(special, **{name: 0.0})
+        assert not equal(train("late-fusion", store, tmp_path / name, without, device="cpu").out, whole)
 
 
 def test_resuming_with_other_settings_is_refused(store, options, tmp_path, monkeypatch):

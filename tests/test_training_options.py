@@ -22,6 +22,8 @@ from labeler.training_options import options_for, own_options, read_options, sea
     [({"epochs": 0}, "epochs is 0, expected more than 0"), ({"learning_rate": -1.0}, "learning-rate is -1.0"),
      ({"new_learning_rate": math.nan}, "new-learning-rate is nan"), ({"n_coattn": -1}, "n-coattn must be 0 or more"),
      ({"label_smoothing": 1.0}, "label-smoothing is 1.0, expected from 0 up to 1"), ({"ema": -0.1}, "ema is -0.1"),
+     ({"visual_token_dropout": 1.0}, "visual-token-dropout is 1.0, expected from 0 up to 1"),
+     ({"visual_token_dropout": 0.5, "finetune_image": True}, "visual tokens, and an image tower that is fine-tuned has none"),
      ({"modality_dropout": math.nan}, "modality-dropout is nan"), ({"logit_adjustment": math.inf}, "logit-adjustment is inf"),
      ({"focal_gamma": -1.0}, "focal-gamma is -1.0, expected 0 or more"),
      ({"loss": "focl"}, "unknown --loss 'focl'; did you mean 'focal'"),

@@ -39,6 +39,8 @@ from labeler.errors import UsageError
 )
 @click.option("--modality-dropout", type=float, metavar="P",
               help="Share of the pairs that go without picture or text, others each epoch [default: 0].")  # fmt: skip
+@click.option("--visual-token-dropout", type=float, metavar="P",
+              help="Share of each picture's visual tokens left out, others each epoch [default: the model's].")  # fmt: skip
 @click.option("--ema", type=float, metavar="DECAY",
               help="Keep the weights' moving average over about 1 / (1 - DECAY) steps [default: 0, none].")  # fmt: skip
 @click.option("--pretrain", type=int, metavar="EPOCHS",

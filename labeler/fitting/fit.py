@@ -38,6 +38,7 @@ from labeler.fitting.trainer import (
     LabelTrainer,
     history_of,
     training_arguments,
+    use_bf16,
 )
 from labeler.fitting.watching import Watch
 from labeler.layers import checkpoint_activations
@@ -215,14 +216,18 @@ class Fit:
     def start_head(self) -> None:
         """Fit the head as a linear probe on what the untrained model gives; one without `features` keeps its own.
 
-        It is a start and no end: of more than HEAD_PAIRS pairs so many are drawn, whose features take half a gigabyte.
+        It is a start and no end: it is fitted in the precision of the training, and of more than HEAD_PAIRS pairs so many are
+        drawn, whose features take half a gigabyte.
         """
         model = reader(self.model)
         if not hasattr(model, "features"):
             return
         parts = [pairs.drawn(HEAD_PAIRS, self.seed) for pairs in (self.train_pairs, self.validation_pairs)]
         padding = self.tokenizer.pad_token_id
-        features = [model_outputs(self.model, part, padding, self.model.features, "fitting the head") for part in parts]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16(self.options.precision, self.device)):
+            features = [
+                model_outputs(self.model, part, padding, self.model.features, "fitting the head") for part in parts
+            ]
         truths = [self.store.truth(part.rows) for part in parts]
         head = model.head
         with torch.no_grad():

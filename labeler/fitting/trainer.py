@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import remove
-from labeler.batches import DroppedModalities, collate
+from labeler.batches import DroppedModalities, DroppedTokens, collate
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.errors import DivergedError, LabelerError
 from labeler.fitting import workers
@@ -41,12 +41,15 @@ class PairTrainer(Trainer):
         # in how many parts a batch is trained on, and the present one's share of its loss
         self.parts, self.share = 1, 1.0
         pairs: Any = fit.train_pairs
-        self.drawn: list[AugmentedPictures | DroppedModalities] = []  # what is otherwise each epoch
+        self.drawn: list[AugmentedPictures | DroppedModalities | DroppedTokens] = []  # what is otherwise each epoch
         if isinstance(fit.model, EndToEnd) and fit.options.augment != "none":
             pairs = AugmentedPictures(pairs, augmentation((fit.model.encoder.size,) * 2), fit.seed)
             self.drawn.append(pairs)
         if fit.options.modality_dropout:
             pairs = DroppedModalities(pairs, fit.options.modality_dropout, fit.seed)
+            self.drawn.append(pairs)
+        if fit.options.visual_token_dropout:
+            pairs = DroppedTokens(pairs, fit.options.visual_token_dropout, fit.seed)
             self.drawn.append(pairs)
         super().__init__(
             model=model,

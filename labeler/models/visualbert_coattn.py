@@ -30,7 +30,7 @@ from labeler.errors import UsageError
 from labeler.layers import ProbeHead, Streams, fused_features
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 
-TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before"}
+TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before", "visual_token_dropout": 0.5}
 TUNING = {"n_coattn": (1, 2), "coattention": ["vilbert", "seed", "hieco"], "coattn_place": ["before", "between"]}
 
 
@@ -101,6 +101,6 @@ def depths(config: Config) -> list[int]:
 def build(task: Building) -> Built:
     """Return VisualBERT on the text tower's weights with `n_coattn` fresh blocks, and its tokenizer."""
     start = load_visualbert(task.text_encoder, task.visual_width)
-    values = {name: getattr(task, name) for name in TRAINING}
-    config = Config(**{**start.config_values, "num_labels": len(task.label_set.labels), **values})
+    blocks = {"n_coattn": task.n_coattn, "coattention": task.coattention, "coattn_place": task.coattn_place}
+    config = Config(**{**start.config_values, "num_labels": len(task.label_set.labels), **blocks})
     return Built(Model(config, start.visual_bert), start.tokenizer)

@@ -88,7 +88,8 @@ def train_command(run: Run) -> list[str]:
     words = ["labeler", stage, model, store, "--out", str(run.folder), "--seed", str(run.manifest["seed"])]
     words += ["--init", teachers.pop(0)] if given.get("init") else []
     words += [word for teacher in taught_by(teachers, given) for word in ("--teacher", teacher)]
-    for key, value in given.items():
+    # what a run of an earlier version does not name, it had as what is no model's own
+    for key, value in (asdict(TrainOptions()) | given).items():
         if key in usual and value != (usual | {"finetune_image": False})[key]:
             words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return words
