@@ -2,10 +2,10 @@
 
     python -m benchmarks.training_speed STORE [STEPS] [ROUNDS]
 
-The tutorials' way is the same model in float32 with every text padded to 512 and the image tower run in every step. Its pictures
-are noise, since what is in them takes no time, and its batches have 4 pairs, since 32 take 19 GB. The floor is the time of a
-step's matrix products at the speed that large ones reach here. Each way runs in a process of its own, in turn, for some rounds;
-prints JSON: pairs/s and peak resident memory of each round, and ratios, the medians over the rounds.
+The tutorials' way is the same model in float32 with every text padded to 512, all visual tokens in every step, and the image tower
+run in it. Its pictures are noise, since what is in them takes no time, and its batches have 4 pairs, since 32 take 19 GB. The floor
+is the time of a step's matrix products at the speed that large ones reach here. Each way runs in a process of its own, in turn, for
+some rounds; prints JSON: pairs/s and peak resident memory of each round, and ratios, the medians over the rounds.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def measure(store: Path, steps: int, name: str) -> dict[str, Any]:
     from labeler.batches import collate
     from labeler.encoders.image import load_image_encoder
     from labeler.fitting.fit import Fit
-    from labeler.fitting.trainer import parameter_groups
+    from labeler.fitting.trainer import drawn_from, parameter_groups
     from labeler.memory import keep_freed_memory
     from labeler.training_options import options_for
 
@@ -71,10 +71,11 @@ def measure(store: Path, steps: int, name: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     order = list(LengthGroupedSampler(way.batch_size, lengths=fit.train_pairs.lengths, generator=generator))
     tower = None if way.padded is None else load_image_encoder("embedded")
+    pairs: Any = fit.train_pairs if way.padded else [fit.train_pairs, *drawn_from(fit)][-1]
 
     def step(number: int) -> dict[str, Any]:
         chosen = order[number * way.batch_size : (number + 1) * way.batch_size]
-        batch = collate(fit.train_pairs.__getitems__(chosen), fit.tokenizer.pad_token_id)
+        batch = collate(pairs.__getitems__(chosen), fit.tokenizer.pad_token_id)
         if tower is not None and way.padded:
             extra = way.padded - batch["input_ids"].shape[1]
             batch["input_ids"] = functional.pad(batch["input_ids"], (0, extra))

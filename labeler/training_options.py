@@ -211,6 +211,8 @@ def search_space(model: str, fixed: Mapping[str, Any] | None = None) -> dict[str
         "modality_dropout": (0.0, 0.3),
         "ema": [0.0, 0.9, 0.98],  # the average of about 10 or 50 steps: an epoch of 1,600 pairs has 50
     }
+    if default.visual_token_dropout and not fixed.get("finetune_image"):
+        space["visual_token_dropout"] = (0.0, 0.75)
     space |= constant(model, "TUNING")
     if not trains_pretrained(model, bool(fixed.get("freeze"))):
         space["learning_rate"] = None

@@ -34,9 +34,13 @@ def test_the_command_for_a_fine_tuned_run_names_what_was_done_to_its_pictures():
         return train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:]
 
     assert words() == ["--finetune-image"]
-    gru = {"model": "resnet-gru", "learning_rate": 1e-3, "epochs": 7}
+    gru = {"model": "resnet-gru", **asdict(options_for("resnet-gru", {"epochs": 7}))}
     manifest = {"arguments": gru, "stage": "train", "seed": 0, "inputs": [{"path": "store"}]}
     assert train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:] == ["--epochs", "7"]
+    older = {"model": "visualbert", **asdict(options_for("visualbert"))}
+    del older["visual_token_dropout"]  # as runs have it that were made before there was the option
+    manifest = {"arguments": older, "stage": "train", "seed": 0, "inputs": [{"path": "store"}]}
+    assert train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:] == ["--visual-token-dropout", "0.0"]
     assert words(augment="none") == ["--finetune-image", "--augment", "none"]
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from test_resume import interrupt_at
 
 from labeler.artifacts import work_folder
@@ -39,6 +40,18 @@ def test_the_head_is_fitted_to_so_many_pairs_at_most(fit, monkeypatch):
     fit.start_head()
     assert [len(pairs) for pairs in seen] == [10, min(10, len(fit.validation_pairs))]
     assert fit.progress.at_start is not None
+    assert fit.model.head.classifier.weight.any()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_head_is_fitted_in_the_trainings_precision(store, options, precision):
+    fit, seen = Fit("visualbert", store, dataclasses.replace(options, precision=precision), 0, "cpu"), set()
+    layer = fit.model.fused.encoder.layer[0].intermediate.dense
+    layer.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "validate", lambda self: (0.0, 0.0))  # which is in float32
+        fit.start_head()
+    assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert fit.model.head.classifier.weight.any()
 
 

@@ -40,20 +40,10 @@ class PairTrainer(Trainer):
         self.fit = fit
         # in how many parts a batch is trained on, and the present one's share of its loss
         self.parts, self.share = 1, 1.0
-        pairs: Any = fit.train_pairs
-        self.drawn: list[AugmentedPictures | DroppedModalities | DroppedTokens] = []  # what is otherwise each epoch
-        if isinstance(fit.model, EndToEnd) and fit.options.augment != "none":
-            pairs = AugmentedPictures(pairs, augmentation((fit.model.encoder.size,) * 2), fit.seed)
-            self.drawn.append(pairs)
-        if fit.options.modality_dropout:
-            pairs = DroppedModalities(pairs, fit.options.modality_dropout, fit.seed)
-            self.drawn.append(pairs)
-        if fit.options.visual_token_dropout:
-            pairs = DroppedTokens(pairs, fit.options.visual_token_dropout, fit.seed)
-            self.drawn.append(pairs)
+        self.drawn = drawn_from(fit)
         super().__init__(
             model=model,
-            train_dataset=pairs,
+            train_dataset=cast(Any, [fit.train_pairs, *self.drawn][-1]),
             data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
             **options,
         )
@@ -281,6 +271,18 @@ class LabelTrainer(ValidatingTrainer):
         super().save_rest(folder)
         if self.fit.averaged:
             self.fit.averaged.save(folder)
+
+
+def drawn_from(fit: Fit) -> list[AugmentedPictures | DroppedModalities | DroppedTokens]:
+    """Return the data sets that put what is otherwise each epoch on the train pairs; the last of them is trained on."""
+    options, found = fit.options, cast("list[Any]", [fit.train_pairs])
+    if isinstance(fit.model, EndToEnd) and options.augment != "none":
+        found.append(AugmentedPictures(found[-1], augmentation((fit.model.encoder.size,) * 2), fit.seed))
+    if options.modality_dropout:
+        found.append(DroppedModalities(found[-1], options.modality_dropout, fit.seed))
+    if options.visual_token_dropout:
+        found.append(DroppedTokens(found[-1], options.visual_token_dropout, fit.seed))
+    return found[1:]
 
 
 class Shuffle(Sampler[int]):
