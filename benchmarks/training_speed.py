@@ -2,10 +2,11 @@
 
     python -m benchmarks.training_speed STORE [STEPS] [ROUNDS]
 
-The tutorials' way is the same model in float32 with every text padded to 512, all visual tokens in every step, and the image tower
-run in it. Its pictures are noise, since what is in them takes no time, and its batches have 4 pairs, since 32 take 19 GB. The floor
-is the time of a step's matrix products at the speed that large ones reach here. Each way runs in a process of its own, in turn, for
-some rounds; prints JSON: pairs/s and peak resident memory of each round, and ratios, the medians over the rounds.
+The tutorials' way is the same model in float32 with every text padded to 512, all visual tokens in every step, and the image
+tower run in it. Its pictures are noise, since what is in them takes no time, and its batches have 4 pairs, since 32 take 19
+GB. The floor is the time of a step's matrix products at the speed that large ones reach here. Each way runs in a process of
+its own, in turn, for some rounds; prints JSON: pairs/s and peak resident memory of each round, and ratios, the medians over
+the rounds.
 """
 
 from __future__ import annotations

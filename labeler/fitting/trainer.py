@@ -275,7 +275,8 @@ class LabelTrainer(ValidatingTrainer):
 
 def drawn_from(fit: Fit) -> list[AugmentedPictures | DroppedModalities | DroppedTokens]:
     """Return the data sets that put what is otherwise each epoch on the train pairs; the last of them is trained on."""
-    options, found = fit.options, cast("list[Any]", [fit.train_pairs])
+    options = fit.options
+    found: list[Any] = [fit.train_pairs]
     if isinstance(fit.model, EndToEnd) and options.augment != "none":
         found.append(AugmentedPictures(found[-1], augmentation((fit.model.encoder.size,) * 2), fit.seed))
     if options.modality_dropout:
