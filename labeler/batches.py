@@ -64,9 +64,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], max_to
     return found
 
 
-def collate(pairs: list[Pair], pad_token_id: int) -> dict[str, Tensor]:
-    """Return the batch of `pairs` (this module's docstring), padded to its longest text and no further."""
-    longest = max(1, *(len(pair.input_ids) for pair in pairs))
+def collate(pairs: list[Pair], pad_token_id: int, least: int = 1) -> dict[str, Tensor]:
+    """Return the batch of `pairs` (this module's docstring), padded to its longest text, or to `least` tokens."""
+    longest = max(least, *(len(pair.input_ids) for pair in pairs))
     input_ids = torch.full((len(pairs), longest), pad_token_id, dtype=torch.long)
     text_mask = torch.zeros(len(pairs), longest, dtype=torch.bool)
     for row, pair in enumerate(pairs):
@@ -246,7 +246,7 @@ class DroppedTokens(Dataset[Pair]):
         if pair.visual_tokens is None:  # its picture is still to be seen
             return pair
         count = len(pair.visual_tokens)
-        picture = crc32(pair.visual_tokens[:, 0].tobytes())  # one number of each token tells pictures apart
+        picture = crc32(pair.visual_tokens.tobytes())  # all of it: single numbers of ReLU6's are zero nearly everywhere
         drawn = np.random.default_rng([self.seed, self.epoch, picture]).random(count)
         real = np.ones(count, dtype=bool) if pair.visual_mask is None else pair.visual_mask
         kept = np.sort(np.lexsort((drawn, ~real))[: max(1, round(count * (1 - self.probability)))])

@@ -28,7 +28,7 @@ from labeler.fitting.trainer import (
 )
 from labeler.fitting.watching import Watch
 from labeler.losses import contrastive_loss, shared_targets
-from labeler.memory import give_back_freed_memory, keep_freed_memory, lacks_memory
+from labeler.memory import give_back_freed_memory, keep_few_shapes, keep_freed_memory, lacks_memory
 from labeler.models import model_module
 from labeler.prediction import choose_device
 from labeler.store import Store
@@ -54,7 +54,7 @@ class ContrastiveFit:
 
         Raises BadInputError when there are fewer than two in a split.
         """
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # as in `labeler.fitting.fit`
+        keep_few_shapes()
         self.store = Store(data, check=False)  # `pretrain` has just verified it
         self.name, self.seed, self.interrupted, self.step = model, seed, False, 0
         self.options, self.chunk_size = options

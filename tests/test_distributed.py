@@ -60,7 +60,13 @@ def assert_same_training(folder: Path, histories: list[dict[str, Any]], *runs: s
 
 def test_two_workers_train_with_all_that_one_can(store, tmp_path):
     """No curve is compared: each worker draws the words to hide for itself."""
-    special = {"class_weights": "balanced", "pretrain": 1, "modality_dropout": 0.3, "visual_token_dropout": 0.5, "ema": 0.8}
+    special = {
+        "class_weights": "balanced",
+        "pretrain": 1,
+        "modality_dropout": 0.3,
+        "visual_token_dropout": 0.5,
+        "ema": 0.8,
+    }
     histories = train_together(store, tmp_path, special, "1", "2")
     assert all(history["pretraining"] for history in histories)
     assert [history["train_pairs"] for history in histories] == [25, 25]

@@ -14,7 +14,7 @@ import torch
 from test_resume import interrupt_at
 
 from labeler.artifacts import work_folder
-from labeler.batches import StorePairs
+from labeler.batches import Pair, StorePairs
 from labeler.errors import DivergedError, InterruptedRun, UsageError
 from labeler.fitting import fit as fit_module
 from labeler.fitting.checkpoints import Progress
@@ -53,6 +53,16 @@ def test_the_head_is_fitted_in_the_trainings_precision(store, options, precision
         fit.start_head()
     assert seen == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert fit.model.head.classifier.weight.any()
+
+
+@pytest.mark.parametrize(("limit", "lengths"), [(64, [4, 8, 64]), (62, [4, 8, 62])])
+def test_training_pads_texts_to_few_lengths_that_the_model_reads(fit, limit, lengths):
+    trainer = PairTrainer.__new__(PairTrainer)
+    trainer.fit, fit.max_tokens = fit, limit
+    picture = np.ones((2, 3), np.float16)
+    found = [trainer.collated([Pair([2] * size, picture, True), Pair([], picture, True)]) for size in (0, 5, limit - 1)]
+    assert [batch["input_ids"].shape[1] for batch in found] == lengths
+    assert [int(batch["text_mask"].sum()) for batch in found] == [0, 5, limit - 1]
 
 
 def test_drawn_pairs_are_labelled_ones_in_their_order(store, options):

@@ -43,7 +43,7 @@ from labeler.fitting.trainer import (
 from labeler.fitting.watching import Watch
 from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
-from labeler.memory import give_back_freed_memory, keep_freed_memory
+from labeler.memory import give_back_freed_memory, keep_few_shapes, keep_freed_memory
 from labeler.models import Building, Built, constant, model_module
 from labeler.pixels import Pixels, stored_pixels
 from labeler.prediction import choose_device, logits, model_outputs
@@ -79,8 +79,7 @@ class Fit:
         `save_minutes`, a checkpoint is saved each time that they have passed. With `shard` the model is divided among
         the workers (see `labeler.fitting.sharding`).
         """
-        # oneDNN keeps what it has prepared for 1,024 shapes; every length of text is another: 200 MB an epoch
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+        keep_few_shapes()
         # a training before this one (--seeds, tune) is a ring of objects, which holds its weights until Python looks for such
         gc.collect()
         give_back_freed_memory()

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import remove
-from labeler.batches import DroppedModalities, DroppedTokens, collate
+from labeler.batches import DroppedModalities, DroppedTokens, Pair, collate
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.errors import DivergedError, LabelerError
 from labeler.fitting import workers
@@ -26,6 +26,8 @@ from labeler.training_options import TrainOptions
 
 if TYPE_CHECKING:
     from labeler.fitting.fit import Fit
+
+LENGTHS = 4  # texts are padded to multiples of it in training
 
 log = logging.getLogger("labeler")
 
@@ -44,10 +46,16 @@ class PairTrainer(Trainer):
         super().__init__(
             model=model,
             train_dataset=cast(Any, [fit.train_pairs, *self.drawn][-1]),
-            data_collator=lambda pairs: collate(pairs, fit.tokenizer.pad_token_id),
+            data_collator=self.collated,
             **options,
         )
         self.loss_is_scaled_for_ga = True  # a batch is a step
+
+    def collated(self, pairs: list[Pair]) -> dict[str, Tensor]:
+        """Return the batch of `pairs`, padded to one of few lengths: for each shape oneDNN writes code of its own."""
+        longest = max(len(pair.input_ids) for pair in pairs)
+        least = min(max(1, -(-longest // LENGTHS)) * LENGTHS, self.fit.max_tokens)
+        return collate(pairs, self.fit.tokenizer.pad_token_id, least)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
