@@ -89,14 +89,14 @@ def pretrain(
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
 
     def card(folder: Path) -> str:
-        return towers_card(folder, trained, typed(trained, out), place=out)
+        return towers_card(folder, trained, shlex.join(pretrain_command(trained, out)), place=out)
 
     return Trained(out, False, fitted(partial(run_here, fit), out, recipe, resume, card))
 
 
-def typed(trained: dict[str, Any], out: Path) -> str:
-    """Return what to type to pretrain a run again as `out`, with the options that are not the model's own; see `towers_card`."""
+def pretrain_command(trained: dict[str, Any], out: Path) -> list[str]:
+    """Return the words to type to pretrain a run again as `out`, with the options that are not the model's own."""
     arguments = dict(trained["arguments"])
     name = arguments.pop("model")
     words = ["labeler", "pretrain", name, trained["inputs"][0]["path"], "--out", str(out)]
-    return shlex.join([*words, *given(arguments, pretrain_options(name).arguments()), "--seed", str(trained["seed"])])
+    return [*words, *given(arguments, pretrain_options(name).arguments()), "--seed", str(trained["seed"])]

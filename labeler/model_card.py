@@ -11,7 +11,8 @@ from typing import Any
 from labeler.evaluation import ANSWERS, HEADLINE, kept_promise
 from labeler.evaluation.measuring import FEW_POSITIVES
 from labeler.records import LabelSet, read_label_set
-from labeler.training_options import options_for, trains_pretrained
+from labeler.training_options import TrainOptions, options_for, trains_pretrained
+from labeler.zero_shot import TEMPLATES
 
 METRICS = {
     "single": ("accuracy", "weighted_f1", "macro_f1"),
@@ -54,7 +55,7 @@ def model_card(
         sureness(metrics),
         label_table(folder, labels, metrics),
         limits(folder, labels, trained, metrics),
-        origin(folder, trained, command(trained, folder if exported else place or folder)),
+        origin(folder, trained, shlex.join(command(trained, folder if exported else place or folder))),
     ]
     text = "\n\n".join(part for part in parts if part)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n"))
@@ -246,19 +247,30 @@ def origin(folder: Path, trained: dict[str, Any], typed: str) -> str:
     return "\n".join(lines)
 
 
-def command(trained: dict[str, Any], out: Path) -> str:
-    """Return what to type to train it again as `out`, with the options that are not the model's own."""
-    arguments = dict(trained["arguments"])
+def command(trained: dict[str, Any], out: Path) -> list[str]:
+    """Return the words to type to train it again as `out`, with the options that are not the model's own.
+
+    DESCRIBED.json stands for the phrases of zero-shot labels, which are in the manifest.
+    """
+    arguments = asdict(TrainOptions()) | trained["arguments"]  # an earlier version's run had what is no model's own
     store, *teachers = (item["path"] for item in trained["inputs"])
     name, start = arguments.pop("model"), ["--init", teachers.pop(0)] if arguments.pop("init", False) else []
     named = taught_by(teachers, arguments)
-    arguments.pop("zero_shot_teachers", None)  # what was described is in the manifest
+    told = list(arguments.pop("zero_shot_teachers", {}).values())[:1]  # one description is for all of them
     if not trains_pretrained(name, arguments.get("freeze", False)):
         arguments.pop("learning_rate", None)  # which `labeler train` would refuse
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
     words = ["labeler", "train", name, store, *start, *(word for path in named for word in ("--teacher", path))]
-    return shlex.join([*words, "--out", str(out), *given(arguments, own), "--seed", str(trained["seed"])])
+    words += [word for prompts in told for word in described(prompts)]
+    return [*words, "--out", str(out), *given(arguments, own), "--seed", str(trained["seed"])]
+
+
+def described(prompts: dict[str, Any]) -> list[str]:
+    """Return what says how labels were told, as a manifest has it: {templates, described}."""
+    templates = [] if prompts["templates"] == list(TEMPLATES) else prompts["templates"]
+    words = [word for template in templates for word in ("--template", template)]
+    return words + (["--describe", "DESCRIBED.json"] if prompts["described"] else [])
 
 
 def taught_by(teachers: list[str], arguments: dict[str, Any]) -> list[str]:

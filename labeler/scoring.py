@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labeler.artifacts import CARD, Recipe, adding, already_made, input_of, verify, write_json, write_text
-from labeler.contrastive import typed
+from labeler.contrastive import pretrain_command
 from labeler.decisions import aimed, promised
 from labeler.embedding import refuse_other_tower
 from labeler.errors import BadInputError, UsageError
@@ -127,7 +128,7 @@ def evaluate(
         write_json(folder / f"metrics-{split}.json", metrics)
         own_card = CARD in trained["files"]  # an older labeler's card is part of its run
         if split == "test" and not own_card:
-            card = partial(towers_card, typed=typed(trained, run)) if zero_shot else model_card
+            card = partial(towers_card, typed=shlex.join(pretrain_command(trained, run))) if zero_shot else model_card
             write_text(folder / CARD, card(run, trained, metrics=metrics))
     return Evaluated(run, False, metrics)
 

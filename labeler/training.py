@@ -197,13 +197,15 @@ def train_seeds(
     Those already made are found; with `force` they are made again, with `resume` too from the one that was interrupted on. `how`:
     see `train`, which raises what it raises.
 
-    Raises BadInputError when `out` is a run itself, UsageError for a seed that is too large.
+    Raises BadInputError when `out` is a run itself, UsageError for a seed that is too large, and one of these runs as a teacher.
     """
     if (out / MANIFEST).exists():
         raise BadInputError(f"{out}: a run itself; choose another --out for the runs of several seeds")
     if max(seeds) >= MOST_SEEDS:
         raise UsageError(f"--seed {seeds[0]} with {len(seeds)} seeds: the largest seed is {MOST_SEEDS - 1}")
     runs = [out / f"seed-{seed}" for seed in seeds]
+    for run in runs:  # before the first replaces another's teacher
+        refuse_other_runs(model, run, how.get("teachers", ()), how.get("init"))
     interrupted = (
         next((number for number, run in enumerate(runs) if recipe_beside(run) is not None), 0) if resume else 0
     )

@@ -27,6 +27,10 @@ FROZEN = (
     "--{}: the image tower is frozen and its visual tokens are stored, no picture is seen in training; add --finetune-image, "
     "or leave it out"
 )
+WITHOUT = {  # what an option makes idle
+    "finetune_image": ("visual_token_dropout",),
+    "freeze": ("learning_rate", "pretrain", "finetune_image", "image_learning_rate", "augment"),
+}
 NOTHING_PRETRAINED = "--learning-rate is of pretrained weights, and {} trains none; use --new-learning-rate"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
@@ -156,8 +160,10 @@ def options_for(model: str, given: dict[str, Any] | None = None) -> TrainOptions
     return options
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path, typed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the training options in a JSON file, by name; it may hold any of the fields of `TrainOptions`.
+
+    Those that mean nothing beside what was `typed` are left out: who freezes a model asks for no rate that a search has found.
 
     Raises BadInputError when the file cannot be read or a value is of the wrong kind; UsageError naming the closest for an
     option that there is not.
@@ -173,7 +179,8 @@ def read_options(path: Path) -> dict[str, Any]:
         kind = kinds[check_choice(f"option in {path}:", name, kinds)]
         if type(value) is not kind and (kind, type(value)) != (float, int):
             raise BadInputError(f"{path}: {name} is {value!r}, expected {KINDS[kind]}")
-    return {name: kinds[name](value) for name, value in given.items()}
+    idle = {name for option, names in WITHOUT.items() if (typed or {}).get(option) for name in names}
+    return {name: kinds[name](value) for name, value in given.items() if name not in idle}
 
 
 def own_options(model: str, options: TrainOptions) -> dict[str, Any]:

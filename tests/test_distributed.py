@@ -60,13 +60,7 @@ def assert_same_training(folder: Path, histories: list[dict[str, Any]], *runs: s
 
 def test_two_workers_train_with_all_that_one_can(store, tmp_path):
     """No curve is compared: each worker draws the words to hide for itself."""
-    special = {
-        "class_weights": "balanced",
-        "pretrain": 1,
-        "modality_dropout": 0.3,
-        "visual_token_dropout": 0.5,
-        "ema": 0.8,
-    }
+    special = {"class_weights": "balanced", "pretrain": 1, "modality_dropout": 0.3, "ema": 0.8}
     histories = train_together(store, tmp_path, special, "1", "2")
     assert all(history["pretraining"] for history in histories)
     assert [history["train_pairs"] for history in histories] == [25, 25]
@@ -75,7 +69,7 @@ def test_two_workers_train_with_all_that_one_can(store, tmp_path):
 def test_two_workers_have_the_loss_curve_of_one_with_the_model_divided_among_them_too(store, tmp_path):
     """Checkpoints of a divided model are those of one worker: either goes on from the other's."""
     runs = ("1", "2", "2shard", "1<2shard", "2shard<1")
-    special = {"activation_checkpointing": True, "modality_dropout": 0.3}
+    special = {"activation_checkpointing": True, "modality_dropout": 0.3, "visual_token_dropout": 0.5}
     histories = train_together(store, tmp_path, special, *runs)
     assert [history["sharded"] for history in histories] == [False, False, True, False, True]
     assert_same_training(tmp_path, histories, *runs)

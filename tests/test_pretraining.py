@@ -20,7 +20,7 @@ from labeler.end_to_end import TOWER
 from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.fitting.fit import Fit
 from labeler.fitting.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
-from labeler.fitting.pretraining import PretrainingTrainer, pretrain, told
+from labeler.fitting.pretraining import PretrainingTrainer, check_can_pretrain, pretrain, told
 from labeler.fitting.trainer import training_arguments
 from labeler.fitting.watching import Watch
 from labeler.training import train
@@ -197,14 +197,20 @@ def test_an_interrupt_changes_no_weight(store, pretraining, tmp_path, monkeypatc
     assert [entry["epoch"] for entry in run.history["pretraining"]["epochs"]] == [1, 2]
 
 
-def test_what_cannot_be_pretrained_is_said_before_anything_is_done(store, pretraining, tmp_path, monkeypatch):
+def test_what_cannot_be_pretrained_is_said_before_anything_is_done(store, pretraining, tmp_path):
     for name in ("late-fusion", "resnet-gru"):
         with pytest.raises(UsageError, match=f"{name} has no fused streams .* train visualbert"):
             train(name, store, tmp_path / "run", pretraining, device="cpu")
     assert not work_folder(tmp_path / "run").exists()
-    monkeypatch.setattr("labeler.fitting.fit.StorePairs.lengths", property(lambda self: [0] * len(self)))
+    fit = Fit("visualbert", store, pretraining, 0, "cpu")
+    rows = fit.store.rows
+    labels = [None if row % 2 else own for row, own in enumerate(rows["labels"])]
+    texts = [text if row % 2 else None for row, text in enumerate(rows["text"])]
+    fit.store.rows = rows | {"labels": labels, "text": texts}
+    check_can_pretrain(fit)  # those without a label have texts
+    fit.store.rows = rows | {"text": [None] * len(texts)}
     with pytest.raises(BadInputError, match="no train row has a text"):
-        train("visualbert", store, tmp_path / "run", pretraining, device="cpu")
+        check_can_pretrain(fit)
 
 
 def test_the_random_state_afterwards_is_the_seeds(store, options, tmp_path):

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 from click.testing import CliRunner
 
 from labeler.cli import cli
+from labeler.contrastive import pretrain_options
 from labeler.preprocessing import preprocess
 from labeler.report import report
 from labeler.report.making import preprocess_command, train_command
 from labeler.training_options import options_for
+from labeler.zero_shot import TEMPLATES
 
 
 def test_the_command_for_a_store_names_how_many_visual_tokens_it_has(store, text_tower, image_tower, tmp_path):
@@ -27,21 +29,51 @@ def test_the_command_for_a_store_names_how_many_visual_tokens_it_has(store, text
     assert words[-2:] == ["--visual-tokens", "1"]
 
 
-def test_the_command_for_a_fine_tuned_run_names_what_was_done_to_its_pictures():
-    def words(**given):
-        arguments = {"model": "visualbert", **asdict(options_for("visualbert", {"finetune_image": True} | given))}
-        manifest = {"arguments": arguments, "stage": "train", "seed": 0, "inputs": [{"path": "store"}]}
-        return train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:]
+def told(arguments: dict, stage: str = "train", **inputs: str) -> list[str]:
+    """Return what a report says of how a run of such a manifest is made again, between its folder and its seed."""
+    manifest = {"arguments": arguments, "stage": stage, "seed": 3, "inputs": [{"path": "store"}]}
+    manifest["inputs"] += [{"path": path} for path in inputs.values()]
+    words = train_command(SimpleNamespace(manifest=manifest, folder="run"))
+    if not words:
+        return words
+    assert words[:4] == ["labeler", stage, arguments["model"], "store"]
+    assert words[-2:] == ["--seed", "3"]
+    return words[4:-2]
 
-    assert words() == ["--finetune-image"]
+
+def test_the_command_for_a_run_names_what_is_not_the_models_own():
+    def fine_tuned(**given):
+        return told({"model": "visualbert", **asdict(options_for("visualbert", {"finetune_image": True} | given))})
+
+    out = ["--out", "run"]
+    assert fine_tuned() == [*out, "--finetune-image"]
+    assert fine_tuned(augment="none") == [*out, "--finetune-image", "--augment", "none"]
     gru = {"model": "resnet-gru", **asdict(options_for("resnet-gru", {"epochs": 7}))}
-    manifest = {"arguments": gru, "stage": "train", "seed": 0, "inputs": [{"path": "store"}]}
-    assert train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:] == ["--epochs", "7"]
+    assert told(gru) == [*out, "--epochs", "7"]
     older = {"model": "visualbert", **asdict(options_for("visualbert"))}
     del older["visual_token_dropout"]  # as runs have it that were made before there was the option
-    manifest = {"arguments": older, "stage": "train", "seed": 0, "inputs": [{"path": "store"}]}
-    assert train_command(SimpleNamespace(manifest=manifest, folder="run"))[8:] == ["--visual-token-dropout", "0.0"]
-    assert words(augment="none") == ["--finetune-image", "--augment", "none"]
+    assert told(older) == [*out, "--visual-token-dropout", "0.0"]
+    towers = {"model": "clip", **pretrain_options("clip", {"chunk_size": 64}).arguments()}
+    assert told(towers, "pretrain") == [*out, "--chunk-size", "64"]
+    assert told({"model": "none that there is"}) == []
+
+
+def test_the_command_for_a_run_names_how_its_teacher_was_told_of_labels():
+    prompts = {"described": {"circle": ["round"]}, "templates": ["a drawing of {}"]}
+    taught = {"model": "visualbert", **asdict(options_for("visualbert")), "zero_shot_teachers": {"0": prompts}}
+    said = [
+        "--teacher",
+        "zero-shot:clip",
+        "--template",
+        "a drawing of {}",
+        "--describe",
+        "DESCRIBED.json",
+        "--out",
+        "run",
+    ]
+    assert told(taught, teacher="clip") == said
+    taught["zero_shot_teachers"] = {"0": {"described": {}, "templates": list(TEMPLATES)}}
+    assert told(taught, teacher="clip") == ["--teacher", "zero-shot:clip", "--out", "run"]
 
 
 def test_the_commands_that_a_report_names_find_everything_made(evaluated, store, tmp_path, text_tower):

@@ -114,6 +114,23 @@ def test_an_interrupted_run_of_other_arguments_is_not_said_to_be_lost_for_want_o
         assert f"{out}: an interrupted run {said}" in caplog.text
 
 
+def test_a_training_that_was_stopped_is_not_said_to_have_made_it_worse(store, options, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Fit, "start_head", lambda self: setattr(self.progress, "at_start", 2.0))  # no epoch is as good
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        with pytest.raises(InterruptedRun, match="stopped after step 6"):
+            train("late-fusion", store, tmp_path / "run", options, device="cpu")
+    assert "no epoch is as good" not in caplog.text
+    train("late-fusion", store, tmp_path / "run", options, device="cpu", resume=True)
+    assert "no epoch is as good" in caplog.text
+
+
+def test_a_teacher_among_the_seeds_runs_is_refused_before_any_is_trained(store, options, tmp_path):
+    with pytest.raises(UsageError, match="seed-1: a teacher itself"):
+        train_seeds("late-fusion", store, tmp_path, options, range(3), teachers=[tmp_path / "seed-1"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_seeds_made_again_go_on_at_the_one_that_was_interrupted(store, options, tmp_path, monkeypatch):
     out, options = tmp_path / "runs", dataclasses.replace(options, epochs=1)
     how = {"device": "cpu"}

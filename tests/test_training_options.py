@@ -108,3 +108,13 @@ def test_a_gpu_that_was_asked_for_is_the_only_one_that_is_used(tmp_path, monkeyp
     assert (arguments.device, arguments.n_gpu, arguments.train_batch_size) == (torch.device("cuda", 1), 1, 6)
     assert training_arguments(tmp_path, options, 0, torch.device("cuda")).device == torch.device("cuda", 0)
     assert chosen == [torch.device("cuda", 1), torch.device("cuda", 0)]
+
+
+@pytest.mark.parametrize("typed", ["finetune_image", "freeze"])
+def test_what_is_typed_wins_over_what_it_makes_idle_in_a_file(typed, tmp_path):
+    best = tmp_path / "best.json"
+    best.write_text(json.dumps(own_options("visualbert", options_for("visualbert", {"epochs": 5, "pretrain": 2}))))
+    found = options_for("visualbert", read_options(best, {typed: True}) | {typed: True})
+    assert (getattr(found, typed), found.epochs) == (True, 5)
+    assert found.pretrain == (0 if typed == "freeze" else 2)
+    assert options_for("visualbert", read_options(best)).visual_token_dropout == 0.5

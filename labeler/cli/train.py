@@ -105,7 +105,7 @@ def command(
     without = sorted(name for name in typed if name.startswith("teacher_"))
     if without and not teachers:
         raise UsageError(f"--{without[0].replace('_', '-')} without a teacher; name one with --teacher RUN")
-    chosen = options_for(model, (read_options(file) if file else {}) | typed)
+    chosen = options_for(model, (read_options(file, typed) if file else {}) | typed)
     how: dict[str, Any] = {
         "teachers": parse_teachers(teachers, describe, templates),
         "init": init,

@@ -1,8 +1,9 @@
 """Training on several workers, on one machine or many: Ray Train around the same `Fit`.
 
 Each worker trains on its part of every batch and the gradients are averaged, so that N workers take the steps that one would
-take. The first alone validates, saves and says how it goes. Where a worker dies, Ray starts all of them again, and they go on
-from the last checkpoint. Workers of other machines read the store and write the run by the same paths.
+take; in pretraining a pair's negatives are those of its worker's part. The first alone validates, saves and says how it goes.
+Where a worker dies, Ray starts all of them again, and they go on from the last checkpoint. Workers of other machines read the
+store and write the run by the same paths.
 
 Ray: Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications". Imports neither ray nor torch until asked.
 """
@@ -29,6 +30,7 @@ from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageErr
 from labeler.interrupts import stop_on_interrupt
 from labeler.training_options import TrainOptions
 
+DEVICES = ("auto", "cpu", "cuda")  # which one of several GPUs a worker has is for Ray to say
 MAX_FAILURES = 10  # as often are workers started again
 # no statistics are sent; workers are what the machine is for, by default they wait for everything else (niceness 15)
 RAY_SETTINGS = {
@@ -104,6 +106,17 @@ def cpus_each(nodes: Sequence[Mapping[str, Any]], workers: int) -> int:
     return next((size for size in sizes if sum(cpus // size for cpus in there) >= workers), 1)
 
 
+def check_places(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: bool) -> None:
+    """Raise UsageError where Ray's `nodes` lack a CPU, or a GPU, for each of so many workers: Ray would wait without end."""
+    kind = "GPU" if gpus else "CPU"
+    there = sum(int(node["Resources"].get(kind, 0)) for node in nodes if node["Alive"])
+    if there < workers:
+        raise UsageError(
+            f"--workers {workers}, each with a {kind} of its own, and Ray has {there}; give fewer, "
+            + ("or --device cpu" if gpus else "or start Ray on more machines")
+        )
+
+
 def connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
     """Connect to the Ray cluster at `address`; raises BadInputError when none answers."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -123,17 +136,23 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
 
     Ctrl-C, or SIGTERM, asks the workers to save a checkpoint and stop; a second one stops them at once.
 
-    Raises LabelerError with what a worker raised, and when workers have died more than MAX_FAILURES times; InterruptedRun after
+    Raises UsageError for a device that is none of DEVICES, and for more workers than Ray has places; LabelerError with what a
+    worker raised, and when workers have died more than MAX_FAILURES times; InterruptedRun after
     Ctrl-C.
     """
     check_ray()
+    if fit["device"] not in DEVICES:
+        raise UsageError(
+            f"--device {fit['device']} with --workers: Ray gives each its own; choose from {', '.join(DEVICES)}"
+        )
     decode_ahead(fit["data"], fit["options"], fit["teachers"])
     with ray_running(address, workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         there = ray.cluster_resources()
-        gpus = fit["device"].startswith("cuda") or (fit["device"] == "auto" and there.get("GPU", 0) >= workers)
+        gpus = fit["device"] == "cuda" or (fit["device"] == "auto" and there.get("GPU", 0) >= workers)
+        check_places(ray.nodes(), workers, gpus)
         resources = {"CPU": cpus_each(ray.nodes(), workers)} | ({"GPU": 1} if gpus else {})
         config = {"fit": fit, "gpus": gpus, "folder": str(folder.resolve()), "cwd": os.getcwd()}
         lost, storage = folder / LOST, folder / "ray"

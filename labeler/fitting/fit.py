@@ -188,7 +188,8 @@ class Fit:
         # bf16 ends here: temperature, thresholds and promises are fitted to the scores that `predict` gives, in float32
         trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         history = history_of(self.metric, trainer.state.log_history)
-        self.tell_if_worse(history)
+        if not self.interrupted:
+            self.tell_if_worse(history)
         history |= {"train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}
         if self.options.pretrain:
             history["pretraining"] = told(pretraining)

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from labeler.artifacts import write_json
 from labeler.end_to_end import reader
 from labeler.errors import BadInputError, UsageError
+from labeler.fitting import workers
 from labeler.fitting.checkpoints import Progress, newest_checkpoint
 from labeler.fitting.objectives import AlignedObjectives, Objectives
 from labeler.fitting.trainer import PairTrainer, training_arguments
@@ -94,7 +95,7 @@ def check_can_pretrain(fit: Fit) -> None:
         raise UsageError(
             "the text encoder's tokenizer has no mask token, so words cannot be hidden; leave out --pretrain"
         )
-    if not any(fit.train_pairs.lengths):
+    if not any(fit.store.rows["text"][row] for row in fit.store.rows_of("train", unlabelled=True)):
         raise BadInputError("no train row has a text, so there are no words to hide; leave out --pretrain")
 
 
@@ -119,6 +120,9 @@ def pretrain(fit: Fit, folder: Path, *, resume: bool) -> None:
         args=training_arguments(folder, fit.options, fit.seed, fit.device, **epochs),
         callbacks=[PretrainingWatch(fit)],
     )
+    if workers.count() > 1 and workers.is_first():
+        log.warning("pretraining on %d workers: each takes a pair's negatives from its part of a batch, %s", workers.count(),
+                    trainer.in_parts)  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # standard output is for data
     trainer.remove_callback(ProgressCallback)
     checkpoint = newest_checkpoint(folder) if resume else None

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
 from typing import Any
 
 from labeler.artifacts import read_manifest
+from labeler.contrastive import pretrain_command
 from labeler.encoders.weights import EMBEDDED
 from labeler.errors import BadInputError, UsageError
-from labeler.model_card import taught_by
-from labeler.models import constant
+from labeler.model_card import command, described
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
-from labeler.training_options import TrainOptions, options_for, trains_pretrained
-from labeler.zero_shot import TEMPLATES
 
 
 def how(model: Model) -> dict[str, Any]:
@@ -39,7 +36,7 @@ def commands(runs: list[Run], split: str, explain: int) -> list[str]:
     folders = [str(run.folder) for run in runs]
     lines = [
         *dict.fromkeys(line for run in runs for line in preprocess_command(run)),
-        *(train_command(run) for run in runs),
+        *filter(None, map(train_command, runs)),
         *(
             ["labeler", "evaluate", str(run.folder), "--data", str(run.store), "--split", split]
             + zero_shot_words(run, split)
@@ -52,13 +49,11 @@ def commands(runs: list[Run], split: str, explain: int) -> list[str]:
 
 
 def zero_shot_words(run: Run, split: str) -> list[str]:
-    """Return what says how labels were told to a run that has learned none, DESCRIBED.json for the phrases of its manifest."""
+    """Return what says how labels were told to a run that has learned none."""
     if run.manifest["stage"] != "pretrain":
         return []
     told = read_manifest(run.folder, "evaluate", f"manifest-{split}.json")["arguments"]["zero_shot"]
-    templates = [] if told["templates"] == list(TEMPLATES) else told["templates"]
-    words = ["--zero-shot", *(word for template in templates for word in ("--template", template))]
-    return words + (["--describe", "DESCRIBED.json"] if told["described"] else [])
+    return ["--zero-shot", *described(told)]
 
 
 def preprocess_command(run: Run) -> list[tuple[str, ...]]:
@@ -75,24 +70,12 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
 
 
 def train_command(run: Run) -> list[str]:
-    """Return the words of the command that trains `run`: those options that are not the model's own."""
-    given, model, stage = run.manifest["arguments"], run.manifest["arguments"]["model"], run.manifest["stage"]
-    tower = {"finetune_image": True} if given.get("finetune_image") else None
+    """Return the words of the command that trains `run`, none where this labeler does not have its model."""
+    made = pretrain_command if run.manifest["stage"] == "pretrain" else command
     try:
-        usual = asdict(options_for(model, constant(model, "PRETRAINING") if stage == "pretrain" else tower))
-        if not trains_pretrained(model, given.get("freeze", False)):
-            del usual["learning_rate"]  # which `labeler train` would refuse
-    except UsageError:  # a model that this labeler does not have
-        usual = asdict(TrainOptions())
-    store, *teachers = [item["path"] for item in run.manifest["inputs"]] or ["STORE"]
-    words = ["labeler", stage, model, store, "--out", str(run.folder), "--seed", str(run.manifest["seed"])]
-    words += ["--init", teachers.pop(0)] if given.get("init") else []
-    words += [word for teacher in taught_by(teachers, given) for word in ("--teacher", teacher)]
-    # what a run of an earlier version does not name, it had as what is no model's own
-    for key, value in (asdict(TrainOptions()) | given).items():
-        if key in usual and value != (usual | {"finetune_image": False})[key]:
-            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return words
+        return made(run.manifest, run.folder)
+    except UsageError:
+        return []
 
 
 def plain(value: Any) -> str:
