@@ -18,13 +18,13 @@ from labeler.embedding import embed_pairs, pair_keys
 from labeler.encoders.weights import recorded_tower
 from labeler.errors import BadInputError, LabelerError
 from labeler.evaluation import metric_for, retrieved
+from labeler.fitting.arguments import training_arguments
 from labeler.fitting.checkpoints import Progress, newest_checkpoint
 from labeler.fitting.grad_cache import cached_backward
 from labeler.fitting.trainer import (
     Shuffle,
     ValidatingTrainer,
     history_of,
-    training_arguments,
 )
 from labeler.fitting.watching import Watch
 from labeler.losses import contrastive_loss, shared_targets

@@ -18,7 +18,7 @@ from labeler.contrastive import pretrain, pretrain_options
 from labeler.contrastive_fitting import ContrastiveFit, ContrastiveTrainer
 from labeler.embedding import load_towers_run, pair_keys
 from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, UsageError
-from labeler.fitting.trainer import training_arguments
+from labeler.fitting.arguments import training_arguments
 from labeler.fitting.watching import Watch
 from labeler.layers import LogitScale
 from labeler.runs import load_run

@@ -25,9 +25,10 @@ from labeler.end_to_end import TOWER, AugmentedPictures, EndToEnd, augmentation
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.evaluation import read_predictions
 from labeler.exporting import export
+from labeler.fitting.arguments import training_arguments
 from labeler.fitting.fit import Fit
 from labeler.fitting.objectives import right_for
-from labeler.fitting.trainer import LabelTrainer, training_arguments
+from labeler.fitting.trainer import LabelTrainer
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labelling import predict
 from labeler.models import model_names

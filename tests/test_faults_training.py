@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from labeler.artifacts import MANIFEST, locked, read_manifest, verify, work_folder
 from labeler.batches import collate
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, LockedError
+from labeler.fitting.arguments import training_arguments
 from labeler.fitting.checkpoints import by_age
 from labeler.fitting.fit import Fit
-from labeler.fitting.trainer import LabelTrainer, training_arguments
+from labeler.fitting.trainer import LabelTrainer
 from labeler.fitting.watching import Watch
 from labeler.preprocessing import preprocess
 from labeler.store import DATASET

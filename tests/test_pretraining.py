@@ -18,10 +18,10 @@ from labeler.artifacts import work_folder
 from labeler.batches import collate
 from labeler.end_to_end import TOWER
 from labeler.errors import BadInputError, InterruptedRun, UsageError
+from labeler.fitting.arguments import training_arguments
 from labeler.fitting.fit import Fit
 from labeler.fitting.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
 from labeler.fitting.pretraining import PretrainingTrainer, check_can_pretrain, pretrain, told
-from labeler.fitting.trainer import training_arguments
 from labeler.fitting.watching import Watch
 from labeler.training import train
 

@@ -20,9 +20,10 @@ from labeler.cli import cli
 from labeler.decisions import VALIDATION
 from labeler.errors import BadInputError, LabelerError
 from labeler.evaluation import read_predictions, scores_of
+from labeler.fitting.arguments import training_arguments
 from labeler.fitting.averaging import AveragedWeights
 from labeler.fitting.fit import Fit
-from labeler.fitting.trainer import LabelTrainer, training_arguments
+from labeler.fitting.trainer import LabelTrainer
 from labeler.fitting.watching import Watch
 from labeler.models import model_names
 from labeler.preprocessing import preprocess

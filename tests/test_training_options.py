@@ -12,7 +12,7 @@ import torch
 from labeler.artifacts import read_manifest
 from labeler.cli import cli
 from labeler.errors import BadInputError, UsageError
-from labeler.fitting.trainer import training_arguments
+from labeler.fitting.arguments import training_arguments
 from labeler.training import train
 from labeler.training_options import options_for, own_options, read_options, search_space
 

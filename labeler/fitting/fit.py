@@ -29,6 +29,7 @@ from labeler.end_to_end import EndToEnd, reader
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import fit_temperature, fit_thresholds, predictions_of, scores_of, statistics, write_named
 from labeler.fitting import workers
+from labeler.fitting.arguments import training_arguments, use_bf16
 from labeler.fitting.averaging import AveragedWeights
 from labeler.fitting.checkpoints import Progress, newest_checkpoint, writing
 from labeler.fitting.distillation import ZeroShotTeacher, refuse_idle, teachers_say
@@ -37,8 +38,6 @@ from labeler.fitting.sharding import ShardedTrainer
 from labeler.fitting.trainer import (
     LabelTrainer,
     history_of,
-    training_arguments,
-    use_bf16,
 )
 from labeler.fitting.watching import Watch
 from labeler.layers import checkpoint_activations

@@ -20,9 +20,10 @@ from labeler.artifacts import write_json
 from labeler.end_to_end import reader
 from labeler.errors import BadInputError, UsageError
 from labeler.fitting import workers
+from labeler.fitting.arguments import training_arguments
 from labeler.fitting.checkpoints import Progress, newest_checkpoint
 from labeler.fitting.objectives import AlignedObjectives, Objectives
-from labeler.fitting.trainer import PairTrainer, training_arguments
+from labeler.fitting.trainer import PairTrainer
 from labeler.fitting.watching import Watch
 from labeler.memory import keep_freed_memory
 
