@@ -3,6 +3,7 @@
     python -m benchmarks.prediction predict RUN PAIRS.jsonl ITEMS [EXPORT...]   # pairs/s of each runtime and of a plain loop
     python -m benchmarks.prediction scale FOLDER [COUNT...]      # links to the pictures of a folder: time and memory an item
     python -m benchmarks.prediction actors RUN PAIRS.jsonl ITEMS # `--engine ray` with one and two workers, beside one process
+    python -m benchmarks.prediction cost RUN RECORDS EXPORT...   # accuracy of its exports on test pairs, beside PyTorch's
     python -m benchmarks.prediction startup RUN FILE             # `labeler --help`, and `predict` of one file
 
 Prints JSON. Every figure is a ratio of things that were run one after the other; on a shared machine the ratios stay and the
@@ -257,6 +258,41 @@ def actors(run: Path, source: Path, items: int) -> dict[str, Any]:
     return {"items": len(lines), "ways": found, "same_output": len(set(written.values())) == 1}
 
 
+def cost(run: Path, records: Path, exports: list[Path]) -> dict[str, Any]:
+    """Return the accuracy of the run's own export and of `exports`, by the way `predict` takes, on the test pairs of `records`.
+
+    With the differences to PyTorch, and 95 % intervals of them over groups. Single labels, pairs with picture and text.
+    """
+    from labeler.engines import choose_way
+    from labeler.evaluation import Predictions, differences, resample
+    from labeler.exporting import own_export
+
+    lines = [json.loads(line) for line in (records / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["split"] == "test" and line["image"] and line["text"]]
+    source = Path(json.loads((records / "manifest.json").read_text(encoding="utf-8"))["inputs"][0]["path"]).parent
+    given = [Given((source / line["image"]).resolve(), line["text"]) for line in lines]
+    names = json.loads((run / "labels.json").read_text(encoding="utf-8"))["labels"]
+    numbers = {label["name"]: number for number, label in enumerate(names)}
+
+    def marked(labels: list[str]) -> np.ndarray:
+        return np.eye(len(numbers), dtype=bool)[[numbers[label] for label in labels]]
+
+    truth = marked([line["labels"][0] for line in lines])
+    ids, groups = ([line[name] for line in lines] for name in ("id", "group"))
+    folders = {"own export": own_export(run), **{path.name: path for path in exports}}
+    choices = {"native": Choice(run)} | {name: choose_way(folder) for name, folder in folders.items()}
+    drawn: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, choice in choices.items():
+        _, labels = labelled(choice, given)
+        drawn[name] = resample("single", Predictions(ids, groups, truth, marked(labels).astype(float), marked(labels)))
+        found[name] = {"way": str(choice.way), "accuracy": round(drawn[name].estimate["accuracy"], 4)}
+    for name in folders:
+        difference = differences(drawn[name].minus(drawn["native"]), "accuracy", "macro_f1")
+        found[name] |= {"difference": round(difference["delta_accuracy"], 4), "ci95": difference["ci95"]}
+    return {"pairs": len(lines), "ways": found}
+
+
 def startup(run: Path, file: Path, times: int = 5) -> dict[str, Any]:
     """Return the median of seconds that each command takes from start to end, the first time apart."""
     commands: dict[str, list[str]] = {"python -c pass": ["-c", "pass"], "labeler --help": ["-m", "labeler", "--help"],
@@ -283,6 +319,8 @@ if __name__ == "__main__":
         done = scale(Path(rest[0]), [int(count) for count in rest[1:]] or list(COUNTS))
     elif what == "actors":
         done = actors(Path(rest[0]), Path(rest[1]), int(rest[2]))
+    elif what == "cost":
+        done = cost(Path(rest[0]), Path(rest[1]), [Path(path) for path in rest[2:]])
     elif what == "scale-one":
         done = scale_one(Path(rest[0]))
     else:
