@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 from click.testing import CliRunner
 
+from labeler.artifacts import read_manifest
 from labeler.cli import cli
 from labeler.preprocessing import preprocess
 from labeler.report import report
@@ -17,10 +18,15 @@ from labeler.report.making import preprocess_command, train_command
 from labeler.training_options import options_for
 
 
+def measured_on(store):
+    """Return a run as far as it says on which store it was measured."""
+    return SimpleNamespace(store=store, measured_on=read_manifest(store)["content_sha256"])
+
+
 def test_the_command_for_a_store_names_how_many_visual_tokens_it_has(store, text_tower, image_tower, tmp_path):
     towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "visual_tokens": 1}
     preprocess(store.parent / "records", tmp_path / "store", **towers)
-    [[*words]] = preprocess_command(SimpleNamespace(store=tmp_path / "store"))
+    [[*words]] = preprocess_command(measured_on(tmp_path / "store"))
     done = CliRunner().invoke(cli, words[1:])
     assert done.exit_code == 0, done.output
     assert "already made from the same inputs" in done.output

@@ -10,6 +10,7 @@ from typing import Any
 from labeler.artifacts import read_manifest
 from labeler.encoders.weights import EMBEDDED
 from labeler.errors import BadInputError, UsageError
+from labeler.inputs import replaced
 from labeler.model_card import taught_by
 from labeler.models import constant
 from labeler.report.comparison import Model
@@ -62,7 +63,9 @@ def zero_shot_words(run: Run, split: str) -> list[str]:
 
 
 def preprocess_command(run: Run) -> list[tuple[str, ...]]:
-    """Return the words of the command that makes the store that `run` was measured on, none where it is gone."""
+    """Return the words of the command that makes the store that `run` was measured on, none where it is gone or replaced."""
+    if replaced(run.store, run.measured_on):
+        return []
     try:
         manifest = read_manifest(run.store, "preprocess")
     except BadInputError:
