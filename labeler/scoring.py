@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import CARD, Recipe, adding, already_made, input_of, verify, write_json, write_text
+from labeler.artifacts import (
+    CARD,
+    Recipe,
+    adding,
+    already_made,
+    input_of,
+    read_manifest,
+    verify,
+    write_json,
+    write_text,
+)
 from labeler.contrastive import typed
 from labeler.decisions import aimed, promised
 from labeler.embedding import refuse_other_tower
@@ -112,6 +122,7 @@ def evaluate(
     store = Store(data, check=False)
     opened = opened_for(store, run, device, aim, zero_shot)
     refuse_mismatch(opened, store)
+    warn_of_replacing(run, store, split, name)
     fitted_on = learned_from(store, run, trained)
     baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
@@ -130,6 +141,19 @@ def evaluate(
             card = partial(towers_card, typed=typed(trained, run)) if zero_shot else model_card
             write_text(folder / CARD, card(run, trained, metrics=metrics))
     return Evaluated(run, False, metrics)
+
+
+def warn_of_replacing(run: Path, store: Any, split: Split, name: str) -> None:
+    """Say which figures are replaced, where the manifest `name` in the run is of those of rows in another place."""
+    if not (run / name).is_file():
+        return
+    try:
+        before = read_manifest(run, "evaluate", name)["inputs"][1]
+    except (BadInputError, IndexError):  # damaged, so that it is made again anyway
+        return
+    if before["sha256"] != store.sha256 and Path(before["path"]).resolve() != store.folder.resolve():
+        log.warning("%s: its figures of the %s split of %s are replaced; `labeler evaluate` with --data %s measures them again",
+                    run, split, before["path"], before["path"])  # fmt: skip
 
 
 def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:

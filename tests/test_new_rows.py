@@ -66,6 +66,19 @@ def test_baselines_learn_from_what_the_run_learned_from_and_labels_are_the_runs(
     assert evaluate(run, new, device="cpu").already
 
 
+def test_figures_of_another_store_are_replaced_with_a_warning_that_says_how_to_have_them_again(
+    run, store, tmp_path, labeler
+):
+    new = new_rows(store, tmp_path / "new", "square", "cross")
+    first = labeler("evaluate", run, "--data", new, "--device", "cpu")
+    assert "are replaced" not in first.said
+    again = labeler("evaluate", run, "--data", store, "--device", "cpu")
+    assert again.code == 0, again.said
+    assert f"{run}: its figures of the test split of {new} are replaced" in again.said
+    assert f"`labeler evaluate` with --data {new} measures them again" in again.said
+    assert "are replaced" not in labeler("evaluate", run, "--data", store, "--force", "--device", "cpu").said
+
+
 def test_without_the_store_that_it_was_trained_on_there_are_no_baselines(run, store, tmp_path, labeler):
     new = new_rows(store, tmp_path / "new", "square", "cross", "circle")
     manifest = json.loads((run / "manifest.json").read_text())
