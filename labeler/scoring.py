@@ -53,7 +53,6 @@ from labeler.values import Split
 from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_run
 
 log = logging.getLogger("labeler")
-NO_BASELINES = "there are no baselines: the store that it was trained on is not there any more, or holds other features"
 PROMISES = (0.8, 0.9, 0.95, 0.99)
 SEEN = {
     "train": "it was trained on these rows",
@@ -123,7 +122,7 @@ def evaluate(
     opened = opened_for(store, run, device, aim, zero_shot)
     refuse_mismatch(opened, store)
     warn_of_replacing(run, store, split, name)
-    fitted_on = learned_from(store, run, trained)
+    fitted_on, origin = learned_from(store, run, trained)
     baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
         promises = () if zero_shot or has_seen(trained, store, split) else PROMISES
@@ -131,7 +130,7 @@ def evaluate(
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         metrics = describe(opened, store, split, trained) | figures | {"aim": str(aim) if aim else None}
         metrics["baselines"] = taken_over(baselines, folder) if baselines else []
-        note_origins(metrics, trained, store, split, fitted_on)
+        note_origins(metrics, trained, store, split, origin)
         if zero_shot:
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
@@ -169,8 +168,10 @@ def has_seen(trained: dict[str, Any], store: Any, split: Split) -> bool:
     return split != "test" and trained["inputs"][0]["sha256"] == store.sha256
 
 
-def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, fitted_on: Any) -> None:
-    """Note in the metrics, and say, where run or baselines learned from another store than they are measured on."""
+def note_origins(
+    metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, origin: str | None
+) -> None:
+    """Note in the metrics, and say, where run (or, in `origin`, the baselines) learned from another store than is measured."""
     notes = []
     if note := elsewhere(Path(metrics["run"]), trained, store, split):
         metrics["data"]["caution"] = note
@@ -179,8 +180,7 @@ def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, s
     elif has_seen(trained, store, split):
         metrics["data"]["caution"] = f"{SEEN[split]}: these are no figures of rows that it has not seen"
         notes.append(metrics["data"]["caution"])
-    if fitted_on is not store:
-        notes.append(f"the baselines learned from {fitted_on.folder}" if fitted_on else NO_BASELINES)
+    notes += [origin] if origin else []
     metrics["notes"] = [*metrics["notes"], *notes]
     for note in notes:
         log.warning("%s on %s: %s", metrics["run"], store.folder, note)
