@@ -356,7 +356,10 @@ def elsewhere(run: Path, trained: dict[str, Any], store: Any, split: Split) -> s
     ours, theirs = pair_keys(store, rows), pair_keys(other, known)
     alike = [np.isin(a, b[b != 0]) for a, b in zip(ours.T, theirs.T, strict=True)]  # 0: without a text, or a picture
     seen = int(np.logical_or(*alike).sum())
-    return f"{note}; {seen} of {len(rows)} rows here share their text or picture with its train and validation rows"
+    return (
+        f"{note}; {seen} of {len(rows)} rows here share their text or picture with its train and validation rows, not counting "
+        "copies of pictures that were re-encoded, resized or recoloured"
+    )
 
 
 def measured_retrieval(run: Any, store: Any, split: Split, batch_size: int) -> dict[str, Any]:
