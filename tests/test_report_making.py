@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 from labeler.artifacts import read_manifest
 from labeler.cli import cli
+from labeler.ingestion import ingest
 from labeler.preprocessing import preprocess
 from labeler.report import report
 from labeler.report.making import preprocess_command, train_command
@@ -31,6 +33,17 @@ def test_the_command_for_a_store_names_how_many_visual_tokens_it_has(store, text
     assert done.exit_code == 0, done.output
     assert "already made from the same inputs" in done.output
     assert words[-2:] == ["--visual-tokens", "1"]
+
+
+def test_the_command_for_a_store_of_words_that_its_tower_does_not_know_allows_them(text_tower, image_tower, tmp_path):
+    rows = [{"id": str(n), "text": "今天气真好" + "猫" * n, "label": "ab"[n % 2]} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ingest([tmp_path / "rows.jsonl"], tmp_path / "records")
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "allow_unknown_words": True}
+    preprocess(tmp_path / "records", tmp_path / "store", **towers)
+    [[*words]] = preprocess_command(measured_on(tmp_path / "store"))
+    done = CliRunner().invoke(cli, [*words[1:], "--force"])
+    assert done.exit_code == 0, done.output
 
 
 def test_the_command_for_a_fine_tuned_run_names_what_was_done_to_its_pictures():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from labeler.artifacts import read_manifest
@@ -73,8 +74,17 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
     asked = manifest["arguments"]
     options = {f"--{name.replace('_', '-')}": asked.get(name) for name in ("text_encoder", "image_encoder")}
     chosen = [word for option, tower in options.items() if tower not in (None, EMBEDDED) for word in (option, tower)]
+    chosen += ["--allow-unknown-words"] if has_unknown_words(run.store) else []
     chosen += ["--visual-tokens", str(asked["visual_tokens"])] if asked.get("visual_tokens") else []
     return [("labeler", "preprocess", manifest["inputs"][0]["path"], "--out", str(run.store), *chosen)]
+
+
+def has_unknown_words(store: Path) -> bool:
+    """Return whether the text tower knows too few of the store's words for `labeler preprocess` to make it unasked."""
+    try:
+        return "unknown_share" in json.loads((store / "towers.json").read_text(encoding="utf-8"))["text"]
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def train_command(run: Run) -> list[str]:
