@@ -133,6 +133,7 @@ def evaluate(
         note_origins(metrics, trained, store, split, origin)
         if zero_shot:
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
+            metrics["zero_shot"] = zero_shot.arguments()
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
         write_json(folder / f"metrics-{split}.json", metrics)
         own_card = CARD in trained["files"]  # an older labeler's card is part of its run

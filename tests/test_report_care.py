@@ -30,6 +30,19 @@ def make(tmp_path, text_tower, image_tower):
     return run
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [("aim", [None, "precision=0.95"]), ("zero_shot", [{"described": {}, "templates": [name]} for name in "ab"])],
+)
+def test_runs_that_were_measured_in_other_ways_are_no_seeds_of_one_model(tmp_path, key, values):
+    runs = [write_run(tmp_path / f"seed-{seed}", seed=seed) for seed in (0, 1)]
+    assert [row["seeds"] for row in report(runs, tmp_path / "before", explain=0)["seeds"]] == [[0, 1]]
+    for run, value in zip(runs, values, strict=True):
+        metrics = json.loads((run / "metrics-test.json").read_text(encoding="utf-8")) | {key: value}
+        (run / "metrics-test.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert report(runs, tmp_path / "after", explain=0)["seeds"] == []
+
+
 def test_texts_of_a_store_that_was_made_again_do_not_stand_beside_predictions_of_the_old_one(make, tmp_path):
     store = make("a red circle")
     run = write_run(tmp_path / "run", store=str(store), sha256=read_manifest(store)["content_sha256"])
