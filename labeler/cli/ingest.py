@@ -137,11 +137,7 @@ def command(
     lines += alike_labels(profile)
     lines += joint_labels(profile) if given["task"] != "single" else []
     lines += other_labels(profile) if given["label"] is None else []
-    if profile["leaked_rows"]:
-        lines.append(
-            f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
-            "leaves the train rows out, --split draws new splits"
-        )
+    lines += told_leaks(profile, given["drop_leaks"])
     if profile["rejected"]:
         lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")
     options.say("\n".join(lines), {"out": out, "already": result.already, **profile}, as_json)
@@ -189,6 +185,18 @@ def warnings_of(profile: dict[str, Any], split: str, *, rare: bool = False) -> l
                 f"  warning: {count} rows in {name}: too few to {USES[name]}; more rows, or other shares by --split"
             )
     return lines
+
+
+def told_leaks(profile: dict[str, Any], drop: bool) -> list[str]:
+    """Return how many rows leak, or that there was nothing to `drop` where the splits were drawn."""
+    if drop and profile["split"].startswith("drawn"):
+        return ["  --drop-leaks had nothing to do: the data bring no splits, and those that are drawn leak nothing"]
+    if not profile["leaked_rows"]:
+        return []
+    return [
+        f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
+        "leaves the train rows out, --split draws new splits"
+    ]
 
 
 def alike_labels(profile: dict[str, Any]) -> list[str]:
