@@ -92,16 +92,15 @@ def evaluate(
 ) -> Evaluated:
     """Score the run on one split of the store `data`; write `predictions-SPLIT.jsonl` and `metrics-SPLIT.json` into the run.
 
-    The majority class and a logistic regression on the frozen features are measured on the same rows; their
-    figures stand under `baselines`, their predictions in files of their own beside the run's. They learn from the store's own
-    train rows, or, where it has none, from those of the store that the run was trained on. Under `modalities` stand the
-    run's figures on the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone; under
-    `calibration` how far scores are off, before and after the temperature; under `abstention` what the surest labels are
-    worth, and whether what the validation split promises of them holds. With an `aim`, thresholds are fitted for that, the
-    baselines' too.
+    The majority class and a logistic regression on the frozen features are measured on the same rows; their figures stand
+    under `baselines`, their predictions in files of their own beside the run's. They learn from the store's own train rows,
+    or, where it has none, from those of the store that the run was trained on. Under `modalities` stand the run's figures on
+    the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone; under `calibration` how
+    far scores are off, before and after the temperature; under `abstention` what the surest labels are worth, and whether
+    what the validation split promises of them holds. With an `aim`, thresholds are fitted for that, the baselines' too.
 
-    With `zero_shot`, the run is one of `labeler pretrain`, and what is measured are its zero-shot labels; under `retrieval`
-    stands how well texts and pictures of the split find each other.
+    With `zero_shot`, the run is one of `labeler pretrain`, and its zero-shot labels are measured, given by what stands under
+    `zero_shot`; under `retrieval` stands how well texts and pictures find each other. Figures of another store are replaced.
 
     Raises UsageError for an aim where rows have one label, or of zero-shot labels; BadInputError when run or store are damaged,
     or the store's labels or image tower are not the run's.
@@ -132,12 +131,11 @@ def evaluate(
         metrics["baselines"] = taken_over(baselines, folder) if baselines else []
         note_origins(metrics, trained, store, split, origin)
         if zero_shot:
+            metrics["zero_shot"] = arguments["zero_shot"]
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
-            metrics["zero_shot"] = zero_shot.arguments()
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
         write_json(folder / f"metrics-{split}.json", metrics)
-        own_card = CARD in trained["files"]  # an older labeler's card is part of its run
-        if split == "test" and not own_card:
+        if split == "test" and CARD not in trained["files"]:  # an older labeler's card is part of its run
             card = partial(towers_card, typed=typed(trained, run)) if zero_shot else model_card
             write_text(folder / CARD, card(run, trained, metrics=metrics))
     return Evaluated(run, False, metrics)
