@@ -68,6 +68,10 @@ class IngestOptions:
             raise UsageError(f"--frames {self.frames} is for MELD, whose clips have several; leave it out")
         if self.encoding and not forms & ENCODED:
             raise UsageError(f"--encoding {self.encoding} is for csv, MELD and texts beside pictures; leave it out")
+        if self.drop_leaks and self.split not in ("auto", "keep"):
+            raise UsageError(
+                f"--drop-leaks is for given splits; those that --split {self.split} draws leak nothing; leave it out"
+            )
         if forms == {"class-folders"} and (label := self.fields().get("labels")):
             raise UsageError(f"--label {label}: the labels of class folders are the folders' names; leave it out")
         named = [f"{ours}={theirs}" for ours, theirs in self.mapping.items() if ours in ("id", "image", "text")]

@@ -27,6 +27,14 @@ def near(folder: Path, was: Path) -> Iterator[Path]:
             yield parent.joinpath(*names[start:])
 
 
+def replaced(store: Path, sha256: str) -> bool:
+    """Return whether a store of another content than `sha256` lies there; False where there is none, or it cannot be read."""
+    try:
+        return bool(read_manifest(store, "preprocess")["content_sha256"] != sha256)
+    except (BadInputError, KeyError, OSError):
+        return False
+
+
 def holds(place: Path, sha256: str) -> bool:
     """Return whether there is an artifact of that content."""
     try:

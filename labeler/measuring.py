@@ -61,27 +61,49 @@ def asked(split: Split, aim: Aim | None) -> dict[str, Any]:
     }
 
 
-def learned_from(store: Any, run: Path, trained: dict[str, Any]) -> Any:
-    """Return the store that baselines learn from: `store`, the one that `run` was trained on where it lacks rows, or None."""
+def learned_from(store: Any, run: Path, trained: dict[str, Any]) -> tuple[Any, str | None]:
+    """Return the store that baselines learn from, None where there is none, and what is to be said of it.
+
+    It is `store`, of which nothing is said, or where that lacks rows to learn from the one that `run` was trained on.
+    """
     from labeler.store import Store
 
-    def has_rows(found: Any) -> bool:
-        splits = [found.rows["split"][row] for row in np.flatnonzero(found.labelled)]
-        return {"train", "validation"} <= set(splits)
-
-    if has_rows(store):
-        return store
+    if lacking(store) is None:
+        return store, None
     given = trained["inputs"][0]
+    nothing = "there are no baselines: the store that it was trained on"
     try:
         other = Store(found_again(run, given), check=False)
     except BadInputError:
-        return None
-    same = (
-        other.towers == store.towers
-        and other.sha256 == given["sha256"]
-        and other.label_set.names == store.label_set.names
-    )
-    return other if same and has_rows(other) else None
+        return None, f"{nothing} is not there any more"
+    reason = differs(other, store, given["sha256"])
+    if reason:
+        return None, f"{nothing}, {other.folder}, {reason}"
+    return other, f"the baselines learned from {other.folder}"
+
+
+def differs(other: Any, store: Any, sha256: str) -> str | None:
+    """Return why baselines for `store` cannot learn from the store `other`, which had that content; None where they can."""
+    if other.sha256 != sha256:
+        return "has changed since"
+    if features_of(other) != features_of(store):
+        return "holds other features, of other encoders"
+    if other.label_set.names != store.label_set.names:
+        return "has other labels"
+    split = lacking(other)
+    return split and f"has no {split} rows"
+
+
+def lacking(store: Any) -> str | None:
+    """Return the first of the splits that baselines learn from in which the store has no row with a label, or None."""
+    splits = {store.rows["split"][row] for row in np.flatnonzero(store.labelled)}
+    return next((split for split in SPLITS[:2] if split not in splits), None)
+
+
+def features_of(store: Any) -> dict[str, Any]:
+    """Return what decides what a store's features mean: its towers, without what they say of this store's texts."""
+    text = {name: value for name, value in store.towers["text"].items() if name != "unknown_share"}
+    return store.towers | {"text": text}
 
 
 def make_baselines(store: Any, split: Split, aim: Aim | None = None, fitted_on: Any = None) -> Path:

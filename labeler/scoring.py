@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import CARD, Recipe, adding, already_made, input_of, verify, write_json, write_text
+from labeler.artifacts import (
+    CARD,
+    Recipe,
+    adding,
+    already_made,
+    input_of,
+    read_manifest,
+    verify,
+    write_json,
+    write_text,
+)
 from labeler.contrastive import pretrain_command
 from labeler.decisions import aimed, promised
 from labeler.embedding import refuse_other_tower
@@ -44,7 +54,6 @@ from labeler.values import Split
 from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_run
 
 log = logging.getLogger("labeler")
-NO_BASELINES = "there are no baselines: the store that it was trained on is not there any more, or holds other features"
 PROMISES = (0.8, 0.9, 0.95, 0.99)
 SEEN = {
     "train": "it was trained on these rows",
@@ -84,16 +93,15 @@ def evaluate(
 ) -> Evaluated:
     """Score the run on one split of the store `data`; write `predictions-SPLIT.jsonl` and `metrics-SPLIT.json` into the run.
 
-    The majority class and a logistic regression on the frozen features are measured on the same rows; their
-    figures stand under `baselines`, their predictions in files of their own beside the run's. They learn from the store's own
-    train rows, or, where it has none, from those of the store that the run was trained on. Under `modalities` stand the
-    run's figures on the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone; under
-    `calibration` how far scores are off, before and after the temperature; under `abstention` what the surest labels are
-    worth, and whether what the validation split promises of them holds. With an `aim`, thresholds are fitted for that, the
-    baselines' too.
+    The majority class and a logistic regression on the frozen features are measured on the same rows; their figures stand
+    under `baselines`, their predictions in files of their own beside the run's. They learn from the store's own train rows,
+    or, where it has none, from those of the store that the run was trained on. Under `modalities` stand the run's figures on
+    the rows that have a text and a picture, with `both`, with the `text` and with the `image` alone; under `calibration` how
+    far scores are off, before and after the temperature; under `abstention` what the surest labels are worth, and whether
+    what the validation split promises of them holds. With an `aim`, thresholds are fitted for that, the baselines' too.
 
-    With `zero_shot`, the run is one of `labeler pretrain`, and what is measured are its zero-shot labels; under `retrieval`
-    stands how well texts and pictures of the split find each other.
+    With `zero_shot`, the run is one of `labeler pretrain`, and its zero-shot labels are measured, given by what stands under
+    `zero_shot`; under `retrieval` stands how well texts and pictures find each other. Figures of another store are replaced.
 
     Raises UsageError for an aim where rows have one label, or of zero-shot labels; BadInputError when run or store are damaged,
     or the store's labels or image tower are not the run's.
@@ -113,7 +121,8 @@ def evaluate(
     store = Store(data, check=False)
     opened = opened_for(store, run, device, aim, zero_shot)
     refuse_mismatch(opened, store)
-    fitted_on = learned_from(store, run, trained)
+    warn_of_replacing(run, store, split, name)
+    fitted_on, origin = learned_from(store, run, trained)
     baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
         promises = () if zero_shot or has_seen(trained, store, split) else PROMISES
@@ -121,16 +130,29 @@ def evaluate(
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         metrics = describe(opened, store, split, trained) | figures | {"aim": str(aim) if aim else None}
         metrics["baselines"] = taken_over(baselines, folder) if baselines else []
-        note_origins(metrics, trained, store, split, fitted_on)
+        note_origins(metrics, trained, store, split, origin)
         if zero_shot:
+            metrics["zero_shot"] = arguments["zero_shot"]
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
             write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
         write_json(folder / f"metrics-{split}.json", metrics)
-        own_card = CARD in trained["files"]  # an older labeler's card is part of its run
-        if split == "test" and not own_card:
+        if split == "test" and CARD not in trained["files"]:  # an older labeler's card is part of its run
             card = partial(towers_card, typed=shlex.join(pretrain_command(trained, run))) if zero_shot else model_card
             write_text(folder / CARD, card(run, trained, metrics=metrics))
     return Evaluated(run, False, metrics)
+
+
+def warn_of_replacing(run: Path, store: Any, split: Split, name: str) -> None:
+    """Say which figures are replaced, where the manifest `name` in the run is of those of rows in another place."""
+    if not (run / name).is_file():
+        return
+    try:
+        before = read_manifest(run, "evaluate", name)["inputs"][1]
+    except (BadInputError, IndexError):  # damaged, so that it is made again anyway
+        return
+    if before["sha256"] != store.sha256 and Path(before["path"]).resolve() != store.folder.resolve():
+        log.warning("%s: its figures of the %s split of %s are replaced; `labeler evaluate` with --data %s measures them again",
+                    run, split, before["path"], before["path"])  # fmt: skip
 
 
 def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:
@@ -146,8 +168,10 @@ def has_seen(trained: dict[str, Any], store: Any, split: Split) -> bool:
     return split != "test" and trained["inputs"][0]["sha256"] == store.sha256
 
 
-def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, fitted_on: Any) -> None:
-    """Note in the metrics, and say, where run or baselines learned from another store than they are measured on."""
+def note_origins(
+    metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, origin: str | None
+) -> None:
+    """Note in the metrics, and say, where run (or, in `origin`, the baselines) learned from another store than is measured."""
     notes = []
     if note := elsewhere(Path(metrics["run"]), trained, store, split):
         metrics["data"]["caution"] = note
@@ -156,8 +180,7 @@ def note_origins(metrics: dict[str, Any], trained: dict[str, Any], store: Any, s
     elif has_seen(trained, store, split):
         metrics["data"]["caution"] = f"{SEEN[split]}: these are no figures of rows that it has not seen"
         notes.append(metrics["data"]["caution"])
-    if fitted_on is not store:
-        notes.append(f"the baselines learned from {fitted_on.folder}" if fitted_on else NO_BASELINES)
+    notes += [origin] if origin else []
     metrics["notes"] = [*metrics["notes"], *notes]
     for note in notes:
         log.warning("%s on %s: %s", metrics["run"], store.folder, note)
@@ -333,7 +356,10 @@ def elsewhere(run: Path, trained: dict[str, Any], store: Any, split: Split) -> s
     ours, theirs = pair_keys(store, rows), pair_keys(other, known)
     alike = [np.isin(a, b[b != 0]) for a, b in zip(ours.T, theirs.T, strict=True)]  # 0: without a text, or a picture
     seen = int(np.logical_or(*alike).sum())
-    return f"{note}; {seen} of {len(rows)} rows here share their text or picture with its train and validation rows"
+    return (
+        f"{note}; {seen} of {len(rows)} rows here share their text or picture with its train and validation rows, not counting "
+        "copies of pictures that were re-encoded, resized or recoloured"
+    )
 
 
 def measured_retrieval(run: Any, store: Any, split: Split, batch_size: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from labeler.cli import cli
 from labeler.errors import BadInputError, UsageError
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.records import Record, Row, read_label_set, read_records
-from labeler.sources.answers import with_answer
+from labeler.sources.answers import given_answers, with_answer
 
 # In train: red 3, two 2, Two. 1, blue 1; blue is the most frequent of all rows, as test and validation say it.
 GIVEN = {
@@ -55,11 +55,30 @@ def labels(result: Ingested, split: str = "train") -> list[str]:
         (["[a]", "[a]"], "[a]"),
         ([{"answer": "x", "answer_confidence": "yes"}, {"answer": "y"}, {"answer": "y"}], "y"),
         (("t", "t"), "t"),
+        (["two", 2, 2], "2"),
+        ([{"answer": 1.5}, 3, {"answer": 1.5}], "1.5"),
+        ([True, float("nan"), float("inf"), "yes"], "yes"),
     ],
 )
 def test_the_label_is_the_most_frequent_answer_and_of_equals_the_first(given, label):
     row = with_answer(Row("s", 1, {"question": "what?", "answers": given}), {})
     assert row.fields["label"] == (label,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mapping"),
+    [
+        ({"Question": "what?", " ANSWERS": ["a", "b", "b"]}, {}),
+        ({"query": "what?", "answers": ["a", "b", "b"]}, {"text": "query"}),
+        ({"Query": "what?", "answers": ["a", "b", "b"]}, {"text": "query"}),
+    ],
+)
+def test_question_and_answers_are_found_as_other_fields_are(fields, mapping):
+    assert with_answer(Row("s", 1, fields), mapping).fields["label"] == ("b",)
+
+
+def test_what_people_said_is_kept_whatever_its_field_is_spelt_like():
+    assert given_answers({"Answers": ["two", 2, None]}) == ["two", "2"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +89,8 @@ def test_the_label_is_the_most_frequent_answer_and_of_equals_the_first(given, la
         {"question": "what?", "answers": "a"},
         {"question": "what?", "answers": {"text": ["a"]}},
         {"question": "what?", "answers": []},
-        {"question": "what?", "answers": [1, {"text": "a"}]},
+        {"question": "what?", "answers": [None, {"text": "a"}]},
+        {"question": "what?", "answers": [True, 10**5000]},
         {"question": "what?"},
     ],
 )

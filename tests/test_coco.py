@@ -70,6 +70,35 @@ def test_objects_are_the_set_of_their_names(tmp_path):
     assert record_from(rows[1], {}).labels == (), "an image in which nothing was found has no label, and is labelled so"
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"category_id": 2},
+        {"category_id": None},
+        {"category_id": [1]},
+        {"category_id": 1, "bbox": [float("nan")]},
+        {"bbox": [0, 0, 1, 1]},
+        {"caption": "two cats", "category_id": 2},
+    ],
+    ids=str,
+)
+def test_an_image_of_which_an_object_was_rejected_has_no_known_labels(tmp_path, entry):
+    rejected = {"id": 8, "image_id": 4} | entry
+    objects = [{"id": n, "image_id": image, "category_id": c} for n, (image, c) in enumerate([(9, 90), (4, 1)])]
+    images = [*IMAGES, {"id": 5, "file_name": "c.jpg"}]
+    content = document(images=images, annotations=[*objects, rejected], categories=CATEGORIES)
+    rows, rejects = read(tmp_path, content)
+    assert [(row["id"], row["label"]) for row in rows] == [("9", ['le "<chat>"\n猫']), ("4", None), ("5", [])]
+    assert [reject.line for reject in rejects] == [3]
+
+
+def test_a_caption_that_was_rejected_leaves_the_labels_of_its_image(tmp_path):
+    annotations = [{"id": 7, "image_id": 4, "category_id": 1}, {"id": 8, "image_id": 4, "caption": float("nan")}]
+    rows, rejects = read(tmp_path, document(annotations=annotations, categories=CATEGORIES))
+    assert [row["label"] for row in rows] == [[], ["bird|s"]]
+    assert [reject.line for reject in rejects] == [2]
+
+
 def test_captions_and_objects_in_one_file_meet(tmp_path):
     both = [*CAPTIONS, {"id": 7, "image_id": 4, "category_id": 1}]
     rows, _ = read(tmp_path, document(annotations=both, categories=CATEGORIES))

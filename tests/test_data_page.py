@@ -113,7 +113,18 @@ def test_an_id_that_some_take_for_a_line_break_hides_no_label_error(tmp_path, st
 
 def test_what_was_found_in_another_store_is_not_shown(tmp_path, stored, caplog):
     found = reported(tmp_path, stored, sha256="cd" * 32)
-    assert sections(found) == {"rows", "labels", "sizes", "twice"}
+    assert sections(found) == set()
+    assert "Nothing is known of it" in found.text
+    assert f"{stored}: not the store any more that" in caplog.text
+
+
+def test_what_was_found_in_another_state_of_the_store_is_not_shown(tmp_path, stored, caplog):
+    shutil.copytree(stored, tmp_path / "store")
+    quality = shutil.copytree(quality_folder(stored), tmp_path / "store-quality")
+    manifest = json.loads((quality / "manifest.json").read_text())
+    manifest["inputs"][0]["sha256"] = "cd" * 32
+    (quality / "manifest.json").write_text(json.dumps(manifest))
+    assert sections(reported(tmp_path, tmp_path / "store")) == {"rows", "labels", "sizes", "twice"}
     assert "made for another state of the store" in caplog.text
 
 

@@ -89,6 +89,13 @@ def test_the_line_that_is_not_utf8_tells_the_encoding_however_late_it_comes(tmp_
     assert [row.fields["text"] for row in read_source(path)][-2:] == [CHINESE, "more"]
 
 
+@pytest.mark.parametrize("end", ["", "\n"], ids=repr)
+def test_the_last_line_tells_the_encoding_without_a_line_break_too(tmp_path, end):
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(f"text,label\na plain line,sad\nUne fête très réussie,joy{end}".encode("cp1252"))
+    assert [row.fields["text"] for row in read_source(path)] == ["a plain line", "Une fête très réussie"]
+
+
 def test_a_character_across_two_pieces_is_utf8(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"x" * (SAMPLE_BYTES - 1) + "é".encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from ingesting import kept, row, split_of
+from ingesting import kept, row, split_of, write
 
 from labeler.errors import BadInputError, UsageError
 from labeler.rows.selection import parse_split_option
@@ -33,6 +33,21 @@ def test_an_official_split_is_kept_and_its_leaks_counted(run):
     redrawn = run(rows, split="0.6,0.2,0.2", out="redrawn")
     assert redrawn.profile["leaked_rows"] == 0
     assert redrawn.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
+
+
+@pytest.mark.parametrize("split", ["0.6,0.2,0.2", "1/5"])
+def test_leaks_are_not_dropped_from_splits_that_are_drawn(run, split):
+    with pytest.raises(
+        UsageError, match=f"--drop-leaks is for given splits; those that --split {split} draws leak nothing"
+    ):
+        run(["not even read"], split=split, drop_leaks=True)
+
+
+def test_where_the_data_bring_no_splits_it_is_said_that_no_leaks_were_dropped(tmp_path, labeler):
+    source = write(tmp_path / "pairs.jsonl", [row(number) for number in range(60)])
+    done = labeler("ingest", source, "--out", tmp_path / "records", "--drop-leaks")
+    assert done.code == 0
+    assert "--drop-leaks had nothing to do: the data bring no splits" in done.said
 
 
 def test_where_the_data_bring_no_validation_rows_some_train_rows_become_them(run):

@@ -127,6 +127,13 @@ def test_the_command_shows_both_and_json_is_the_profile(odd_store):
     assert json.loads(cached.stdout) == profile
 
 
+def test_force_is_refused_where_nothing_is_kept_that_it_would_make_again(store, labeler):
+    assert labeler("inspect", store.parent / "records").code == 0
+    done = labeler("inspect", store.parent / "records", "--force")
+    assert done.code == 2
+    assert "--force is for a store" in done.said
+
+
 def test_a_label_cannot_steer_the_terminal(tmp_path, text_tower, image_tower):
     rows = [{"id": str(n), "text": f"text {n}", "label": ["joy\x1b[2J", "anger"][n % 2]} for n in range(12)]
     shown = CliRunner().invoke(cli, ["inspect", str(made(tmp_path, rows, text_tower, image_tower))])

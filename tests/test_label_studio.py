@@ -12,7 +12,7 @@ from labeler.errors import BadInputError
 from labeler.pictures.images import ImageError, resolve_image
 from labeler.records import Record, Reject, Row, record_from
 from labeler.rows.chunks import RowReading, chunk_of
-from labeler.sources import label_studio
+from labeler.sources import Reading, label_studio, read_source
 from labeler.values import RowError
 
 ODD = ['say "no"', "two\nlines", "<b>&amp;</b>", "悲しい 生气", "a|b", "[draft]", "=cmd", "émoi 🎉"]
@@ -137,6 +137,35 @@ def test_annotators_agree_or_their_task_is_rejected(tmp_path):
     assert codes(rejects) == [(2, "2", "annotators-disagree"), (3, "3", "annotators-disagree")]
     assert rejects[0].message == "mood: annotators chose anger / joy; mark one annotation as ground truth"
     assert "joy / nothing" in rejects[1].message or "nothing / joy" in rejects[1].message
+
+
+def read_for(label: str | None, folder: Path, content: Any) -> tuple[list[Record], list[str]]:
+    """Return an export's rows, read for the labels of one control, as records, and the rejects' codes."""
+    mapping = {"labels": label} if label else {}
+    items = list(read_source(write(folder, content), Reading("label-studio", mapping=mapping)))
+    codes = [item.code for item in items if isinstance(item, Reject)]
+    return [record_from(item, mapping, labelled=False) for item in items if isinstance(item, Row)], codes
+
+
+def test_annotators_need_to_agree_on_the_label_alone(tmp_path):
+    one, two = (annotation(choices("joy"), choices(topic, control="topic")) for topic in ("sky", "sea"))
+    found, rejected = read_for("mood", tmp_path, [task(1, one, two)])
+    assert [item.labels for item in found] == [("joy",)]
+    assert (found[0].meta["topic"], rejected) == (None, [])
+    assert read_for("MOOD", tmp_path, [task(1, one, two)])[0][0].labels == ("joy",)
+    assert read_for("topic", tmp_path, [task(1, one, two)]) == ([], ["annotators-disagree"])
+    assert read_for("source", tmp_path, [task(1, one, two, source="web")])[0][0].labels == ("web",)
+    tagged = [annotation(choices("joy", control="tags"), choices(topic, control="topic")) for topic in ("sky", "sea")]
+    assert read_for(None, tmp_path, [task(1, *tagged)])[0][0].labels == ("joy",)
+
+
+def test_comments_of_json_min_that_differ_are_no_disagreement(tmp_path):
+    content = [flat(1, {"mood": "joy", "note": f"says annotator {number}"}, number) for number in (1, 2)]
+    found, rejected = read_for("mood", tmp_path, content)
+    assert [item.labels for item in found] == [("joy",)]
+    assert rejected == []
+    differing = [flat(1, {"mood": mood, "note": "unsure"}, number) for number, mood in enumerate(["joy", "sad"])]
+    assert read_for("mood", tmp_path, differing) == ([], ["annotators-disagree"])
 
 
 def test_the_order_of_several_choices_is_no_disagreement(tmp_path):

@@ -13,6 +13,7 @@ from labeler.baselines import Features, logistic_regression
 from labeler.errors import BadInputError
 from labeler.evaluation import read_predictions
 from labeler.ingestion import IngestOptions, ingest
+from labeler.measuring import learned_from
 from labeler.preprocessing import preprocess
 from labeler.report.comparison import collect
 from labeler.report.runs import read_runs
@@ -66,6 +67,19 @@ def test_baselines_learn_from_what_the_run_learned_from_and_labels_are_the_runs(
     assert evaluate(run, new, device="cpu").already
 
 
+def test_figures_of_another_store_are_replaced_with_a_warning_that_says_how_to_have_them_again(
+    run, store, tmp_path, labeler
+):
+    new = new_rows(store, tmp_path / "new", "square", "cross")
+    first = labeler("evaluate", run, "--data", new, "--device", "cpu")
+    assert "are replaced" not in first.said
+    again = labeler("evaluate", run, "--data", store, "--device", "cpu")
+    assert again.code == 0, again.said
+    assert f"{run}: its figures of the test split of {new} are replaced" in again.said
+    assert f"`labeler evaluate` with --data {new} measures them again" in again.said
+    assert "are replaced" not in labeler("evaluate", run, "--data", store, "--force", "--device", "cpu").said
+
+
 def test_without_the_store_that_it_was_trained_on_there_are_no_baselines(run, store, tmp_path, labeler):
     new = new_rows(store, tmp_path / "new", "square", "cross", "circle")
     manifest = json.loads((run / "manifest.json").read_text())
@@ -79,6 +93,46 @@ def test_without_the_store_that_it_was_trained_on_there_are_no_baselines(run, st
     assert [model.name for model in collect(read_runs([run], "test"))] == ["late-fusion"]
     shown = labeler("report", run, "--out", tmp_path / "report.html")
     assert shown.code == 0, shown.said
+
+
+@pytest.fixture
+def texts_store(tmp_path, text_tower, image_tower):
+    """Return a function that makes a store of texts alone, {text: label}, whose splits are drawn by the shares given."""
+
+    def make(name: str, texts: dict[str, str], split: str) -> Store:
+        rows = [{"id": str(n), "text": text, "label": label} for n, (text, label) in enumerate(texts.items())]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        ingest([tmp_path / f"{name}.jsonl"], tmp_path / name / "records", IngestOptions(split=split))
+        towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "allow_unknown_words": True}
+        return Store(preprocess(tmp_path / name / "records", tmp_path / name / "store", **towers).out)
+
+    return make
+
+
+def test_how_many_words_a_tower_does_not_know_is_no_other_feature(texts_store, tmp_path):
+    foreign = {letter: "joy" if n % 2 else "anger" for n, letter in enumerate("今天气真好猫在沙发上睡觉我们去")}
+    old = texts_store("old", foreign, "0.5,0.3,0.2")
+    new = texts_store("new", {"晚饭吃": "joy", "a red circle 非常生": "anger"}, "0,0,1")
+    assert old.towers["text"]["unknown_share"] != new.towers["text"]["unknown_share"]
+    trained = {"inputs": [{"path": str(old.folder), "sha256": old.sha256}]}
+    found, note = learned_from(new, tmp_path / "run", trained)
+    assert found.folder == old.folder
+    assert note == f"the baselines learned from {old.folder}"
+
+
+def test_why_there_are_no_baselines_is_what_differs(texts_store, store, tmp_path):
+    texts = {f"a red circle {n}": "joy" if n % 2 else "anger" for n in range(12)}
+    old = texts_store("old", texts, "0.5,0.3,0.2")
+    trained = {"inputs": [{"path": str(old.folder), "sha256": old.sha256}]}
+    other = texts_store("other", {"a red circle": "joy", "a blue cross": "awe"}, "0,0,1")
+    found, note = learned_from(other, tmp_path / "run", trained)
+    assert found is None
+    assert note == f"there are no baselines: the store that it was trained on, {old.folder}, has other labels"
+    changed = {"inputs": [{"path": str(old.folder), "sha256": "0" * 64}]}
+    assert learned_from(other, tmp_path / "run", changed)[1].endswith(f"{old.folder}, has changed since")
+    small = texts_store("small", texts, "0.6,0,0.4")
+    given = {"inputs": [{"path": str(small.folder), "sha256": small.sha256}]}
+    assert learned_from(texts_store("new", texts, "0,0,1"), tmp_path / "run", given)[1].endswith("no validation rows")
 
 
 def test_a_label_or_a_parent_that_the_run_does_not_know_is_refused(run, store, tmp_path):

@@ -84,3 +84,6 @@ def test_an_explanation_replaces_its_own_drawing_and_no_photo(trained, pictures,
     assert out.read_bytes() == photo.read_bytes()
     assert labeler(*command, "--force").code == 0
     assert labeler(*command).code == 0
+    idle = labeler(*(word for word in command if word not in ("--out", out)), "--force")
+    assert idle.code == 2
+    assert "--force replaces the file of --out; leave it out, or add --out FILE.png" in idle.said

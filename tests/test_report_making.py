@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shlex
 from dataclasses import asdict
@@ -10,8 +11,10 @@ from types import SimpleNamespace
 
 from click.testing import CliRunner
 
+from labeler.artifacts import read_manifest
 from labeler.cli import cli
 from labeler.contrastive import pretrain_options
+from labeler.ingestion import ingest
 from labeler.preprocessing import preprocess
 from labeler.report import report
 from labeler.report.making import preprocess_command, train_command
@@ -19,14 +22,30 @@ from labeler.training_options import options_for
 from labeler.zero_shot import TEMPLATES
 
 
+def measured_on(store):
+    """Return a run as far as it says on which store it was measured."""
+    return SimpleNamespace(store=store, measured_on=read_manifest(store)["content_sha256"])
+
+
 def test_the_command_for_a_store_names_how_many_visual_tokens_it_has(store, text_tower, image_tower, tmp_path):
     towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "visual_tokens": 1}
     preprocess(store.parent / "records", tmp_path / "store", **towers)
-    [[*words]] = preprocess_command(SimpleNamespace(store=tmp_path / "store"))
+    [[*words]] = preprocess_command(measured_on(tmp_path / "store"))
     done = CliRunner().invoke(cli, words[1:])
     assert done.exit_code == 0, done.output
     assert "already made from the same inputs" in done.output
     assert words[-2:] == ["--visual-tokens", "1"]
+
+
+def test_the_command_for_a_store_of_words_that_its_tower_does_not_know_allows_them(text_tower, image_tower, tmp_path):
+    rows = [{"id": str(n), "text": "今天气真好" + "猫" * n, "label": "ab"[n % 2]} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ingest([tmp_path / "rows.jsonl"], tmp_path / "records")
+    towers = {"text_encoder": str(text_tower), "image_encoder": str(image_tower), "allow_unknown_words": True}
+    preprocess(tmp_path / "records", tmp_path / "store", **towers)
+    [[*words]] = preprocess_command(measured_on(tmp_path / "store"))
+    done = CliRunner().invoke(cli, [*words[1:], "--force"])
+    assert done.exit_code == 0, done.output
 
 
 def told(arguments: dict, stage: str = "train", **inputs: str) -> list[str]:
@@ -61,17 +80,8 @@ def test_the_command_for_a_run_names_what_is_not_the_models_own():
 def test_the_command_for_a_run_names_how_its_teacher_was_told_of_labels():
     prompts = {"described": {"circle": ["round"]}, "templates": ["a drawing of {}"]}
     taught = {"model": "visualbert", **asdict(options_for("visualbert")), "zero_shot_teachers": {"0": prompts}}
-    said = [
-        "--teacher",
-        "zero-shot:clip",
-        "--template",
-        "a drawing of {}",
-        "--describe",
-        "DESCRIBED.json",
-        "--out",
-        "run",
-    ]
-    assert told(taught, teacher="clip") == said
+    said = ["--teacher", "zero-shot:clip", "--template", "a drawing of {}", "--describe", "DESCRIBED.json"]
+    assert told(taught, teacher="clip") == [*said, "--out", "run"]
     taught["zero_shot_teachers"] = {"0": {"described": {}, "templates": list(TEMPLATES)}}
     assert told(taught, teacher="clip") == ["--teacher", "zero-shot:clip", "--out", "run"]
 

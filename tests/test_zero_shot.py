@@ -119,6 +119,7 @@ def test_evaluate_measures_labels_and_retrieval_and_the_report_shows_them(store,
     assert 0 <= found["text_to_image"]["recall_at_1"] <= found["text_to_image"]["recall_at_5"] == 1
     manifest = read_manifest(run, "evaluate", "manifest-test.json")
     assert manifest["arguments"]["zero_shot"] == {"described": described, "templates": list(TEMPLATES)}
+    assert metrics["zero_shot"] == manifest["arguments"]["zero_shot"]
     assert evaluate(run, store, zero_shot=ZeroShotOptions(described), device="cpu").already
     assert not evaluate(run, store, zero_shot=ZeroShotOptions(), device="cpu").already
     card = ModelCard.load(run / "README.md")

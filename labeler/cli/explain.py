@@ -41,6 +41,8 @@ def command(
     given = image is not None or text is not None
     if given == (item is not None) or (given and store is not None):
         raise UsageError("give a pair's id as ITEM, and perhaps --data STORE; or --image FILE, --text TEXT or both")
+    if force and out is None:
+        raise UsageError("--force replaces the file of --out; leave it out, or add --out FILE.png")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):  # before the model is at work
         raise BadInputError(f"{out}: cannot be written; --out takes a file in a folder that is there")
     from labeler.pictures.images import frame_of

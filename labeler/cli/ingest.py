@@ -133,15 +133,11 @@ def command(
     if "taxonomy" in profile:
         lines.append(f"  taxonomy: {taxonomy_line(profile)}")
     rare = rare_labels(profile, given["split"])
-    lines += rare + warnings_of(profile, rare=bool(rare))
+    lines += rare + warnings_of(profile, given["split"], rare=bool(rare))
     lines += alike_labels(profile)
     lines += joint_labels(profile) if given["task"] != "single" else []
     lines += other_labels(profile) if given["label"] is None else []
-    if profile["leaked_rows"]:
-        lines.append(
-            f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
-            "leaves the train rows out, --split draws new splits"
-        )
+    lines += told_leaks(profile, given["drop_leaks"])
     if profile["rejected"]:
         lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")
     options.say("\n".join(lines), {"out": out, "already": result.already, **profile}, as_json)
@@ -168,9 +164,13 @@ def rare_labels(profile: dict[str, Any], split: str) -> list[str]:
     ]
 
 
-def warnings_of(profile: dict[str, Any], *, rare: bool = False) -> list[str]:
-    """Return what a glance at the counts says is not as it was meant; for `rare` labels not that a split has no row."""
-    from labeler.values import shown_names
+def warnings_of(profile: dict[str, Any], split: str, *, rare: bool = False) -> list[str]:
+    """Return what a glance at the counts says is not as it was meant.
+
+    Not that there are few rows of a split that the option `split` gives no share, and for `rare` labels not that one has no row.
+    """
+    from labeler.rows.selection import smallest_share
+    from labeler.values import SPLITS, shown_names
 
     lines, unused = [], list(profile["unused_fields"])
     for ours, what in (("image", "picture"), ("text", "text")):
@@ -178,13 +178,25 @@ def warnings_of(profile: dict[str, Any], *, rare: bool = False) -> list[str]:
             lines.append(
                 f"  warning: no row has a {what}; is it in one of these fields? {shown_names(unused)}: --map {ours}=FIELD"
             )
-    for split in ("train", "validation", "test"):
-        count = profile["splits"].get(split, 0)
-        if count < FEW and (count or not rare):
+    for name, is_drawn in zip(SPLITS, smallest_share(split)[1], strict=True):
+        count = profile["splits"].get(name, 0)
+        if is_drawn and count < FEW and (count or not rare):
             lines.append(
-                f"  warning: {count} rows in {split}: too few to {USES[split]}; more rows, or other shares by --split"
+                f"  warning: {count} rows in {name}: too few to {USES[name]}; more rows, or other shares by --split"
             )
     return lines
+
+
+def told_leaks(profile: dict[str, Any], drop: bool) -> list[str]:
+    """Return how many rows leak, or that there was nothing to `drop` where the splits were drawn."""
+    if drop and profile["split"].startswith("drawn"):
+        return ["  --drop-leaks had nothing to do: the data bring no splits, and those that are drawn leak nothing"]
+    if not profile["leaked_rows"]:
+        return []
+    return [
+        f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
+        "leaves the train rows out, --split draws new splits"
+    ]
 
 
 def alike_labels(profile: dict[str, Any]) -> list[str]:

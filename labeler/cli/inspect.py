@@ -22,13 +22,15 @@ def command(dataset: Path, force: bool, as_json: bool) -> None:
     import json
 
     from labeler.artifacts import read_manifest, verify
-    from labeler.errors import BadInputError
+    from labeler.errors import BadInputError, UsageError
     from labeler.inspection import inspect, read_profile
     from labeler.rows.profile import described
 
     stage = read_manifest(dataset)["stage"]
     if stage not in ("ingest", "preprocess", "inspect"):
         raise BadInputError(f"{dataset}: made by `labeler {stage}`; expected records or a store")
+    if force and stage != "preprocess":
+        raise UsageError(f"--force is for a store, of which what was found is kept; {dataset} is none; leave it out")
     if stage == "preprocess":
         profile = inspect(dataset, force=force).profile
     else:

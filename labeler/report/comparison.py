@@ -93,8 +93,8 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
     """Return what `comparison.json` holds: the data, a row for each model, all pairs in table order, seeds, the answer.
 
     `comparisons` say how b differs from a (see `evaluation.compare`), judged over all pairs; `seeds` has the mean and the
-    standard deviation for each model that was trained more than once with nothing but another seed, `seed_comparisons` how
-    these means differ.
+    standard deviation for each model that was trained more than once, and measured, with nothing but another seed,
+    `seed_comparisons` how these means differ.
     """
     first = runs[0].metrics
     task = first["task"]
@@ -149,7 +149,8 @@ def _seeds(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, Any]
             settings = {key: value for key, value in model.metrics["settings"].items() if key != "seed"}
             # the store, the run that it started from, the teachers
             learned = [item["sha256"] for item in model.run.manifest["inputs"]]
-            same = [model.metrics["name"], model.metrics.get("preset"), settings, learned]
+            measured = [model.metrics.get("aim") or "f1", model.metrics.get("zero_shot")]
+            same = [model.metrics["name"], model.metrics.get("preset"), settings, learned, measured]
             groups.setdefault(json.dumps(same, sort_keys=True), []).append(model)
     rows = []
     for group in groups.values():

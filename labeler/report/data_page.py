@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from labeler.artifacts import Input, input_of, read_manifest, sha256_file
 from labeler.errors import BadInputError
+from labeler.inputs import replaced
 from labeler.inspection import ERRORS, PICTURES, quality_folder, read_profile
 from labeler.pictures.quality import THRESHOLDS
 from labeler.report.charts import histogram_chart
@@ -51,18 +52,24 @@ class DataSet(NamedTuple):
 def read_data(run: Run) -> DataSet:
     """Return the profile with the data's quality if `labeler inspect` has made it for the store of `run`, else the store's.
 
-    Nothing is raised where there is neither: stores may be deleted after evaluation.
+    Neither is of another store that lies there now. Nothing is raised where there is none: stores may be deleted afterwards.
     """
-    quality = quality_folder(run.store)
+    quality, other = quality_folder(run.store), replaced(run.store, run.measured_on)
     try:
         manifest = read_manifest(quality, "inspect")
-        if manifest["inputs"][0]["sha256"] == run.metrics["data"]["sha256"]:
+        if manifest["inputs"][0]["sha256"] == run.measured_on:
             return DataSet(read_profile(quality), quality, input_of(quality, manifest))
-        log.warning("%s: made for another state of the store; `labeler inspect %s` makes it again", quality, run.store)
+        if not other:
+            log.warning(
+                "%s: made for another state of the store; `labeler inspect %s` makes it again", quality, run.store
+            )
     except BadInputError:
         pass  # not inspected, which the page says
+    path = run.store / "profile.json"
+    if other:
+        log.warning("%s: not the store any more that %s was measured on", run.store, run.folder)
+        return DataSet(None, None, Input(str(path), "another store's"))
     try:
-        path = run.store / "profile.json"
         return DataSet(read_profile(run.store), None, Input(str(path), sha256_file(path)))
     except BadInputError:
         return DataSet(None, None, Input(str(path), "missing"))
@@ -157,7 +164,7 @@ def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | N
     )
     rows = errors["first"][:ERRORS_SHOWN] if errors else []
     ids = {row["id"] for row in [*rows, *(row for *_, first in kinds for row in first)]}
-    examples, missing = examples_of(run.store, ids) if ids else ({}, None)
+    examples, missing = examples_of(run.store, run.measured_on, ids) if ids else ({}, None)
     budget = BUDGET
 
     def card(row: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def explain_rows(best: Model, task: str, out: Path, count: int, force: bool, dev
     items = [[best.predictions.ids[one.row], best.run.names[one.label]] for one in asked]
     try:
         stored = read_manifest(store, "preprocess")
-        if stored["content_sha256"] != best.run.metrics["data"]["sha256"]:
+        if stored["content_sha256"] != best.run.measured_on:
             raise BadInputError(f"{store}: not the store any more that {best.run.folder} was measured on")
         inputs = (input_of(best.run.folder, best.run.manifest), Input(str(store), stored["content_sha256"]))
         recipe = Recipe("report", inputs, {"items": sha256_json(items), "n": len(items)})
@@ -130,7 +130,7 @@ def explained_cards(best: Model, explained: Explained) -> list[dict[str, Any]]:
     """Return what the page shows of each explanation: the pair, marked words, heat maps, numbers, co-attention both ways."""
     if not explained.found:
         return []
-    examples, _ = examples_of(best.run.store, {one.id for one in explained.found})
+    examples, _ = examples_of(best.run.store, best.run.measured_on, {one.id for one in explained.found})
     predictions, names, budget, found = best.predictions, best.run.names, BUDGET, []
     for asked, one in zip(explained.asked, explained.found, strict=True):
         uri, budget = data_uri(examples.get(one.id), budget)

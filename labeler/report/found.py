@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeler.artifacts import read_manifest
-from labeler.errors import BadInputError
+from labeler.inputs import replaced
 from labeler.replacing import is_marked
 from labeler.report.page import environment
 from labeler.report.pictures import BUDGET, data_uri, examples_of, shortened
@@ -33,10 +32,6 @@ def is_found_page(path: Path) -> bool:
 
 def pictures_of(found: Found) -> tuple[dict[str, Any], str | None]:
     """Return {id: Example} of the hits, and why there are none where the store is not the one that was indexed."""
-    try:
-        content = read_manifest(found.store, "preprocess")["content_sha256"]
-    except BadInputError:
-        content = found.sha256  # it is gone, which is said below
-    if content != found.sha256:
+    if replaced(found.store, found.sha256):
         return {}, f"Pictures are left out: {found.store} is not the store any more that was indexed."
-    return examples_of(found.store, [hit.id for hit in found.hits])
+    return examples_of(found.store, found.sha256, [hit.id for hit in found.hits])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from labeler.artifacts import read_manifest
 from labeler.contrastive import pretrain_command
 from labeler.encoders.weights import EMBEDDED
 from labeler.errors import BadInputError, UsageError
+from labeler.inputs import replaced
 from labeler.model_card import command, described
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
@@ -57,7 +59,9 @@ def zero_shot_words(run: Run, split: str) -> list[str]:
 
 
 def preprocess_command(run: Run) -> list[tuple[str, ...]]:
-    """Return the words of the command that makes the store that `run` was measured on, none where it is gone."""
+    """Return the words of the command that makes the store that `run` was measured on, none where it is gone or replaced."""
+    if replaced(run.store, run.measured_on):
+        return []
     try:
         manifest = read_manifest(run.store, "preprocess")
     except BadInputError:
@@ -65,8 +69,17 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
     asked = manifest["arguments"]
     options = {f"--{name.replace('_', '-')}": asked.get(name) for name in ("text_encoder", "image_encoder")}
     chosen = [word for option, tower in options.items() if tower not in (None, EMBEDDED) for word in (option, tower)]
+    chosen += ["--allow-unknown-words"] if has_unknown_words(run.store) else []
     chosen += ["--visual-tokens", str(asked["visual_tokens"])] if asked.get("visual_tokens") else []
     return [("labeler", "preprocess", manifest["inputs"][0]["path"], "--out", str(run.store), *chosen)]
+
+
+def has_unknown_words(store: Path) -> bool:
+    """Return whether the text tower knows too few of the store's words for `labeler preprocess` to make it unasked."""
+    try:
+        return "unknown_share" in json.loads((store / "towers.json").read_text(encoding="utf-8"))["text"]
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def train_command(run: Run) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from labeler.errors import BadInputError
 from labeler.evaluation import Predictions
+from labeler.inputs import replaced
 from labeler.inspection import named
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
@@ -80,7 +81,7 @@ def confidence(task: str, predictions: Predictions) -> np.ndarray:
 def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
     """Return each section as {title, cards} for the page, and a sentence when pictures are missing, else None."""
     ids = shown[0].models[0].predictions.ids
-    examples, missing = examples_of(run.store, {ids[row] for section in shown for row in section.rows})
+    examples, missing = examples_of(run.store, run.measured_on, {ids[row] for section in shown for row in section.rows})
     budget = BUDGET
     found: list[dict[str, Any]] = []
     for section in shown:
@@ -101,13 +102,15 @@ def shortened(text: str | None) -> str | None:
     return text if text is None or len(text) <= TEXT_LENGTH else text[:TEXT_LENGTH] + "…"
 
 
-def examples_of(store: Path, ids: Iterable[str]) -> tuple[dict[str, Any], str | None]:
-    """Return {id: Example} from the store, and why there are none where it cannot be read."""
+def examples_of(store: Path, sha256: str, ids: Iterable[str]) -> tuple[dict[str, Any], str | None]:
+    """Return {id: Example} from the store, and why there are none where it cannot be read, or is not of `sha256` any more."""
     from labeler.store import read_examples  # not at the top: Lance is slow to import and `--help` is not
 
     gone = f"Pictures and texts are left out: the store {store} is not there any more, or cannot be read."
     if not store.is_dir():
         return {}, gone
+    if replaced(store, sha256):
+        return {}, f"Pictures and texts are left out: {store} is not the store any more that was measured."
     try:
         return read_examples(store, sorted(ids)), None
     except (BadInputError, OSError) as error:

@@ -28,6 +28,12 @@ class Run(NamedTuple):
     store: Path
     inputs: tuple[Input, ...]  # every file that was read, with its sha256
 
+    @property
+    def measured_on(self) -> str:
+        """Return the sha256 of the store's content when the run was measured; another store may lie there now."""
+        found: str = self.metrics["data"]["sha256"]
+        return found
+
 
 def read_runs(folders: list[Path], split: str) -> list[Run]:
     """Return the runs in the order given; one that is given twice, or by a link too, counts once.

@@ -49,7 +49,7 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
     "folder": lambda path, how: folder.read(path, how.encoding, how.mapping),
     "picture": lambda path, how: folder.read_picture(path, how.encoding, how.mapping),
     "class-folders": lambda path, how: class_folders.read_class_folders(path, how.encoding, how.mapping),
-    "label-studio": lambda path, how: label_studio.read(path),
+    "label-studio": lambda path, how: label_studio.read(path, how.mapping.get("labels")),
     "coco": lambda path, how: coco.read(path),
     "meld": lambda path, how: meld.read(path, how.label, how.frames, how.encoding),
     "lance": lambda path, how: lance.read(path, how.mapping.get("image")),

@@ -10,25 +10,24 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from labeler.records import Row, find_field
-from labeler.values import RowError, clean_text
+from labeler.records import Row, field_called, find_field
+from labeler.values import RowError, clean_text, string_of
 
 UNKNOWN = "<unk>"  # the label of every answer outside a vocabulary
 
 
 def with_answer(row: Row, mapping: Mapping[str, str]) -> Row:
-    """Return a row with `question` and a list of `answers` with the most frequent answer as its label, else the row itself.
+    """Return a row with a question and a list of answers with the most frequent answer as its label, else the row itself.
 
-    Of answers given equally often it is the one given first. An answer is a string, or an object {"answer": string}. A
+    They are the fields `question`, or what `mapping` names for the text, and `answers`, in capitals or not. Of answers given
+    equally often it is the one given first. An answer is a string, a finite number, or an object {"answer": either}. A
     row that has a label of its own, or whose label `mapping` names, keeps it. The label is a tuple of one, since an
     answer may hold what separates labels in a string.
     """
-    answers = row.fields.get("answers")
-    if (
-        not isinstance(answers, (list, tuple))
-        or "question" not in row.fields
-        or find_field(row.fields, "labels", mapping)
-    ):
+    answers = answers_in(row.fields)
+    if not isinstance(answers, (list, tuple)) or find_field(row.fields, "labels", mapping):
+        return row
+    if not any(name and field_called(row.fields, name) for name in ("question", mapping.get("text"))):
         return row
     given = [text for answer in answers if (text := text_of(answer)) is not None]
     if not given:
@@ -39,9 +38,15 @@ def with_answer(row: Row, mapping: Mapping[str, str]) -> Row:
 
 def given_answers(meta: Mapping[str, Any]) -> list[str] | None:
     """Return all answers that a record keeps, cleaned as labels are; None where it has none."""
-    answers = meta.get("answers")
+    answers = answers_in(meta)
     found = [cleaned(answer) for answer in answers] if isinstance(answers, list) else []
     return [answer for answer in found if answer] or None
+
+
+def answers_in(fields: Mapping[str, Any]) -> Any:
+    """Return what stands in the field `answers`, in capitals or not; None where there is no such field."""
+    name = field_called(fields, "answers")
+    return None if name is None else fields[name]
 
 
 def cleaned(answer: Any) -> str | None:
@@ -55,4 +60,9 @@ def cleaned(answer: Any) -> str | None:
 def text_of(answer: Any) -> str | None:
     """Return the words of one answer; None where it has none."""
     found = answer.get("answer") if isinstance(answer, dict) else answer
+    if isinstance(found, (int, float)) and not isinstance(found, bool):
+        try:
+            return string_of(found, "label")
+        except RowError:
+            return None
     return found if isinstance(found, str) else None

@@ -39,7 +39,8 @@ def claims(path: Path) -> bool:
 def read(path: Path) -> Iterator[Row | Reject]:
     """Yield a row {"id", "image", "text", "group"} a caption, its id IMAGE-ANNOTATION; then one for every image without any.
 
-    `label` is the list of the image's categories where the file has categories, each once; else the label field of the
+    `label` is the list of the image's categories where the file has categories, each once, None where one of
+    its objects was rejected, since not all labels are known then; else the label field of the
     annotation or of its image, where one of them has any. `line` counts the annotations, or the images, from 1. The
     captions of an image have its id as group, so that they never lie in two splits.
 
@@ -73,6 +74,7 @@ class Reading:
                 self.images[image["id"]] = (number, image)
         self.categories = self.read_categories()
         self.labels: dict[Any, list[str]] = {}
+        self.unsure: set[Any] = set()  # images of which an object was rejected, so that not all labels are known
 
     def reject(self, number: int, faulty: Faulty) -> None:
         """Keep the reject of one entry."""
@@ -105,6 +107,7 @@ class Reading:
         for number, annotation in enumerate(self.document.value["annotations"], 1):
             if faulty := self.faulty_annotation(annotation, number):
                 self.reject(number, faulty)
+                self.note_unsure(annotation)
                 continue
             if "caption" in annotation:
                 captions.append(Caption(number, annotation))
@@ -119,6 +122,12 @@ class Reading:
         for identity, (number, _) in self.images.items():
             if identity not in captioned:
                 yield self.row(number, identity, None)
+
+    def note_unsure(self, annotation: Any) -> None:
+        """Note the image of a rejected annotation, unless that was nothing but a caption."""
+        if isinstance(annotation, dict) and ("category_id" in annotation or "caption" not in annotation):
+            image = annotation.get("image_id")
+            self.unsure |= {image} if isinstance(image, (str, int)) else set()
 
     def faulty_annotation(self, annotation: Any, number: int) -> Faulty | None:
         """Return why an annotation cannot be used, or None."""
@@ -144,7 +153,8 @@ class Reading:
         if "split" in image:
             fields["split"] = image["split"]
         if self.categories:
-            return Row(str(self.path), number, fields | {"label": self.labels.get(identity, [])})
+            label = None if identity in self.unsure else self.labels.get(identity, [])
+            return Row(str(self.path), number, fields | {"label": label})
         for entry in (annotation or {}, image):
             if name := find_field(entry, "labels", {}):
                 return Row(str(self.path), number, fields | {"label": entry[name]})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from labeler.errors import BadInputError
-from labeler.records import ALIASES, Reject, Row, find_field
+from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.sources import json_document
 
 EXPECTED = "a Label Studio export in the format JSON or JSON_MIN: a list of tasks"
@@ -48,16 +48,18 @@ def claims(path: Path) -> bool:
     return ("annotations" in tasks and annotated) or {"annotation_id", "annotator"} <= tasks
 
 
-def read(path: Path) -> Iterator[Row | Reject]:
+def read(path: Path, wanted: str | None = None) -> Iterator[Row | Reject]:
     """Yield a row for every task of `path`; `line` counts tasks from 1.
 
     A row has the fields of the task's data; `label`, a tuple of one choice, or a list of choices where any answer in
     the export holds several; and the choices by the name of their control, for exports with several controls. A task
     without an annotation has the label None. Cancelled annotations do not count; where one is marked as ground truth,
-    the others do not either. Paths of Label Studio's local files become relative to the folder of `path`.
+    the others do not either. `wanted` is the field that the labels will be taken from: annotators have to agree on that
+    control, by default on the one whose choices are `label`; where they differ on another, its field is None. Paths of
+    Label Studio's local files become relative to the folder of `path`.
 
-    Rejects: no task, annotators who disagree, a picture that is no local file. Raises BadInputError where the file is
-    no JSON or no list.
+    Rejects: no task, annotators who disagree on the label, a picture that is no local file. Raises BadInputError where
+    the file is no JSON or no list.
     """
     document = json_document.load(path, EXPECTED)
     if not isinstance(document.value, list):
@@ -71,7 +73,7 @@ def read(path: Path) -> Iterator[Row | Reject]:
         except TaskError as error:
             tasks.append(Reject(str(path), number, task_id(value), error.code, str(error)))
     answers = [answer for item in tasks if isinstance(item, Task) for answer in item.answers]
-    control = label_control(answers)
+    control = label_control(answers, wanted)
     several = {name for answer in answers for name, choices in answer.items() if len(choices) > 1}
     for item in joined(tasks):
         if isinstance(item, Reject):
@@ -167,9 +169,14 @@ def joined(tasks: Sequence[Task | Reject]) -> list[Task | Reject]:
     return list(found.values())
 
 
-def label_control(answers: Sequence[Answer]) -> str | None:
-    """Return the control whose choices are the labels: the only one, or the first that is called like one; else None."""
+def label_control(answers: Sequence[Answer], wanted: str | None = None) -> str | None:
+    """Return the control whose choices are the labels: the one `wanted`, else the only one, or the first that is called like one.
+
+    None where there is none of these.
+    """
     names = {name for answer in answers for name in answer}
+    if wanted:
+        return field_called(names, wanted)
     return names.pop() if len(names) == 1 else next((name for name in ALIASES["labels"] if name in names), None)
 
 
@@ -182,7 +189,7 @@ def row_of(path: Path, task: Task, control: str | None, several: set[str]) -> Ro
         control: the control whose choices are the labels, or None.
         several: the controls that take several choices.
 
-    Raises TaskError where annotators disagree or the picture is no local file.
+    Raises TaskError where annotators disagree on the label or the picture is no local file.
     """
     fields = with_local_files(task.fields, path.parent)
     taken = {find_field(fields, field, {}) for field in ("id", "image", "text")}
@@ -190,13 +197,13 @@ def row_of(path: Path, task: Task, control: str | None, several: set[str]) -> Ro
     names = {name for answer in task.answers for name in answer}
     for name in sorted(names | ({control} if control and task.answers else set())):
         given = {tuple(sorted(answer.get(name, ()))) for answer in task.answers}
-        if len(given) > 1:
+        if len(given) > 1 and name == control:
             shown = " / ".join(", ".join(choices) or "nothing" for choices in sorted(given))
             message = f"{name}: annotators chose {shown}; mark one annotation as ground truth"
             raise TaskError("annotators-disagree", message)
-        choices = task.answers[0].get(name, ())
+        choices = task.answers[0].get(name, ()) if len(given) == 1 else None
         # a tuple: one label, which may hold the separator of labels in a string
-        value: Any = list(choices) if name in several else choices or None
+        value: Any = list(choices) if choices is not None and name in several else choices or None
         fields |= {} if name in taken else {name: value}
         label = value if name == control else label
     return Row(str(path), task.number, fields | {"label": label})

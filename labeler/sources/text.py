@@ -61,7 +61,9 @@ def file_encoding(path: Path, encoding: str | None = None) -> str:
                     return "utf-16"
                 if is_mostly_utf8(path):
                     return "utf-8"
-                return guess_encoding(sample[: sample.rfind(b"\n") + 1] or sample)
+                if len(sample) == SAMPLE_BYTES:  # its last line may be cut off inside a character
+                    sample = sample[: sample.rfind(b"\n") + 1] or sample
+                return guess_encoding(sample)
             position += len(piece)
         try:
             decoder.decode(b"", final=True)
