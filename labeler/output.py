@@ -17,11 +17,22 @@ from typing import IO, Any
 
 from xxhash import xxh3_64_intdigest
 
-from labeler.artifacts import locked, sha256_bytes
+from labeler.artifacts import locked, sha256_bytes, sha256_file
 from labeler.errors import BadInputError
-from labeler.remote import download, endpoint, status, upload
-from labeler.replacing import FOREIGN
-from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
+from labeler.remote import download, endpoint, status, upload, version
+from labeler.shards import (
+    ERROR,
+    PLAIN,
+    REVIEW,
+    Counts,
+    Line,
+    Shards,
+    refuse_foreign,
+    sharded,
+    state_of,
+    write_whole,
+    written_sha256,
+)
 from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
@@ -154,26 +165,22 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
     that the lines of what has not changed are kept on whichever machine. What is not finished or not uploaded yet lies in
     `cache_folder`, one for every output, and is found there by the next run.
 
-    Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object,
-    unless `force`, and as `told` does.
+    Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object, or
+    it has been changed since or meanwhile, unless `force`, and as `told` does.
     """
     folder = cache_folder(url)
     path = folder / posixpath.basename(url)
-    files = {state_of(path): f"{posixpath.dirname(url)}/{state_of(path).name}", path: url}
+    files = {path: url, state_of(path): f"{posixpath.dirname(url)}/{state_of(path).name}"}
     with locked(folder):
         folder.mkdir(exist_ok=True)
-        there = {file: status(place).is_file for file, place in files.items()}
-        if there[path] and not there[state_of(path)] and not path.exists() and not force:
-            raise BadInputError(FOREIGN.format(url, "predict", "out"))
-        fetched = not path.exists() and all(there.values())
-        if fetched:
-            for file, place in files.items():
-                download(place, file)
-        before = version(path) if fetched else None
         try:
+            there = [version(place) for place in files.values()]
+            before = changed_at(path) if fetched(files, there, force) else None
             yield path
-            if version(path) != before:
-                for file, place in reversed(files.items()):
+            if changed_at(path) != before:
+                if not force:
+                    refuse_changed(files, there)
+                for file, place in files.items():
                     upload(file, place)
             rmtree(folder)
         finally:
@@ -181,7 +188,46 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def version(path: Path) -> tuple[int, int, int]:
+def fetched(files: dict[Path, str], there: list[str | None], force: bool) -> bool:
+    """Fetch what `files`, an output's copy and that of its description, are to hold of the objects whose versions are `there`.
+
+    What an earlier run left there stays where the objects are still those that it began with: it is not uploaded yet. Return
+    whether all that lies there now is the objects'. Raises BadInputError as `uploaded` does.
+    """
+    (path, url), (state, described) = files.items()
+    known = path.with_name(f".{path.name}.known")
+    if known.is_file() and json.loads(known.read_bytes()) == there:
+        return False
+    path.unlink(missing_ok=True)
+    if there[0] is not None:
+        download(url, path)
+    uploaded_before = path.is_file() and written_sha256(path) == sha256_file(path)  # but not its description
+    if not uploaded_before:
+        state.unlink(missing_ok=True)
+        if there[1] is not None:
+            download(described, state)
+    try:
+        refuse_foreign(path, url)
+    except BadInputError:
+        if not force:
+            raise
+    else:  # not of a foreign object: the next run is to look at it again, unless it is forced too
+        write_whole(known, json.dumps(there).encode())
+    return path.is_file() and not uploaded_before
+
+
+def refuse_changed(files: dict[Path, str], there: list[str | None]) -> None:
+    """Raise BadInputError where the objects of `files` have not the versions `there` any more."""
+    try:
+        now = [version(place) for place in files.values()]
+    except BadInputError:  # to upload fails too, and says where the whole output lies
+        return
+    if now != there:
+        url = next(iter(files.values()))
+        raise BadInputError(f"{url}: has been changed meanwhile; --force replaces it, or name another --out")
+
+
+def changed_at(path: Path) -> tuple[int, int, int]:
     """Return what changes when a file is written, and not when it is read."""
     found = path.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino
