@@ -36,6 +36,7 @@ from labeler.shards import (
 from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
+NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")  # no formula, although it may begin with a -
 FIRST_CELL = re.compile(rb'"(?:[^"]|"")*"|[^,]*')  # Python's reader of csv refuses a row with a long text
 
 
@@ -65,12 +66,14 @@ class LineFormat:
         mark = ERROR if line["error"] is not None else REVIEW if line.get("review") else PLAIN
         if self.form != "csv":
             return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
-        cells = [line["id"], line["image"], line["text"], joined(line["labels"]), line["model"], line["error"]]
+        # where something is wrong or withheld, nobody has said that no label applies
+        labels = joined(line["labels"]) if line["labels"] or mark == PLAIN else ""
+        cells = [line["id"], line["image"], line["text"], labels, line["model"], line["error"]]
         cells += [str(value).lower() if isinstance(value := line[name], bool) else value for name in self.extra]
-        cells += [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
-                  for name in self.carried]  # fmt: skip
-        row = [neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]
-        return Line(whole(table_row(row)), mark)
+        kept = [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
+                for name in self.carried]  # fmt: skip
+        row = [*map(neutral, cells), *(cell if cell and NUMBER.fullmatch(cell) else neutral(cell) for cell in kept)]
+        return Line(whole(table_row([*row, *(line["scores"].get(name, "") for name in self.names)])), mark)
 
     def error_of(self, line: Line) -> str:
         """Return what a written line says went wrong; "" where nothing did."""
@@ -92,15 +95,18 @@ def whole(text: str) -> str:
 
 
 def joined(labels: Sequence[str]) -> str:
-    """Return labels as one cell, which `labeler ingest` takes apart again: `a|b`, or JSON where one of them holds a `|`."""
-    return json.dumps(list(labels), ensure_ascii=False) if any("|" in name for name in labels) else "|".join(labels)
+    """Return labels as one cell, which `labeler ingest` takes apart again: `a|b`; JSON where there are none, or one of them
+    holds a `|` or begins as JSON does.
+    """
+    plain = labels and not any("|" in name or name.startswith("[") for name in labels)
+    return "|".join(labels) if plain else json.dumps(list(labels), ensure_ascii=False)
 
 
 def table_row(cells: Sequence[Any]) -> str:
     """Return a line of a csv file."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)  # so that cells with a \r of their own are quoted too
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 class Stream:
