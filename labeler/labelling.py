@@ -24,9 +24,10 @@ from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.pictures.decoding import AHEAD
-from labeler.pictures.images import MISSING
+from labeler.pictures.images import MISSING, TEXTS_ALONE
 from labeler.ray_labelling import label_on_ray
 from labeler.records import ALIASES, Reject, Row, field_called, find_field
+from labeler.remote import PREFIX
 from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
 from labeler.sources import Reading, brings_pictures, check_image_folder, read_source
@@ -259,7 +260,8 @@ def label_rows(
             bar.update(len(lines))
     if told:
         lost = "no such file" in told and not settings.reading.allow_missing
-        log.warning("the first of the items with an error: %s%s", told, MISSING if lost else "")
+        advice = f". {TEXTS_ALONE}" if told.startswith(PREFIX) else MISSING
+        log.warning("the first of the items with an error: %s%s", told, advice if lost else "")
 
 
 def unknown_rows(

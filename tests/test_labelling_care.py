@@ -1,17 +1,27 @@
-"""Labelling with care: cells that come back as they were."""
+"""Labelling with care: cells that come back as they were, options that are never ignored, pictures that may be missing."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem, copy_files
 
+from labeler.items import ItemReading, read_items
+from labeler.labelling import predict
 from labeler.output import LineFormat
 from labeler.records import Row
+from labeler.remote_rows import read
 from labeler.sources import read_source
 from labeler.values import parse_labels
 
 LINE = {"id": "1", "image": None, "text": "one", "labels": ["a"], "scores": {"a": 0.5}, "model": "m", "error": None}
+
+
+@pytest.fixture(scope="module")
+def run(trained) -> Path:
+    return trained("resnet-gru")
 
 
 def written(path: Path, form: LineFormat, *lines: dict) -> list[dict]:
@@ -22,6 +32,11 @@ def written(path: Path, form: LineFormat, *lines: dict) -> list[dict]:
     found = list(read_source(path))
     assert all(isinstance(row, Row) for row in found)
     return [row.fields for row in found]
+
+
+def jsonl(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @pytest.mark.parametrize("text", ["one\rtwo", "one\r\ntwo", "one\ntwo", 'one "two", three', "one\r"])
@@ -57,3 +72,43 @@ def test_numbers_that_are_kept_stay_numbers_in_a_csv_file(tmp_path):
     values = {"a": -73.9, "b": "-73.9", "c": "=1+1", "d": "-1e-5", "e": "-x", "f": None, "g": ["-1"], "h": True}
     [row] = written(tmp_path / "out.csv", LineFormat("csv", [], carried=list(values)), values)
     assert [row[name] for name in values] == ["-73.9", "-73.9", "'=1+1", "-1e-5", "'-x", "", '["-1"]', "true"]
+
+
+def missing_on_s3(s3, tmp_path, pictures) -> str:
+    """Return the URL of a table: a picture that is there, two that are not, the second without a text."""
+    drawn = sorted(pictures.glob("*.png"))[0]
+    rows = [{"image": "there.png", "text": "red"}, {"image": "no.png", "text": "blue"}, {"image": "no.png"}]
+    for file, name in ((drawn, "there.png"), (jsonl(tmp_path / "rows.jsonl", *rows), "rows.jsonl")):
+        copy_files(str(file), f"pets/{name}", source_filesystem=LocalFileSystem(), destination_filesystem=s3)
+    return "s3://pets/rows.jsonl"
+
+
+def test_a_row_whose_picture_is_not_on_s3_may_be_labelled_by_its_text(s3, tmp_path, pictures):
+    rows = list(read(missing_on_s3(s3, tmp_path, pictures), {}, False))
+    found = list(read_items(rows, ItemReading({}, allow_missing=True), 32))
+    gone = "s3://pets/no.png: no such file"
+    assert [item.error for item in found] == [None, None, gone]
+    assert [item.record.image for item in found] == ["s3://pets/there.png", None, "s3://pets/no.png"]
+    assert [item.pixels is None for item in found] == [False, True, True]
+    assert [item.error for item in read_items(rows, ItemReading({}), 32)] == [None, gone, gone]
+
+
+def test_what_is_advised_for_pictures_that_are_missing_on_s3_is_possible_there(s3, tmp_path, pictures, run, caplog):
+    assert predict([missing_on_s3(s3, tmp_path, pictures)], run, tmp_path / "out.jsonl", device="cpu").errors == 2
+    assert "no such file. --allow-missing-image reads the texts without them" in caplog.text
+    assert "--image-folder" not in caplog.text
+
+
+def test_texts_beside_pictures_that_metadata_on_s3_names_in_other_folders_are_read(s3, tmp_path, pictures):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        (folder / "sub" / name).write_bytes(next(pictures.glob("*.png")).read_bytes())
+    (folder / "sub" / "a.txt").write_text("a red circle", encoding="utf-8")
+    jsonl(folder / "metadata.jsonl", {"file_name": "sub/a.png"}, {"file_name": "sub/b.png"})
+    copy_files(str(folder), "pets/folder", source_filesystem=LocalFileSystem(), destination_filesystem=s3)
+    here, there = (
+        [(row.fields["file_name"], row.fields.get("text")) for row in rows]
+        for rows in (read_source(folder), read("s3://pets/folder", {}, False))
+    )
+    assert there == here == [("sub/a.png", "a red circle"), ("sub/b.png", None)]
