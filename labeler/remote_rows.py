@@ -52,6 +52,11 @@ def read(url: str, mapping: dict[str, str], allow_outside: bool, encoding: str |
     return (row for item in in_threads(perform, tasks) for row in rows_of(item, how))
 
 
+def format_of(url: str) -> str:
+    """Return the format of what lies at `url`, as `labeler.sources.find_format` names it; raises BadInputError for no format."""
+    return named_format(url) if status(url).is_file else "folder"
+
+
 def perform(task: Callable[[], Row | Reject]) -> Row | Reject:
     """Return what a task makes."""
     return task()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from pyarrow.fs import LocalFileSystem, copy_files
 
+from labeler.errors import UsageError
 from labeler.items import ItemReading, read_items
-from labeler.labelling import predict
+from labeler.labelling import label, opened, predict
 from labeler.output import LineFormat
 from labeler.records import Row
 from labeler.remote_rows import read
+from labeler.runs import load_run
 from labeler.sources import read_source
 from labeler.values import parse_labels
 
@@ -112,3 +115,60 @@ def test_texts_beside_pictures_that_metadata_on_s3_names_in_other_folders_are_re
         for rows in (read_source(folder), read("s3://pets/folder", {}, False))
     )
     assert there == here == [("sub/a.png", "a red circle"), ("sub/b.png", None)]
+
+
+def pictures_in_parquet(path: Path, picture_bytes, count: int) -> Path:
+    """Write a parquet table whose pictures are bytes."""
+    from pyarrow import table
+    from pyarrow.parquet import write_table
+
+    drawn = picture_bytes(1)
+    write_table(table({"image": [{"bytes": drawn, "path": "a.jpg"}] * count, "words": ["one"] * count}), path)
+    return path
+
+
+@pytest.mark.parametrize("how", [ItemReading({"text": "wrods"}), ItemReading({"text": "words"}, keep=("author",))])
+def test_a_field_that_no_row_has_is_seen_where_rows_bring_their_pictures(tmp_path, picture_bytes, how, caplog):
+    few = pictures_in_parquet(tmp_path / "few.parquet", picture_bytes, 3)
+    with pytest.raises(
+        UsageError, match=r"(--map|--keep): no row has the field '(wrods|author)'.*; there are: image, words"
+    ):
+        opened([few], how, None, None)
+    many = pictures_in_parquet(tmp_path / "many.parquet", picture_bytes, 40)
+    job = opened([many], how, None, None)
+    assert "in the first 16" in caplog.text
+    assert len(list(job.rows)) == 40
+
+
+def test_an_encoding_is_refused_where_no_input_has_one(tmp_path, s3):
+    rows = jsonl(tmp_path / "rows.jsonl", {"text": "one"})
+    copy_files(str(rows), "pets/rows.jsonl", source_filesystem=LocalFileSystem(), destination_filesystem=s3)
+    for place in (rows, "s3://pets/rows.jsonl"):
+        with pytest.raises(
+            UsageError, match="--encoding cp1252 is for csv, MELD and texts beside pictures; leave it out"
+        ):
+            predict([place], tmp_path / "run", tmp_path / "out.jsonl", encoding="cp1252")
+    (tmp_path / "table.csv").write_bytes("text\ncafé\n".encode("cp1252"))
+    job = opened([rows, tmp_path / "table.csv", "s3://pets"], ItemReading({}), "cp1252", None)
+    assert [row.fields["text"] for row in job.rows if isinstance(row, Row)] == ["one", "café"]
+
+
+def test_an_empty_path_is_no_picture(run):
+    [line] = label(load_run(run, "cpu"), [{"image": "", "text": "a red circle"}])
+    assert (line["image"], line["error"]) == (None, None)
+    assert line["labels"]
+
+
+def test_items_are_counted_without_saying_anything_twice(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "labeler")
+    for number in range(12):
+        (tmp_path / f"{number}.txt").write_text("one", encoding="utf-8")
+    (tmp_path / "notes.pdf").write_bytes(b"")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for most in (1000, 5):
+        caplog.clear()
+        monkeypatch.setattr("labeler.labelling.MANY", most)
+        job = opened([tmp_path], ItemReading({}), None, None)
+        assert job.total() == 12
+        assert len(list(job.rows)) == 12
+        assert caplog.text.count("notes.pdf") == 1
