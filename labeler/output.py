@@ -204,6 +204,7 @@ def fetched(files: dict[Path, str], there: list[str | None], force: bool) -> boo
     known = path.with_name(f".{path.name}.known")
     if known.is_file() and json.loads(known.read_bytes()) == there:
         return False
+    known.unlink(missing_ok=True)  # first: an object may become again what it was, and the copy here would be another's
     path.unlink(missing_ok=True)
     if there[0] is not None:
         download(url, path)
