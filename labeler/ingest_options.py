@@ -10,12 +10,10 @@ from typing import Any
 from labeler.errors import BadInputError, UsageError
 from labeler.rows.chunks import RowReading
 from labeler.rows.selection import parse_split_option
-from labeler.sources import Reading, check_image_folder, find_format
+from labeler.sources import Reading, check_image_folder, find_format, refuse_encoding
 from labeler.sources.folder import has_metadata
 from labeler.taxonomy import read_taxonomy
 from labeler.values import RowError, clean_text
-
-ENCODED = {"csv", "meld", "folder", "picture", "class-folders"}  # formats in which the encoding is asked for
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ class IngestOptions:
         forms = {find_format(source, self.format) for source in sources}
         if self.frames > 1 and "meld" not in forms:
             raise UsageError(f"--frames {self.frames} is for MELD, whose clips have several; leave it out")
-        if self.encoding and not forms & ENCODED:
-            raise UsageError(f"--encoding {self.encoding} is for csv, MELD and texts beside pictures; leave it out")
+        refuse_encoding(self.encoding, forms)
         if self.drop_leaks and self.split not in ("auto", "keep"):
             raise UsageError(
                 f"--drop-leaks is for given splits; those that --split {self.split} draws leak nothing; leave it out"

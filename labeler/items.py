@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,7 +68,7 @@ def read_items(
 ) -> Generator[Item, None, None]:
     """Yield an item for every row, in order, its picture at `side` x `side` pixels. Up to `ahead` are decoded early."""
     read = (read_item(row, how) for row in rows)
-    with closing(in_threads(fetched, read, lambda item: item.remote is not None)) as here:
+    with closing(in_threads(partial(fetched, how=how), read, lambda item: item.remote is not None)) as here:
         source, again = tee(here)
         files = ((item.path, None, item.data) if item.path else None for item in source)
         with closing(prepare_images(files, side, ahead)) as pictures:
@@ -79,12 +79,12 @@ def read_items(
                     yield item._replace(pixels=picture and picture.pixels, data=None)
 
 
-def fetched(item: Item) -> Item:
-    """Return the item with its picture's bytes in place of where they are; an error in place of an exception."""
+def fetched(item: Item, how: ItemReading) -> Item:
+    """Return the item with its picture's bytes in place of where they are; see `without_picture` for one without."""
     try:
         return item._replace(data=item.remote and fetch(item.remote))
     except ImageError as error:
-        return item._replace(path=None, error=str(error))
+        return without_picture(item, error, how)._replace(path=None, remote=None)
 
 
 def without_picture(item: Item, error: ImageError, how: ItemReading) -> Item:

@@ -24,12 +24,14 @@ from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, check_output, writing
 from labeler.pictures.decoding import AHEAD
-from labeler.pictures.images import MISSING
+from labeler.pictures.images import MISSING, TEXTS_ALONE
 from labeler.ray_labelling import label_on_ray
 from labeler.records import ALIASES, Reject, Row, field_called, find_field
+from labeler.remote import PREFIX
+from labeler.remote_rows import format_of
 from labeler.remote_rows import read as read_remote
 from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
-from labeler.sources import Reading, brings_pictures, check_image_folder, read_source
+from labeler.sources import Reading, brings_pictures, check_image_folder, find_format, read_source, refuse_encoding
 from labeler.sources.text import ENCODING
 from labeler.taxonomy import taxonomy_of
 from labeler.values import shown_names
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 FORMATS = ("jsonl", "csv")
+FEW = 16  # rows that are looked at where each may bring a picture
 NOT_WRITTEN = (".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".gz", ".zst", ".bz2", ".xz", ".zip")
 OWN = ("id", "image", "text", "labels", "label", "scores", "model", "error", "review", "source")  # fields of a line
 
@@ -99,8 +102,8 @@ def predict(
     settings = Settings(model, rule, how, device, batch_size, least, job.ahead, choice)
     by_ray = partial(label_on_ray, workers=workers, address=ray_address)
     taxonomy = taxonomy_of(rule.label_set)
-    if form == "csv" and taxonomy.apart:
-        recipe["columns"] = ["label"]  # lines of older versions, which lack it, are not kept
+    if form == "csv":  # lines of older versions, which lack that column, or have a blank for no label, are not kept
+        recipe |= {"columns": ["label"]} if taxonomy.apart else {"none": "[]"} if taxonomy.task == "multi" else {}
     written = LineFormat(form, taxonomy.names, least is not None, how.carried, taxonomy.apart)
     with writing(out, recipe, written, force) as output:
         return label_job(job, settings, by_ray if engine == "ray" else label_here, written, output, out)
@@ -110,13 +113,14 @@ class Job(NamedTuple):
     """What is to be labelled: its rows, and how to read them again.
 
     many: whether there are MANY rows, or sources that cannot be asked; fetched: whether pictures come as bytes or from afar, so
-    that to count the rows would fetch them all.
+    that to count the rows would fetch them all; number: how many rows there are, None where that is not known yet.
     """
 
     rows: Iterator[Row | Reject]
     again: Callable[[], Iterator[Row | Reject]]
     many: bool
     fetched: bool
+    number: int | None = None
 
     @property
     def ahead(self) -> int:
@@ -125,18 +129,35 @@ class Job(NamedTuple):
 
     def total(self) -> int | None:
         """Return how many rows there are, for a progress bar; None where none is shown, or counting takes long."""
-        return sum(1 for _ in self.again()) if sys.stderr.isatty() and not self.fetched else None
+        if not sys.stderr.isatty():
+            return None
+        if self.number is not None or self.fetched:
+            return self.number
+        log.disabled = True  # what is said of the rows is said when they are labelled
+        try:
+            return sum(1 for _ in self.again())
+        finally:
+            log.disabled = False
 
 
 def opened(inputs: Sequence[Path | str], how: ItemReading, encoding: str | None, out: Path | str | None) -> Job:
-    """Return what is to be labelled; raises BadInputError when an input is missing, and as `look_at` does."""
+    """Return what is to be labelled.
+
+    Raises BadInputError when an input is missing, UsageError for an encoding that none of them has, and as `look_at` does.
+    """
+    if encoding:
+        refuse_encoding(
+            encoding, [format_of(place) if isinstance(place, str) else find_format(place) for place in inputs]
+        )
     again = partial(read_inputs, inputs, how, encoding, out)
     streams = any(isinstance(place, Path) and brings_pictures(place) for place in inputs)
     rows = again()
-    first = [] if streams else list(islice(rows, MANY))
-    look_at(first, how, whole=len(first) < MANY)
+    most = FEW if streams else MANY
+    first = list(islice(rows, most))
+    whole = len(first) < most
+    look_at(first, how, whole=whole)
     fetched = streams or any(isinstance(place, str) for place in inputs)
-    return Job(chain(first, rows), again, streams or len(first) == MANY, fetched)
+    return Job(chain(first, rows), again, streams or not whole, fetched, len(first) if whole else None)
 
 
 def look_at(first: Sequence[Row | Reject], how: ItemReading, *, whole: bool) -> None:
@@ -259,7 +280,8 @@ def label_rows(
             bar.update(len(lines))
     if told:
         lost = "no such file" in told and not settings.reading.allow_missing
-        log.warning("the first of the items with an error: %s%s", told, MISSING if lost else "")
+        advice = f". {TEXTS_ALONE}" if told.startswith(PREFIX) else MISSING
+        log.warning("the first of the items with an error: %s%s", told, advice if lost else "")
 
 
 def unknown_rows(
@@ -327,8 +349,8 @@ def read_inputs(
 def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:
     """Return a line for each of `pairs`, as `predict` writes it: {"id", "image", "text", "labels", "scores", "model", "error"}.
 
-    A pair has an `image` (a file's path, or a file's bytes), a `text`, or both, and an `id` if it likes. One that cannot be
-    read has an error and no labels.
+    A pair has an `image` (a file's path, or a file's bytes), a `text`, or both, and an `id` if it likes. An empty path is no
+    image. A pair that cannot be read has an error and no labels.
 
     Raises TypeError where `pairs` are no pairs, or an image is something else.
     """
@@ -346,7 +368,7 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
                             f"not {type(image).__name__}")  # fmt: skip
         held = image if isinstance(image, bytes) else None
         fields = {"id": pair.get("id", str(number)), "text": pair.get("text"),
-                  "image": f"{number}" if held is not None else None if image is None else os.path.abspath(image)}  # fmt: skip
+                  "image": f"{number}" if held is not None else os.path.abspath(image) if image else None}  # fmt: skip
         rows.append(Row("pairs", number, {key: value for key, value in fields.items() if value is not None},
                         picture=held))  # fmt: skip
     from labeler.engines.native import Native

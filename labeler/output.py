@@ -17,14 +17,26 @@ from typing import IO, Any
 
 from xxhash import xxh3_64_intdigest
 
-from labeler.artifacts import locked, sha256_bytes
+from labeler.artifacts import locked, sha256_bytes, sha256_file
 from labeler.errors import BadInputError
-from labeler.remote import download, endpoint, status, upload
-from labeler.replacing import FOREIGN
-from labeler.shards import ERROR, PLAIN, REVIEW, Counts, Line, Shards, sharded, state_of
+from labeler.remote import download, endpoint, status, upload, version
+from labeler.shards import (
+    ERROR,
+    PLAIN,
+    REVIEW,
+    Counts,
+    Line,
+    Shards,
+    refuse_foreign,
+    sharded,
+    state_of,
+    write_whole,
+    written_sha256,
+)
 from labeler.values import neutral
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
+NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")  # no formula, although it may begin with a -
 FIRST_CELL = re.compile(rb'"(?:[^"]|"")*"|[^,]*')  # Python's reader of csv refuses a row with a long text
 
 
@@ -54,12 +66,14 @@ class LineFormat:
         mark = ERROR if line["error"] is not None else REVIEW if line.get("review") else PLAIN
         if self.form != "csv":
             return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
-        cells = [line["id"], line["image"], line["text"], joined(line["labels"]), line["model"], line["error"]]
+        # where something is wrong or withheld, nobody has said that no label applies
+        labels = joined(line["labels"]) if line["labels"] or mark == PLAIN else ""
+        cells = [line["id"], line["image"], line["text"], labels, line["model"], line["error"]]
         cells += [str(value).lower() if isinstance(value := line[name], bool) else value for name in self.extra]
-        cells += [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
-                  for name in self.carried]  # fmt: skip
-        row = [neutral(cell) for cell in cells] + [line["scores"].get(name, "") for name in self.names]
-        return Line(whole(table_row(row)), mark)
+        kept = [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
+                for name in self.carried]  # fmt: skip
+        row = [*map(neutral, cells), *(cell if cell and NUMBER.fullmatch(cell) else neutral(cell) for cell in kept)]
+        return Line(whole(table_row([*row, *(line["scores"].get(name, "") for name in self.names)])), mark)
 
     def error_of(self, line: Line) -> str:
         """Return what a written line says went wrong; "" where nothing did."""
@@ -81,15 +95,18 @@ def whole(text: str) -> str:
 
 
 def joined(labels: Sequence[str]) -> str:
-    """Return labels as one cell, which `labeler ingest` takes apart again: `a|b`, or JSON where one of them holds a `|`."""
-    return json.dumps(list(labels), ensure_ascii=False) if any("|" in name for name in labels) else "|".join(labels)
+    """Return labels as one cell, which `labeler ingest` takes apart again: `a|b`; JSON where there are none, or one of them
+    holds a `|` or begins as JSON does.
+    """
+    plain = labels and not any("|" in name or name.startswith("[") for name in labels)
+    return "|".join(labels) if plain else json.dumps(list(labels), ensure_ascii=False)
 
 
 def table_row(cells: Sequence[Any]) -> str:
     """Return a line of a csv file."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)  # so that cells with a \r of their own are quoted too
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 class Stream:
@@ -154,26 +171,22 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
     that the lines of what has not changed are kept on whichever machine. What is not finished or not uploaded yet lies in
     `cache_folder`, one for every output, and is found there by the next run.
 
-    Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object,
-    unless `force`, and as `told` does.
+    Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object, or
+    it has been changed since or meanwhile, unless `force`, and as `told` does.
     """
     folder = cache_folder(url)
     path = folder / posixpath.basename(url)
-    files = {state_of(path): f"{posixpath.dirname(url)}/{state_of(path).name}", path: url}
+    files = {path: url, state_of(path): f"{posixpath.dirname(url)}/{state_of(path).name}"}
     with locked(folder):
         folder.mkdir(exist_ok=True)
-        there = {file: status(place).is_file for file, place in files.items()}
-        if there[path] and not there[state_of(path)] and not path.exists() and not force:
-            raise BadInputError(FOREIGN.format(url, "predict", "out"))
-        fetched = not path.exists() and all(there.values())
-        if fetched:
-            for file, place in files.items():
-                download(place, file)
-        before = version(path) if fetched else None
         try:
+            there = [version(place) for place in files.values()]
+            before = changed_at(path) if fetched(files, there, force) else None
             yield path
-            if version(path) != before:
-                for file, place in reversed(files.items()):
+            if changed_at(path) != before:
+                if not force:
+                    refuse_changed(files, there)
+                for file, place in files.items():
                     upload(file, place)
             rmtree(folder)
         finally:
@@ -181,7 +194,47 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def version(path: Path) -> tuple[int, int, int]:
+def fetched(files: dict[Path, str], there: list[str | None], force: bool) -> bool:
+    """Fetch what `files`, an output's copy and that of its description, are to hold of the objects whose versions are `there`.
+
+    What an earlier run left there stays where the objects are still those that it began with: it is not uploaded yet. Return
+    whether all that lies there now is the objects'. Raises BadInputError as `uploaded` does.
+    """
+    (path, url), (state, described) = files.items()
+    known = path.with_name(f".{path.name}.known")
+    if known.is_file() and json.loads(known.read_bytes()) == there:
+        return False
+    known.unlink(missing_ok=True)  # first: an object may become again what it was, and the copy here would be another's
+    path.unlink(missing_ok=True)
+    if there[0] is not None:
+        download(url, path)
+    uploaded_before = path.is_file() and written_sha256(path) == sha256_file(path)  # but not its description
+    if not uploaded_before:
+        state.unlink(missing_ok=True)
+        if there[1] is not None:
+            download(described, state)
+    try:
+        refuse_foreign(path, url)
+    except BadInputError:
+        if not force:
+            raise
+    else:  # not of a foreign object: the next run is to look at it again, unless it is forced too
+        write_whole(known, json.dumps(there).encode())
+    return path.is_file() and not uploaded_before
+
+
+def refuse_changed(files: dict[Path, str], there: list[str | None]) -> None:
+    """Raise BadInputError where the objects of `files` have not the versions `there` any more."""
+    try:
+        now = [version(place) for place in files.values()]
+    except BadInputError:  # to upload fails too, and says where the whole output lies
+        return
+    if now != there:
+        url = next(iter(files.values()))
+        raise BadInputError(f"{url}: has been changed meanwhile; --force replaces it, or name another --out")
+
+
+def changed_at(path: Path) -> tuple[int, int, int]:
     """Return what changes when a file is written, and not when it is read."""
     found = path.stat()
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -102,6 +102,21 @@ def status(url: str) -> FileInfo:
         return found
 
 
+def version(url: str) -> str | None:
+    """Return what changes when an object is written: its size, time and ETag; None where there is none.
+
+    Raises as `status` does.
+    """
+    found = status(url)
+    if not found.is_file:
+        return None
+    with told(url):
+        filesystem, path = opened(url)
+        with filesystem.open_input_stream(path) as file:
+            etag = file.metadata().get("ETag", b"")
+    return f"{found.size} {found.mtime_ns} {etag.decode()}"
+
+
 def read_bytes(url: str, most: int) -> bytes:
     """Return what an object holds, of more than `most` bytes one more; raises OSError, and LabelerError where the connection
     is lost.

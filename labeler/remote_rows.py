@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,11 @@ def read(url: str, mapping: dict[str, str], allow_outside: bool, encoding: str |
     else:
         raise BadInputError(f"{url}: no such object or folder")
     return (row for item in in_threads(perform, tasks) for row in rows_of(item, how))
+
+
+def format_of(url: str) -> str:
+    """Return the format of what lies at `url`, as `labeler.sources.find_format` names it; raises BadInputError for no format."""
+    return named_format(url) if status(url).is_file else "folder"
 
 
 def perform(task: Callable[[], Row | Reject]) -> Row | Reject:
@@ -120,11 +126,16 @@ def metadata_row(
 
 
 def text_reader(files: dict[str, FileInfo], folder: Path) -> Callable[[Path, Path], bytes | None]:
-    """Return what reads the text at a place in a folder whose `files` are known by their names, None where there is none."""
+    """Return what reads the text at a place, None where there is none; it asks for those alone that may be there: in the folder
+    `files` are known by their names.
+    """
 
     def read_text(root: Path, place: Path) -> bytes | None:
-        known = place.parent == folder and place.name in files
-        return read_bytes(f"{PREFIX}{place}", MAX_SIDECAR_BYTES) if known else None
+        if place.parent == folder and place.name not in files:
+            return None
+        with suppress(FileNotFoundError):
+            return read_bytes(f"{PREFIX}{place}", MAX_SIDECAR_BYTES)
+        return None
 
     return read_text
 

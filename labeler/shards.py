@@ -91,18 +91,27 @@ def sharded(
                 work.rmdir()
 
 
-def refuse_foreign(out: Path) -> None:
-    """Raise BadInputError where `out` holds what `labeler predict` has not written, or has been changed since."""
+def refuse_foreign(out: Path, url: str | None = None) -> None:
+    """Raise BadInputError where `out`, or what it is a copy of, holds what `labeler predict` has not written, or has been changed
+    since.
+    """
     if not out.is_file() or not out.stat().st_size:
         return
-    try:
-        sha256 = orjson.loads(state_of(out).read_bytes())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInputError(FOREIGN.format(out, "predict", "out")) from None
+    sha256 = written_sha256(out)
+    if sha256 is None:
+        raise BadInputError(FOREIGN.format(url or out, "predict", "out"))
     if sha256 != sha256_file(out):
         raise BadInputError(
-            f"{out}: has been changed since `labeler predict` wrote it; --force replaces it, or name another --out"
+            f"{url or out}: has been changed since `labeler predict` wrote it; --force replaces it, or name another --out"
         )
+
+
+def written_sha256(out: Path) -> str | None:
+    """Return the sha256 that `out` had when it was written; None where nothing describes it."""
+    try:
+        return str(orjson.loads(state_of(out).read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Shards:

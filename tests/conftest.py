@@ -28,7 +28,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
@@ -40,6 +40,9 @@ from labeler.cli import main
 from labeler.ingestion import Ingested, IngestOptions, ingest
 from labeler.preprocessing import preprocess
 from labeler.records import Label, LabelSet
+
+if TYPE_CHECKING:
+    from pyarrow.fs import S3FileSystem
 
 SHAPES = ("circle", "cross", "square")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -197,6 +200,36 @@ def make_store(folder: Path, task: str, text_tower: Path, image_tower: Path) -> 
     assert not ingested.profile["rejected"], ingested.profile
     preprocess(folder / "records", folder / "store", text_encoder=str(text_tower), image_encoder=str(image_tower))
     return folder / "store"
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Return the address of an S3 server on this machine."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(server, tmp_path, monkeypatch) -> S3FileSystem:
+    """Return the file system of the server, with an empty bucket `pets`; the variables name it to the labeler."""
+    from pyarrow.fs import S3FileSystem
+
+    settings = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+                "AWS_EC2_METADATA_DISABLED": "true", "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    filesystem = S3FileSystem(endpoint_override=server, allow_bucket_creation=True, allow_bucket_deletion=True)
+    filesystem.create_dir("pets")
+    filesystem.delete_dir_contents("pets")
+    return filesystem
 
 
 @pytest.fixture(scope="session")

@@ -208,6 +208,33 @@ def test_an_export_that_is_worse_is_not_published():
         exporting.refuse_worse(ONNX, {"accuracy": 0.74}, native)
 
 
+@pytest.mark.skipif(len(usable_ways("openvino")) < 2, reason="no OpenVINO")
+def test_a_way_that_is_worse_is_left_out_alone(exported, trained, store, monkeypatch):
+    def worse(way, found, native):
+        if way == WAYS[-1]:
+            raise LabelerError("worse")
+
+    native = open_engine(Choice(trained("visualbert")), "cpu")
+    checked = validation_pairs(native, store, 6)
+    monkeypatch.setattr(exporting, "refuse_worse", worse)
+    folder = shutil.copytree(exported("visualbert"), exported("visualbert").with_name("worse"))
+    found = exporting.check(native, folder, checked, exact=False)
+    assert list(found["ways"]) == [str(way) for way in usable_ways() if way != WAYS[-1]]
+
+
+def test_a_precision_that_was_asked_for_is_never_another(trained, tmp_path, monkeypatch):
+    run = shutil.copytree(trained("visualbert"), tmp_path / "run")
+
+    def fails(run):
+        raise LabelerError("no space left")
+
+    monkeypatch.setattr(exporting, "own_export", fails)
+    for precision in ("int8", "bf16"):
+        with pytest.raises(LabelerError, match="no space left"):
+            choose_engine(run, precision=precision)
+    assert choose_engine(run, precision="fp32") == choose_engine(run) == Choice(run)
+
+
 def test_a_damaged_export_is_refused(exported, tmp_path):
     folder = shutil.copytree(exported("resnet-gru"), tmp_path / "copy")
     with open(folder / FUSION, "r+b") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
 
 from labeler import items
@@ -26,30 +24,6 @@ from labeler.remote import fetch, in_threads
 from labeler.remote_rows import read
 from labeler.shards import Counts
 from labeler.sources import Reading, read_source
-
-
-@pytest.fixture(scope="module")
-def server():
-    """Return the address of an S3 server on this machine."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def s3(server, tmp_path, monkeypatch) -> S3FileSystem:
-    """Return the file system of the server, with an empty bucket `pets`; the variables name it to the labeler."""
-    settings = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-                "AWS_EC2_METADATA_DISABLED": "true", "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-    filesystem = S3FileSystem(endpoint_override=server, allow_bucket_creation=True, allow_bucket_deletion=True)
-    filesystem.create_dir("pets")
-    filesystem.delete_dir_contents("pets")
-    return filesystem
 
 
 @pytest.fixture(scope="module")

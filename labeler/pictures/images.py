@@ -34,7 +34,8 @@ BEGINNINGS = [(re.compile(beginning, re.DOTALL), suffix) for beginning, suffix i
     (rb"....ftyp", ".mp4"), (rb"\x1aE\xdf\xa3", ".mkv"), (rb"RIFF....AVI ", ".avi"),
 )]  # fmt: skip
 # what helps where a picture is not where its row says
-MISSING = ". --image-folder DIR says where pictures lie; --allow-missing-image reads the texts without them"
+TEXTS_ALONE = "--allow-missing-image reads the texts without them"
+MISSING = f". --image-folder DIR says where pictures lie; {TEXTS_ALONE}"
 ADDRESS = re.compile(r"(^|/)(https?|ftp|s3|gs):/")
 FRAME = re.compile(r"(.+)#frame=([1-9]\d{0,5})of([1-9]\d{0,5})", re.DOTALL)
 MAX_FILE_BYTES = 64 << 20

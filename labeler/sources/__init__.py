@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +57,7 @@ FORMATS: dict[str, Callable[[Path, Reading], Iterator[Row | Reject]]] = {
 }
 FOLDERS = ("folder", "class-folders", "meld", "lance", "hub")
 PLACED = ("folder", "picture", "class-folders", "meld", "hub")  # formats whose pictures have their places
+ENCODED = {"csv", "meld", "folder", "picture", "class-folders"}  # formats in which the encoding is asked for
 
 
 def read_source(path: Path, how: Reading | None = None) -> Iterator[Row | Reject]:
@@ -142,6 +143,12 @@ def check_image_folder(paths: Sequence[Path], how: Reading) -> None:
             raise UsageError(
                 f"--image-folder is for tables, whose rows name pictures; {path} ({form}) says itself where they lie"
             )
+
+
+def refuse_encoding(encoding: str | None, forms: Iterable[str]) -> None:
+    """Raise UsageError where an encoding is named and none of the sources, of these formats, is read in one."""
+    if encoding and not ENCODED & set(forms):
+        raise UsageError(f"--encoding {encoding} is for csv, MELD and texts beside pictures; leave it out")
 
 
 def brings_pictures(path: Path) -> bool:
