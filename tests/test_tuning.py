@@ -261,7 +261,7 @@ def test_the_defaults_lie_in_the_search_space(name):
             tuning.distribution(values).to_internal_repr(getattr(default, option))
         )
     assert ("coattention" in space) == ("coattn" in name)
-    assert ("visual_token_dropout" in space) == (name in ("visualbert", "visualbert-coattn", "flava", "albef"))
+    assert ("visual_token_dropout" in space) == (name == "visualbert")
     assert "visual_token_dropout" not in search_space(name, {"finetune_image": True})
     assert "warmup" not in space
     assert ("learning_rate" in space) == (name != "resnet-gru")

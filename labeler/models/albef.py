@@ -26,8 +26,6 @@ from labeler.encoders.visualbert import load_visualbert
 from labeler.layers import ProbeHead, Streams, attention_bias, masked_mean, unit
 from labeler.models import Building, Built
 
-TRAINING = {"visual_token_dropout": 0.5}
-
 
 class Config(FusedConfig):
     """VisualBertConfig, where text positions start, and the dropout before the head."""

@@ -38,8 +38,6 @@ from labeler.errors import LabelerError
 from labeler.layers import ProbeHead, Streams, attention_bias, masked_mean, unit, use_fast_dropout
 from labeler.models import Building, Built
 
-TRAINING = {"visual_token_dropout": 0.5}
-
 
 class Config(TextTowerConfig):
     """The text tower's own config and the multimodal encoder's, the visual tokens' width, whether fusion is pretrained."""

@@ -30,7 +30,7 @@ from labeler.errors import UsageError
 from labeler.layers import ProbeHead, Streams, fused_features
 from labeler.models import COATTN_PLACES, Building, Built, check_choice
 
-TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before", "visual_token_dropout": 0.5}
+TRAINING = {"n_coattn": 1, "coattention": "vilbert", "coattn_place": "before"}
 TUNING = {"n_coattn": (1, 2), "coattention": ["vilbert", "seed", "hieco"], "coattn_place": ["before", "between"]}
 
 
