@@ -60,7 +60,7 @@ def measure(store: Path, steps: int, name: str) -> dict[str, Any]:
     from labeler.batches import collate
     from labeler.encoders.image import load_image_encoder
     from labeler.fitting.fit import Fit
-    from labeler.fitting.trainer import drawn_from, parameter_groups
+    from labeler.fitting.trainer import collated, drawn_from, parameter_groups
     from labeler.memory import keep_freed_memory
     from labeler.training_options import options_for
 
@@ -76,7 +76,8 @@ def measure(store: Path, steps: int, name: str) -> dict[str, Any]:
 
     def step(number: int) -> dict[str, Any]:
         chosen = order[number * way.batch_size : (number + 1) * way.batch_size]
-        batch = collate(pairs.__getitems__(chosen), fit.tokenizer.pad_token_id)
+        given = pairs.__getitems__(chosen)
+        batch = collate(given, fit.tokenizer.pad_token_id) if way.padded else collated(fit, given)
         if tower is not None and way.padded:
             extra = way.padded - batch["input_ids"].shape[1]
             batch["input_ids"] = functional.pad(batch["input_ids"], (0, extra))

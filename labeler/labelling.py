@@ -102,8 +102,8 @@ def predict(
     settings = Settings(model, rule, how, device, batch_size, least, job.ahead, choice)
     by_ray = partial(label_on_ray, workers=workers, address=ray_address)
     taxonomy = taxonomy_of(rule.label_set)
-    if form == "csv":  # lines of older versions, which lack that column, or have a blank for no label, are not kept
-        recipe |= {"columns": ["label"]} if taxonomy.apart else {"none": "[]"} if taxonomy.task == "multi" else {}
+    if form == "csv":  # lines of older versions, which lack that column and write some cells otherwise, are not kept
+        recipe |= {"cells": 2} | ({"columns": ["label"]} if taxonomy.apart else {})
     written = LineFormat(form, taxonomy.names, least is not None, how.carried, taxonomy.apart)
     with writing(out, recipe, written, force) as output:
         return label_job(job, settings, by_ray if engine == "ray" else label_here, written, output, out)

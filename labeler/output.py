@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import posixpath
 import re
@@ -34,6 +35,8 @@ from labeler.shards import (
     written_sha256,
 )
 from labeler.values import neutral
+
+log = logging.getLogger("labeler")
 
 COLUMNS = ("id", "image", "text", "labels", "model", "error")
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")  # no formula, although it may begin with a -
@@ -169,7 +172,8 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
 
     Objects appear whole, the one that describes the output (`labeler.shards.state_of`) after it. Both are fetched first, so
     that the lines of what has not changed are kept on whichever machine. What is not finished or not uploaded yet lies in
-    `cache_folder`, one for every output, and is found there by the next run.
+    `cache_folder`, one for every output, and is found there by the next run; a whole output that cannot be uploaded any more
+    is put beside it.
 
     Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object, or
     it has been changed since or meanwhile, unless `force`, and as `told` does.
@@ -202,9 +206,13 @@ def fetched(files: dict[Path, str], there: list[str | None], force: bool) -> boo
     """
     (path, url), (state, described) = files.items()
     known = path.with_name(f".{path.name}.known")
-    if known.is_file() and json.loads(known.read_bytes()) == there:
+    before = json.loads(known.read_bytes()) if known.is_file() else None
+    if before == [*there, "own"] or (force and before == [*there, "foreign"]):
         return False
     known.unlink(missing_ok=True)  # first: an object may become again what it was, and the copy here would be another's
+    if path.is_file() and written_sha256(path) == sha256_file(path):
+        kept = set_aside(path)
+        log.warning("%s: not what the last run began with any more; its output, not uploaded, lies in %s", url, kept)
     path.unlink(missing_ok=True)
     if there[0] is not None:
         download(url, path)
@@ -213,14 +221,21 @@ def fetched(files: dict[Path, str], there: list[str | None], force: bool) -> boo
         state.unlink(missing_ok=True)
         if there[1] is not None:
             download(described, state)
+    whose = "own"
     try:
         refuse_foreign(path, url)
     except BadInputError:
         if not force:
             raise
-    else:  # not of a foreign object: the next run is to look at it again, unless it is forced too
-        write_whole(known, json.dumps(there).encode())
+        whose = "foreign"  # a next run that is not forced is to look at it again
+    write_whole(known, json.dumps([*there, whose]).encode())
     return path.is_file() and not uploaded_before
+
+
+def set_aside(path: Path) -> Path:
+    """Move a whole output out of its folder in the cache; return where it lies now."""
+    place = path.parent.with_name(f"{path.parent.name}-{path.stat().st_mtime_ns}.unsent")
+    return path.replace(place)
 
 
 def refuse_changed(files: dict[Path, str], there: list[str | None]) -> None:
@@ -230,8 +245,11 @@ def refuse_changed(files: dict[Path, str], there: list[str | None]) -> None:
     except BadInputError:  # to upload fails too, and says where the whole output lies
         return
     if now != there:
-        url = next(iter(files.values()))
-        raise BadInputError(f"{url}: has been changed meanwhile; --force replaces it, or name another --out")
+        path, url = next(iter(files.items()))
+        raise BadInputError(
+            f"{url}: has been changed meanwhile; what was labelled lies in {set_aside(path)}, to be copied there if it is to be "
+            "replaced all the same; --force labels anew and replaces it, or name another --out"
+        )
 
 
 def changed_at(path: Path) -> tuple[int, int, int]:

@@ -121,7 +121,10 @@ def metadata_row(
     allow_outside: bool,
 ) -> Row | Reject:
     """Return a row of the metadata in the folder `current`, with the place of its picture and the text beside it."""
-    told = with_sidecar(row, root, how.mapping, how.encoding, text_reader(files, current))
+    key = find_field(row.fields, "image", how.mapping)
+    told: Row | Reject = row
+    if not str(row.fields.get(key) if key else None).startswith(PREFIX):  # beside one named by URL nobody puts a text
+        told = with_sidecar(row, root, how.mapping, how.encoding, text_reader(files, current))
     return with_picture(told._replace(source=url), url, how.mapping, allow_outside)
 
 

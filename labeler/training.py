@@ -30,7 +30,7 @@ from labeler.artifacts import (
 )
 from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.fitting.distillation import ZeroShotTeacher, teacher_inputs
-from labeler.fitting.distributed import check_can_shard, check_ray, fit_on_workers
+from labeler.fitting.distributed import check_can_shard, check_device, check_ray, fit_on_workers
 from labeler.interrupts import stop_on_interrupt
 from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
@@ -105,6 +105,7 @@ def train(
     check_free(out, "train")
     if together := workers > 1 or ray_address is not None:
         check_ray()
+        check_device(device, workers, ray_address)
     from labeler.model_card import model_card
 
     how: dict[str, Any] = {"model": model, "data": data, "options": options, "seed": seed, "device": device,

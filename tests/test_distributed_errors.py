@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from test_resume import interrupt_at
 
-from labeler.errors import LabelerError, UsageError
-from labeler.fitting.distributed import check_places, cpus_each
+from labeler.artifacts import work_folder
+from labeler.errors import InterruptedRun, LabelerError, UsageError
+from labeler.fitting.distributed import cpus_each, say_if_waiting
 from labeler.training import train
 
 
@@ -21,24 +23,33 @@ def test_a_worker_gets_as_many_cpus_as_leave_room_for_all_on_whole_machines(cpus
     assert cpus_each(nodes + gone, workers) == each
 
 
-def test_more_workers_than_there_are_places_for_are_refused_in_place_of_waiting():
+def test_that_workers_wait_for_places_is_said(caplog):
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
              {"Alive": True, "Resources": {"CPU": 2.0}}]  # fmt: skip
-    check_places(nodes, 6, gpus=False)
-    check_places(nodes, 1, gpus=True)
-    with pytest.raises(
-        UsageError, match="--workers 7, each with a CPU of its own, and Ray has 6; give fewer, or start Ray on"
-    ):
-        check_places(nodes, 7, gpus=False)
-    with pytest.raises(UsageError, match="and Ray has 1; give fewer, or --device cpu"):
-        check_places(nodes, 2, gpus=True)
+    say_if_waiting(nodes, 6, gpus=False)
+    say_if_waiting(nodes, 1, gpus=True)
+    assert not caplog.messages
+    say_if_waiting(nodes, 7, gpus=False)
+    say_if_waiting(nodes, 2, gpus=True)
+    assert caplog.messages == ["7 workers, each with a CPU of its own, and Ray has 6: waiting for more",
+                               "2 workers, each with a GPU of its own, and Ray has 1: waiting for more"]  # fmt: skip
 
 
-def test_a_device_that_workers_cannot_be_given_is_refused(store, options, tmp_path):
-    with pytest.raises(
-        UsageError, match="--device gpu with --workers: Ray gives each its own; choose from auto, cpu, cuda"
-    ):
-        train("resnet-gru", store, tmp_path / "run", options, device="gpu", workers=2)
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("gpu", "--device gpu with --workers or --ray-address: Ray gives each worker its own; choose from auto, cpu, cuda"),
+     ("cuda", "--device cuda, --workers 64: each takes a GPU, and this machine has")],
+)  # fmt: skip
+def test_a_device_that_workers_cannot_have_is_refused_before_an_interrupted_run_is_touched(
+    store, options, tmp_path, monkeypatch, device, said
+):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        with pytest.raises(InterruptedRun, match="stopped after step 1"):
+            train("resnet-gru", store, tmp_path / "run", options, device="cpu")
+    with pytest.raises(UsageError, match=said):
+        train("resnet-gru", store, tmp_path / "run", options, device=device, workers=64)
+    assert (work_folder(tmp_path / "run") / "trainer" / "checkpoint-1").is_dir()
 
 
 @pytest.mark.slow

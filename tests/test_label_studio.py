@@ -155,6 +155,9 @@ def test_annotators_need_to_agree_on_the_label_alone(tmp_path):
     assert read_for("MOOD", tmp_path, [task(1, one, two)])[0][0].labels == ("joy",)
     assert read_for("topic", tmp_path, [task(1, one, two)]) == ([], ["annotators-disagree"])
     assert read_for("source", tmp_path, [task(1, one, two, source="web")])[0][0].labels == ("web",)
+    alone = [annotation(choices("joy"))] * 2
+    for name in ("label", "Label", None):  # the field that a control's choices come in, whatever it is called
+        assert read_for(name, tmp_path, [task(1, *alone)])[0][0].labels == ("joy",)
     tagged = [annotation(choices("joy", control="tags"), choices(topic, control="topic")) for topic in ("sky", "sea")]
     assert read_for(None, tmp_path, [task(1, *tagged)])[0][0].labels == ("joy",)
 

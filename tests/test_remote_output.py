@@ -106,11 +106,40 @@ def test_corrections_that_are_made_while_it_labels_survive(s3, inputs, run, monk
     predict(inputs[:1], run, OUT, device="cpu")
     monkeypatch.setattr(Labeller, "logits", lambda *given: held(s3, b"mine\n") and logits(*given))
     with pytest.raises(
-        BadInputError, match=r"^s3://pets/labels.jsonl: has been changed meanwhile; --force replaces it"
+        BadInputError, match=r"^s3://pets/labels.jsonl: has been changed meanwhile; what was labelled lies in"
     ):
         predict(inputs, run, OUT, device="cpu")
     assert held(s3) == b"mine\n"
+    [kept] = cache_folder(OUT).parent.glob("*.unsent")
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 2
     assert predict(inputs, run, OUT, device="cpu", force=True) == Counts(2, 0)
+
+
+def test_a_whole_output_that_is_not_uploaded_yet_is_kept_when_the_object_has_changed(
+    s3, inputs, run, monkeypatch, caplog
+):
+    predict(inputs[:1], run, OUT, device="cpu")
+    with monkeypatch.context() as patched:
+        patched.setattr("labeler.output.upload", no_connection)
+        with pytest.raises(LabelerError, match="no connection"):
+            predict(inputs, run, OUT, device="cpu")
+    corrected(s3)
+    with pytest.raises(BadInputError, match=r"^s3://pets/labels.jsonl: has been changed since"):
+        predict(inputs, run, OUT, device="cpu")
+    [kept] = cache_folder(OUT).parent.glob("*.unsent")
+    assert f"not uploaded, lies in {kept}" in caplog.text
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_what_was_forced_over_a_foreign_object_is_uploaded_by_the_next_run_that_is_forced(s3, inputs, run, monkeypatch):
+    held(s3, b"mine\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("labeler.output.upload", no_connection)
+        with pytest.raises(LabelerError, match="no connection"):
+            predict(inputs, run, OUT, device="cpu", force=True)
+    labelled = (cache_folder(OUT) / "labels.jsonl").read_bytes()
+    assert predict(inputs, run, OUT, device="cpu", force=True).items == 2
+    assert held(s3) == labelled
 
 
 def test_an_output_whose_description_could_not_be_uploaded_is_finished_by_the_next_run(s3, inputs, run, monkeypatch):

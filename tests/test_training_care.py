@@ -20,7 +20,7 @@ from labeler.fitting import fit as fit_module
 from labeler.fitting.checkpoints import Progress
 from labeler.fitting.distributed import decode_ahead
 from labeler.fitting.fit import Fit
-from labeler.fitting.trainer import PairTrainer
+from labeler.fitting.trainer import PairTrainer, collated
 from labeler.fitting.watching import Watch
 from labeler.store import Store
 from labeler.training import train, train_seeds
@@ -57,10 +57,9 @@ def test_the_head_is_fitted_in_the_trainings_precision(store, options, precision
 
 @pytest.mark.parametrize(("limit", "lengths"), [(64, [4, 8, 64]), (62, [4, 8, 62])])
 def test_training_pads_texts_to_few_lengths_that_the_model_reads(fit, limit, lengths):
-    trainer = PairTrainer.__new__(PairTrainer)
-    trainer.fit, fit.max_tokens = fit, limit
+    fit.max_tokens = limit
     picture = np.ones((2, 3), np.float16)
-    found = [trainer.collated([Pair([2] * size, picture, True), Pair([], picture, True)]) for size in (0, 5, limit - 1)]
+    found = [collated(fit, [Pair([2] * size, picture, True), Pair([], picture, True)]) for size in (0, 5, limit - 1)]
     assert [batch["input_ids"].shape[1] for batch in found] == lengths
     assert [int(batch["text_mask"].sum()) for batch in found] == [0, 5, limit - 1]
 

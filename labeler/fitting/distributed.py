@@ -106,15 +106,28 @@ def cpus_each(nodes: Sequence[Mapping[str, Any]], workers: int) -> int:
     return next((size for size in sizes if sum(cpus // size for cpus in there) >= workers), 1)
 
 
-def check_places(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: bool) -> None:
-    """Raise UsageError where Ray's `nodes` lack a CPU, or a GPU, for each of so many workers: Ray would wait without end."""
+def check_device(device: str, workers: int, address: str | None) -> None:
+    """Raise UsageError for a device that is none of DEVICES, or more workers than this machine has GPUs: Ray would wait."""
+    if device not in DEVICES:
+        raise UsageError(
+            f"--device {device} with --workers or --ray-address: Ray gives each worker its own; choose from {', '.join(DEVICES)}"
+        )
+    if device == "cuda" and address is None:
+        import torch
+
+        there = torch.cuda.device_count()
+        if there < workers:
+            raise UsageError(
+                f"--device cuda, --workers {workers}: each takes a GPU, and this machine has {there}; give fewer, or --device cpu"
+            )
+
+
+def say_if_waiting(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: bool) -> None:
+    """Say it where Ray's `nodes` lack a CPU, or a GPU, for each of so many workers: it waits until there are more."""
     kind = "GPU" if gpus else "CPU"
     there = sum(int(node["Resources"].get(kind, 0)) for node in nodes if node["Alive"])
     if there < workers:
-        raise UsageError(
-            f"--workers {workers}, each with a {kind} of its own, and Ray has {there}; give fewer, "
-            + ("or --device cpu" if gpus else "or start Ray on more machines")
-        )
+        log.warning("%d workers, each with a %s of its own, and Ray has %d: waiting for more", workers, kind, there)
 
 
 def connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
@@ -136,8 +149,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
 
     Ctrl-C, or SIGTERM, asks the workers to save a checkpoint and stop; a second one stops them at once.
 
-    Raises UsageError for a device that is none of DEVICES, and for more workers than Ray has places; LabelerError with what a
-    worker raised, and when workers have died more than MAX_FAILURES times; InterruptedRun after
+    Raises LabelerError with what a worker raised, and when workers have died more than MAX_FAILURES times; InterruptedRun after
     Ctrl-C.
     """
     check_ray()
@@ -152,7 +164,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
 
         there = ray.cluster_resources()
         gpus = fit["device"] == "cuda" or (fit["device"] == "auto" and there.get("GPU", 0) >= workers)
-        check_places(ray.nodes(), workers, gpus)
+        say_if_waiting(ray.nodes(), workers, gpus)
         resources = {"CPU": cpus_each(ray.nodes(), workers)} | ({"GPU": 1} if gpus else {})
         config = {"fit": fit, "gpus": gpus, "folder": str(folder.resolve()), "cwd": os.getcwd()}
         lost, storage = folder / LOST, folder / "ray"

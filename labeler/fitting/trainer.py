@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,16 +46,10 @@ class PairTrainer(Trainer):
         super().__init__(
             model=model,
             train_dataset=cast(Any, [fit.train_pairs, *self.drawn][-1]),
-            data_collator=self.collated,
+            data_collator=partial(collated, fit),
             **options,
         )
         self.loss_is_scaled_for_ga = True  # a batch is a step
-
-    def collated(self, pairs: list[Pair]) -> dict[str, Tensor]:
-        """Return the batch of `pairs`, padded to one of few lengths: for each shape oneDNN writes code of its own."""
-        longest = max(len(pair.input_ids) for pair in pairs)
-        least = min(max(1, -(-longest // LENGTHS)) * LENGTHS, self.fit.max_tokens)
-        return collate(pairs, self.fit.tokenizer.pad_token_id, least)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         # Trainer's own strategy finds lengths only in items that are dictionaries.
@@ -291,6 +286,12 @@ def drawn_from(fit: Fit) -> list[AugmentedPictures | DroppedModalities | Dropped
     if options.visual_token_dropout:
         found.append(DroppedTokens(found[-1], options.visual_token_dropout, fit.seed))
     return found[1:]
+
+
+def collated(fit: Fit, pairs: list[Pair]) -> dict[str, Tensor]:
+    """Return the batch of `pairs`, padded to one of few lengths: for each shape oneDNN writes code of its own."""
+    longest = max(1, *(len(pair.input_ids) for pair in pairs))
+    return collate(pairs, fit.tokenizer.pad_token_id, min(-(-longest // LENGTHS) * LENGTHS, fit.max_tokens))
 
 
 class Shuffle(Sampler[int]):

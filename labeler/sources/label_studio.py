@@ -172,11 +172,12 @@ def joined(tasks: Sequence[Task | Reject]) -> list[Task | Reject]:
 def label_control(answers: Sequence[Answer], wanted: str | None = None) -> str | None:
     """Return the control whose choices are the labels: the one `wanted`, else the only one, or the first that is called like one.
 
-    None where there is none of these.
+    None where there is none of these. `label` is wanted of whatever the labels are called, too: it is the name of their field.
     """
     names = {name for answer in answers for name in answer}
-    if wanted:
-        return field_called(names, wanted)
+    found = field_called(names, wanted) if wanted else None
+    if found or (wanted and wanted.strip().casefold() != "label"):
+        return found
     return names.pop() if len(names) == 1 else next((name for name in ALIASES["labels"] if name in names), None)
 
 
