@@ -268,9 +268,9 @@ def command(trained: dict[str, Any], out: Path) -> list[str]:
 
 def described(prompts: dict[str, Any]) -> list[str]:
     """Return what says how labels were told, as a manifest has it: {templates, described}."""
-    templates = [] if prompts["templates"] == list(TEMPLATES) else prompts["templates"]
-    words = [word for template in templates for word in ("--template", template)]
-    return words + (["--describe", "DESCRIBED.json"] if prompts["described"] else [])
+    templates = prompts.get("templates", list(TEMPLATES))
+    words = [word for template in templates if templates != list(TEMPLATES) for word in ("--template", template)]
+    return words + (["--describe", "DESCRIBED.json"] if prompts.get("described") else [])
 
 
 def taught_by(teachers: list[str], arguments: dict[str, Any]) -> list[str]:

@@ -76,7 +76,7 @@ def test_labels_with_a_separator_in_them_are_told_apart_in_a_table():
     written = LineFormat("csv", ["a|b", "c"])
     for labels in (["a|b", "c"], ["c"], []):
         [cells] = csv.reader([written(line | {"labels": labels}).text])
-        assert parse_labels(cells[3], "|") == (tuple(labels) or None)
+        assert parse_labels(cells[3], "|") == tuple(labels)
 
 
 def test_the_first_error_is_said_with_what_helps(trained, tmp_path, caplog):
