@@ -46,14 +46,14 @@ EVALUATE = $(LABELER) evaluate $(RUNS)/$(1) --data $(STORE)
 PREDICT  = $(LABELER) predict '$(INPUT)' --model $(MODEL) --out $(OUT) || test $$? -eq 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ingest preprocess inspect train-baseline train-visualbert train-coattn evaluate report predict test lint \
-        check bench lock clean
+.PHONY: help setup demo ingest preprocess inspect train-baseline train-late-fusion train-visualbert train-coattn evaluate report predict \
+        test lint check bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  with your own pairs:  make train-coattn DATA=my.jsonl [LABEL=field] [NAME=name] [SEED=0] [PRESET=embedded]"
-	@echo "                        [INGEST_OPTIONS='--map text=title --group-by user']"
+	@echo "                        [INGEST_OPTIONS='--map text=title --group-by user'] [REPORT=folder] [PYTHON=python3]"
 	@echo "  and then:             make predict DATA=my.jsonl INPUT=FOLDER [MODEL=run] [OUT=file]"
 
 # Bytecode is compiled at once, in 40 s: where PYTHONDONTWRITEBYTECODE is set, as in many containers, every command that
@@ -97,6 +97,10 @@ train-baseline: preprocess ## train and evaluate resnet-gru
 	@$(call TRAIN,resnet-gru)
 	@$(call EVALUATE,resnet-gru)
 
+train-late-fusion: preprocess ## train and evaluate late-fusion
+	@$(call TRAIN,late-fusion)
+	@$(call EVALUATE,late-fusion)
+
 train-visualbert: preprocess ## train and evaluate visualbert
 	@$(call TRAIN,visualbert)
 	@$(call EVALUATE,visualbert)
@@ -111,7 +115,8 @@ report: evaluate ## compare the runs, look through the data: report/index.html, 
 	@$(LABELER) inspect $(STORE) >/dev/null
 	@$(LABELER) report $(RUNS)/resnet-gru $(RUNS)/visualbert $(RUNS)/visualbert-coattn --out $(REPORT)
 
-predict: train-coattn ## label INPUT with MODEL into OUT
+# a run that is named is there already
+predict: $(if $(filter command environment,$(firstword $(origin MODEL))),$(READY),train-coattn) ## label INPUT with MODEL into OUT
 	@$(PREDICT)
 
 test: $(READY) ## run the tests
@@ -140,4 +145,5 @@ lock: ## make requirements.lock again from setup.cfg
 
 clean: ## remove what was made: data, runs and report (not .venv)
 	rm -rf report data/*/records data/*/store data/*/store-baselines-* data/*/store-quality data/*/store-pixels-* data/*/source
+	find data -mindepth 1 -maxdepth 1 -type d -empty -delete
 	find checkpoints -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

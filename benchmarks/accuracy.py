@@ -23,10 +23,10 @@ import click
 import numpy as np
 
 from labeler.artifacts import versions, write_json
+from labeler.evaluating import evaluate
 from labeler.evaluation import HEADLINE, SECOND, Resampled, differences, mean_of, read_predictions, resample
 from labeler.ingestion import IngestOptions, ingest
 from labeler.preprocessing import preprocess
-from labeler.scoring import evaluate
 from labeler.training import train
 from labeler.training_options import options_for
 

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import binom, binomtest
 
 from labeler.decisions import VALIDATION
+from labeler.evaluating import PROMISES
 from labeler.evaluation import (
     Predictions,
     compare,
@@ -33,7 +34,6 @@ from labeler.evaluation import (
 )
 from labeler.evaluation.metrics import HEADLINE, SECOND
 from labeler.records import read_label_set
-from labeler.scoring import PROMISES
 from labeler.taxonomy import taxonomy_of
 
 POPULATION = 200_000  # rows that stand for all

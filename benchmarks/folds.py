@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.accuracy import COMPARED, MODELS, RESULTS, DataSet, data_sets, difference, row, several, stored, table
 from labeler.artifacts import versions, write_json
+from labeler.evaluating import evaluate
 from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, mean_of, read_predictions, resample
-from labeler.scoring import evaluate
 from labeler.training import train
 from labeler.training_options import options_for
 

@@ -81,7 +81,7 @@ def labelled(choice: Choice, given: list[Given]) -> tuple[float, list[str]]:
     """Return pairs/s of what `predict` does with that choice, the model loaded beforehand as for the loop, and the labels."""
     from unittest import mock
 
-    from labeler import labeller, labelling
+    from labeler import labeller, predicting
     from labeler.decisions import read_rule
     from labeler.items import ItemReading
     from labeler.output import LineFormat
@@ -93,10 +93,10 @@ def labelled(choice: Choice, given: list[Given]) -> tuple[float, list[str]]:
     ]
     settings = labeller.Settings(choice.folder, read_rule(choice.folder), ItemReading({}), choice=choice)
     ready = labeller.Labeller(settings)
-    with mock.patch.object(labelling, "Labeller", return_value=ready):
+    with mock.patch.object(predicting, "Labeller", return_value=ready):
         started = time.perf_counter()
         written = LineFormat("jsonl", settings.rule.label_set.names)
-        windows = labelling.label_here(rows, settings, written, labeller.WINDOW)
+        windows = predicting.label_here(rows, settings, written, labeller.WINDOW)
         lines = [json.loads(line.text) for lines in windows for line in lines]
     return len(given) / (time.perf_counter() - started), [line["labels"][0] for line in lines]
 
@@ -131,7 +131,7 @@ def predict(run: Path, source: Path, items: int, exports: list[Path]) -> dict[st
     from transformers import AutoTokenizer
 
     from labeler.engines import usable_ways
-    from labeler.exporting import own_export
+    from labeler.own_export import own_export
 
     lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:items]]
     given = [Given((source.parent / line["image"]).resolve(), line["text"]) for line in lines]
@@ -205,7 +205,7 @@ def scale_one(folder: Path) -> dict[str, Any]:
     """Label a folder with the cheap engine; return seconds and the peak of resident memory."""
     from unittest import mock
 
-    from labeler import labeller, labelling
+    from labeler import labeller, predicting
     from labeler.decisions import Rule
     from labeler.records import Label, LabelSet
 
@@ -213,11 +213,11 @@ def scale_one(folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     with (
         mock.patch.object(labeller, "open_engine", return_value=Cheap()),
-        mock.patch.object(labelling, "choose_engine", return_value=Choice(folder)),
-        mock.patch.object(labelling, "read_rule", return_value=rule),
-        mock.patch.object(labelling, "read_manifest", return_value={"content_sha256": "cheap"}),
+        mock.patch.object(predicting, "choose_engine", return_value=Choice(folder)),
+        mock.patch.object(predicting, "read_rule", return_value=rule),
+        mock.patch.object(predicting, "read_manifest", return_value={"content_sha256": "cheap"}),
     ):
-        labelling.predict([folder], folder, folder.with_suffix(".jsonl"), allow_outside=True)
+        predicting.predict([folder], folder, folder.with_suffix(".jsonl"), allow_outside=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {"seconds": time.perf_counter() - started, "peak_memory_mb": memory}
 
@@ -226,7 +226,7 @@ def actors(run: Path, source: Path, items: int) -> dict[str, Any]:
     """Return seconds of `labeler predict` in one process and by Ray's workers, from start to end, for the first `items` lines of
     `source` and for FEW of them; pairs/s of what lies between; whether all wrote the same.
     """
-    from labeler.exporting import own_export
+    from labeler.own_export import own_export
 
     own_export(run)  # else the first to label many makes it
     ways: dict[str, list[str]] = {"local": []}
@@ -265,7 +265,7 @@ def cost(run: Path, records: Path, exports: list[Path]) -> dict[str, Any]:
     """
     from labeler.engines import choose_way
     from labeler.evaluation import Predictions, differences, resample
-    from labeler.exporting import own_export
+    from labeler.own_export import own_export
 
     lines = [json.loads(line) for line in (records / "records.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["split"] == "test" and line["image"] and line["text"]]

@@ -19,10 +19,10 @@ import numpy as np
 from benchmarks.zero_shot import DESCRIBED
 from labeler.artifacts import versions, write_json
 from labeler.contrastive import pretrain
+from labeler.evaluating import evaluate
 from labeler.evaluation import Resampled, mean_of, read_predictions, resample
 from labeler.fitting.distillation import ZeroShotTeacher
 from labeler.records import read_label_set
-from labeler.scoring import evaluate
 from labeler.store import Store
 from labeler.training import train
 from labeler.training_options import options_for

@@ -15,9 +15,9 @@ import click
 import numpy as np
 
 from labeler.contrastive import pretrain
+from labeler.evaluating import ZeroShotOptions, evaluate
 from labeler.evaluation import mean_of, read_predictions, resample
 from labeler.records import read_label_set
-from labeler.scoring import ZeroShotOptions, evaluate
 from labeler.values import Split
 
 SEEDS = (0, 1, 2)

@@ -12,21 +12,21 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from labeler.errors import BadInputError, LockedError
+from labeler.paths import place_of, refuse_bytes
+from labeler.versions import versions
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CARD = "README.md"  # a run's: has a date, and is told anew when the run is evaluated
-RECORDED_PACKAGES = ("labeler", "torch", "torchvision", "transformers", "timm", "pylance", "numpy", "pandas",
-                     "pillow", "scikit-learn", "optuna")  # fmt: skip
 
 log = logging.getLogger("labeler")
 
@@ -45,6 +45,12 @@ class Recipe(NamedTuple):
     inputs: tuple[Input, ...]
     arguments: dict[str, Any]
     seed: int = 0
+    defaults: Mapping[str, Any] = MappingProxyType({})  # of arguments that an earlier version did not record
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what is written of it."""
+        inputs = [item._asdict() for item in self.inputs]
+        return {"stage": self.stage, "inputs": inputs, "arguments": self.arguments, "seed": self.seed}
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -94,19 +100,6 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages a result depends on, without importing them."""
-    import importlib.metadata  # takes as long as the rest of this module, in each decoding process
-
-    found = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def read_manifest(folder: Path, made_by: str | None = None, name: str = MANIFEST) -> dict[str, Any]:
@@ -169,7 +162,8 @@ def damage(folder: Path, manifest: dict[str, Any], name: str = MANIFEST) -> str 
 
 
 def input_of(folder: Path, manifest: dict[str, Any]) -> Input:
-    """Return the artifact `folder` as an input for the next stage's recipe."""
+    """Return the artifact `folder` as an input for the next stage's recipe; raises BadInputError as `refuse_bytes` does."""
+    refuse_bytes(folder)
     return Input(str(folder), manifest["content_sha256"])
 
 
@@ -193,17 +187,13 @@ def already_made(folder: Path, recipe: Recipe, name: str = MANIFEST) -> bool:
 
 def differences(manifest: dict[str, Any], recipe: Recipe) -> list[str]:
     """Return one sentence for each way in which `recipe` differs from the recipe in `manifest`."""
-    lines = []
-    then = [item["sha256"] for item in manifest["inputs"]]
-    if then != [item.sha256 for item in recipe.inputs]:
-        lines.append("an input has changed")
+    then, now = [item["sha256"] for item in manifest["inputs"]], [item.sha256 for item in recipe.inputs]
+    lines = ["an input has changed"] if then != now else []
     if manifest["seed"] != recipe.seed:
         lines.append(f"seed was {manifest['seed']}, is {recipe.seed}")
-    before, now = manifest["arguments"], json.loads(json.dumps(recipe.arguments))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            lines.append(f"{key} was {before.get(key)!r}, is {now.get(key)!r}")
-    return lines
+    before, asked = {**recipe.defaults, **manifest["arguments"]}, json.loads(json.dumps(recipe.arguments))
+    return lines + [f"{key} was {before.get(key)!r}, is {asked.get(key)!r}"
+                    for key in sorted(before.keys() | asked.keys()) if before.get(key) != asked.get(key)]  # fmt: skip
 
 
 def work_folder(folder: Path) -> Path:
@@ -211,14 +201,9 @@ def work_folder(folder: Path) -> Path:
     return beside(folder, "making")
 
 
-def by_name(folder: Path) -> Path:
-    """Return the folder by a path that ends in its name, which `.` and `..` do not."""
-    return folder.resolve() if folder.name in ("", "..") else folder
-
-
 def beside(folder: Path, what: str) -> Path:
     """Return the hidden path beside `folder` for `what`; raises BadInputError for the root, which nothing lies beside."""
-    place = by_name(folder)
+    place = place_of(folder)
     if not place.name:
         raise BadInputError(f"{folder}: cannot be made, nothing lies beside it; choose another --out")
     return place.with_name(f".{place.name}.{what}")
@@ -263,7 +248,8 @@ def making(
     """Yield a work folder; when the block ends without an error, publish it as `folder`.
 
     Args:
-        folder: the artifact's final place. An older artifact there is replaced only at the very end.
+        folder: the artifact's final place, or a link to it, which stays. An older artifact there is replaced only at the very
+            end.
         recipe: recorded in the manifest; a function is called when the folder is complete.
         resume: begin with what an interrupted making left in the work folder.
         keep: leave the work folder there on errors, so that a later making can resume.
@@ -279,7 +265,7 @@ def making(
     started = datetime.now(timezone.utc)
     with locked(folder):
         if not folder.exists() and (old := beside(folder, "old")).is_dir():
-            old.replace(folder)  # a kill came between the renames of `replace_folder`
+            old.replace(place_of(folder))  # a kill came between the renames of `replace_folder`
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)
@@ -304,10 +290,14 @@ def check_free(folder: Path, stage: str) -> None:
 
 
 def refuse_foreign(folder: Path, stage: str | None) -> None:
-    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged; and for `.`."""
+    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged; and for `.`.
+
+    And for a name that is not UTF-8 (see `refuse_bytes`).
+    """
+    refuse_bytes(folder)
     if folder.name in ("", ".."):  # what is replaced is renamed, and whoever is in it is in a folder that is gone
         raise BadInputError(f"{folder}: cannot be replaced, you may be in it; give --out a folder's name")
-    if not folder.exists() and not folder.is_symlink():
+    if not folder.exists() and (not folder.is_symlink() or beside(folder, "old").is_dir()):
         return
     made_by = None
     if folder.is_dir() and (folder / MANIFEST).is_file():
@@ -370,11 +360,8 @@ def write_manifest(
     if callable(content):
         content = content(files)
     write_json(work / name, {
-        "stage": recipe.stage,
+        **recipe.recorded(),
         "schema_version": SCHEMA_VERSION,
-        "inputs": [item._asdict() for item in recipe.inputs],
-        "arguments": recipe.arguments,
-        "seed": recipe.seed,
         "versions": versions(),
         "created": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(timezone.utc) - started).total_seconds(), 3),
@@ -385,11 +372,11 @@ def write_manifest(
 
 def replace_folder(work: Path, folder: Path) -> None:
     """Rename `work` to `folder`, moving what stood there out of the way first and deleting it last."""
-    old = beside(folder, "old")
+    old, place = beside(folder, "old"), place_of(folder)
     remove(old)
-    if folder.exists():
-        folder.replace(old)
-    work.replace(folder)
+    if place.exists():
+        place.replace(old)
+    work.replace(place)
     remove(old)
 
 

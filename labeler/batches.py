@@ -18,6 +18,7 @@ visual_mask    [B, 1]      bool     True = there is a picture
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from zlib import crc32
 
@@ -172,61 +173,18 @@ class StorePairs(Dataset[Pair]):
                     soft_target=self.soft_target(index))  # fmt: skip
 
 
-class DroppedModalities(Dataset[Pair]):
-    """Pairs of which some go without their picture or their text, never without both, and others each epoch.
-
-    With `probability` / 2 each, a pair that has both loses the one or the other. Seed and epoch alone decide which, so
-    that a resumed epoch goes on as it began. Neverova et al. 2016, "ModDrop".
+class DrawnPairs(Dataset[Pair], ABC):
+    """Pairs of which something is otherwise each epoch. The seed, the epoch and the pair decide what, and nothing that is counted
+    on the way, so that a resumed epoch goes on as it began.
     """
 
-    def __init__(self, pairs: Any, probability: float, seed: int):
-        """Drop from `pairs`, a data set of them that reads many at a time."""
-        self.pairs, self.probability, self.seed = pairs, probability, seed
+    def __init__(self, pairs: Any, seed: int):
+        """Draw for `pairs`, a data set of them that reads many at a time."""
+        self.pairs, self.seed = pairs, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw which pairs go without what in `epoch`."""
-        self.draws = np.random.default_rng([self.seed, epoch]).random(len(self.pairs))
-
-    def __len__(self) -> int:
-        """Return how many pairs there are."""
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Pair:
-        """Return one pair."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[Pair]:
-        """Return many pairs with one read of the store."""
-        return [
-            self.dropped(pair, draw)
-            for pair, draw in zip(self.pairs.__getitems__(indices), self.draws[indices], strict=True)
-        ]
-
-    def dropped(self, pair: Pair, draw: float) -> Pair:
-        """Return the pair as a number drawn from 0 to 1 decides."""
-        if draw >= self.probability or not (pair.input_ids and pair.has_image):
-            return pair
-        if draw < self.probability / 2:
-            return pair._replace(input_ids=[])
-        nothing = None if pair.visual_tokens is None else np.zeros_like(pair.visual_tokens)
-        return pair._replace(visual_tokens=nothing, has_image=False)
-
-
-class DroppedTokens(Dataset[Pair]):
-    """Pairs whose pictures go without some of their visual tokens, others each epoch, so that a step has less to work out.
-
-    Liu et al. 2023, "PatchDropout: Economizing Vision Transformers Using Patch Dropout". As many stay for each picture, real ones
-    before those that stand for nothing. Seed, epoch and the picture itself decide which: a resumed epoch goes on as it began, and
-    a picture with several texts is the same picture to all of them.
-    """
-
-    def __init__(self, pairs: Any, probability: float, seed: int):
-        """Leave out the share `probability` of the visual tokens of `pairs`, a data set of them that reads many at a time."""
-        self.pairs, self.probability, self.seed, self.epoch = pairs, probability, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw otherwise in `epoch`."""
+        """Draw as in `epoch`."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -239,17 +197,60 @@ class DroppedTokens(Dataset[Pair]):
 
     def __getitems__(self, indices: list[int]) -> list[Pair]:
         """Return many pairs with one read of the store."""
-        return [self.dropped(pair) for pair in self.pairs.__getitems__(indices)]
+        return [self.drawn(pair, index) for pair, index in zip(self.pairs.__getitems__(indices), indices, strict=True)]
 
-    def dropped(self, pair: Pair) -> Pair:
+    @abstractmethod
+    def drawn(self, pair: Pair, index: int) -> Pair:
+        """Return the pair, which stands at `index`, as it is in this epoch."""
+
+
+class DroppedModalities(DrawnPairs):
+    """Pairs of which some go without their picture or their text, never without both.
+
+    With `probability` / 2 each, a pair that has both loses the one or the other. Neverova et al. 2016, "ModDrop".
+    """
+
+    def __init__(self, pairs: Any, probability: float, seed: int):
+        """Drop from `pairs`."""
+        self.probability = probability
+        super().__init__(pairs, seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw a number from 0 to 1 for each pair."""
+        self.draws = np.random.default_rng([self.seed, epoch]).random(len(self.pairs))
+
+    def drawn(self, pair: Pair, index: int) -> Pair:
+        """Return the pair as its number decides."""
+        draw = self.draws[index]
+        if draw >= self.probability or not (pair.input_ids and pair.has_image):
+            return pair
+        if draw < self.probability / 2:
+            return pair._replace(input_ids=[])
+        nothing = None if pair.visual_tokens is None else np.zeros_like(pair.visual_tokens)
+        return pair._replace(visual_tokens=nothing, has_image=False)
+
+
+class DroppedTokens(DrawnPairs):
+    """Pairs whose pictures go without some of their visual tokens, so that a step has less to work out.
+
+    Liu et al. 2023, "PatchDropout: Economizing Vision Transformers Using Patch Dropout". As many stay for each picture, real ones
+    before those that stand for nothing. What the picture shows decides which: with several texts it is the same to all of them.
+    """
+
+    def __init__(self, pairs: Any, probability: float, seed: int):
+        """Leave out the share `probability` of the visual tokens of `pairs`."""
+        self.probability = probability
+        super().__init__(pairs, seed)
+
+    def drawn(self, pair: Pair, index: int) -> Pair:
         """Return the pair with the visual tokens that stay, in their order."""
         if pair.visual_tokens is None:  # its picture is still to be seen
             return pair
         count = len(pair.visual_tokens)
         picture = crc32(pair.visual_tokens.tobytes())  # all of it: single numbers of ReLU6's are zero nearly everywhere
-        drawn = np.random.default_rng([self.seed, self.epoch, picture]).random(count)
+        order = np.random.default_rng([self.seed, self.epoch, picture]).random(count)
         real = np.ones(count, dtype=bool) if pair.visual_mask is None else pair.visual_mask
-        kept = np.sort(np.lexsort((drawn, ~real))[: max(1, round(count * (1 - self.probability)))])
+        kept = np.sort(np.lexsort((order, ~real))[: max(1, round(count * (1 - self.probability)))])
         mask = None if pair.visual_mask is None else pair.visual_mask[kept]
         return pair._replace(visual_tokens=pair.visual_tokens[kept], visual_mask=mask)
 

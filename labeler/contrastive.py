@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import Recipe, already_made, check_free, input_of, remove, verify
+from labeler.artifacts import Recipe, already_made, check_free, input_of, remove
 from labeler.errors import UsageError
+from labeler.inputs import verified_store
 from labeler.model_card import given
 from labeler.models import check_name, constant, model_names
 from labeler.towers_card import towers_card
@@ -76,7 +77,7 @@ def pretrain(
     DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C, once a checkpoint is written.
     """
     options = options or pretrain_options(model)
-    manifest = verify(data, "preprocess")
+    manifest = verified_store(data)
     inputs = (input_of(data, manifest),)
     recipe = Recipe("pretrain", inputs, {"model": check_can_pretrain(model), **options.arguments()}, seed)
     if not force and already_made(out, recipe):

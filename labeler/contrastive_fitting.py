@@ -27,10 +27,10 @@ from labeler.fitting.trainer import (
     history_of,
 )
 from labeler.fitting.watching import Watch
+from labeler.inference import choose_device
 from labeler.losses import contrastive_loss, shared_targets
 from labeler.memory import give_back_freed_memory, keep_few_shapes, keep_freed_memory, lacks_memory
 from labeler.models import model_module
-from labeler.prediction import choose_device
 from labeler.store import Store
 from labeler.training import SAVE_MINUTES
 from labeler.values import Split

@@ -46,7 +46,7 @@ def embed_pairs(
     """Return the embeddings of the pairs' texts and pictures, [N, S] float32 each, zeros for what is missing."""
     import torch
 
-    from labeler.prediction import model_outputs
+    from labeler.inference import model_outputs
 
     def both(**batch: torch.Tensor) -> torch.Tensor:  # [B, 2, S]
         return torch.stack(tuple(model(**batch)), dim=1)

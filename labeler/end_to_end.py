@@ -17,18 +17,16 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from labeler.batches import Pair, StorePairs
+from labeler.batches import DrawnPairs, Pair, StorePairs
+from labeler.encoders.weights import TOWER
 from labeler.errors import UsageError
 
 if TYPE_CHECKING:
     from labeler.encoders.image import ImageEncoder
-
-TOWER = "image-tower"  # the folder in a run
 
 
 class EndToEnd(nn.Module):
@@ -128,36 +126,20 @@ def augmentation(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     ])  # fmt: skip
 
 
-class AugmentedPictures(Dataset[Pair]):
-    """Pairs whose pictures are augmented, otherwise each epoch.
+class AugmentedPictures(DrawnPairs):
+    """Pairs whose pictures are augmented.
 
-    Seed, epoch and the picture itself decide how, so that a resumed epoch goes on as it began, and a picture with several texts
-    is the same picture to all of them: pretraining must not learn to tell it from itself.
+    What a picture shows decides how, so that with several texts it is the same picture to all of them: pretraining must not
+    learn to tell it from itself.
     """
 
     def __init__(self, pairs: StorePairs, augment: Callable[[Tensor], Tensor], seed: int):
         """Augment the pictures of `pairs`."""
-        self.pairs, self.augment, self.seed = pairs, augment, seed
-        self.set_epoch(0)
+        self.augment = augment
+        super().__init__(pairs, seed)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Take the augmentation of `epoch`."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Return how many pairs there are."""
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Pair:
-        """Return one pair."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[Pair]:
-        """Return many pairs."""
-        return [self.augmented(pair) for pair in self.pairs.__getitems__(indices)]
-
-    def augmented(self, pair: Pair) -> Pair:
-        """Return the pair with its picture as seed, epoch and what it shows decide."""
+    def drawn(self, pair: Pair, index: int) -> Pair:
+        """Return the pair with its picture augmented."""
         if not pair.has_image or pair.pixels is None:
             return pair
         with torch.random.fork_rng(devices=[]):  # dropout draws from the same generator

@@ -245,10 +245,13 @@ def to_name(objects: Sequence[str]) -> str:
 
 
 def confidence(item: Prediction) -> float:
-    """Return the lowest score of the chosen labels; where none was chosen, how far the highest is from 1."""
+    """Return the lowest score of the chosen labels; where none was chosen, that of the likeliest label, which is for review, and
+    where no label applies, how far the highest is from 1.
+    """
     if item.labels:
         return min(item.scores.get(name, 0.0) for name in item.labels)
-    return 1 - max(item.scores.values(), default=0.0)
+    highest = max(item.scores.values(), default=0.0)
+    return highest if item.review else 1 - highest
 
 
 def interface_xml(labels: Sequence[str], task: Task, objects: Sequence[str]) -> str:

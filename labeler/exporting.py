@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,15 +16,15 @@ from labeler.artifacts import (
     CARD,
     Recipe,
     already_made,
+    check_free,
     input_of,
     making,
-    read_manifest,
     verify,
     write_json,
     write_text,
 )
 from labeler.decisions import VALIDATION, Rule
-from labeler.engines import CHECK, Choice, Engine, Precision, Way, choose_way, open_engine, usable_ways
+from labeler.engines import CHECK, Choice, Engine, Way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, PREPROCESSOR, TOKENIZER, TOWER
 from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, figure, scores_of, settle, write_named
@@ -35,7 +33,7 @@ from labeler.items import Item
 from labeler.model_card import model_card
 from labeler.pictures.decoding import prepare_images
 from labeler.pictures.images import ImageError
-from labeler.records import Record, read_records
+from labeler.records import IMAGE_SHA256, Record, read_records
 from labeler.runs import read_json
 from labeler.taxonomy import taxonomy_of
 
@@ -49,9 +47,8 @@ MEASURED = 5000  # of validation pairs, on which accuracy is measured: their pic
 AT_ONCE = 512  # pairs whose visual tokens are held in memory
 CHECKED = 256  # pairs that a float32 export is checked on
 CALIBRATED = 128  # pictures that the ranges of int8 are taken from
-KEPT = "export"  # the folder inside a run in which `predict` keeps an export of its own
+KEPT = "export"  # the folder inside a run in which `predict` keeps an export of its own (labeler.own_export)
 EXACT = {"format": "onnx", "int8": False, "visual_tokens": None}  # arguments of one whose scores are the run's
-MANY = 1000  # items from which on making that export costs less time than it spares (docs/LOG.md)
 
 
 class Exporting(NamedTuple):
@@ -105,6 +102,7 @@ def export(
         raise UsageError(f"{out}: the run itself, which the export would replace; choose another --out")
     if not exact and out.resolve() == (run / KEPT).resolve():
         raise UsageError(f"{out}: where `labeler predict` keeps an exact export of the run; choose another --out")
+    check_free(out, "export")
     native: Any = open_engine(Choice(run), "cpu")
     with making(out, recipe) as folder:
         write_files(native, folder, visual_tokens)
@@ -167,7 +165,7 @@ def validation_pairs(native: Native, data: Path, most: int) -> Checked:
     if len(rows) > most:  # from all over: a source may be sorted by its labels
         rows = [rows[number * len(rows) // most] for number in range(most)]
     root = records / read_json(records / "profile.json")["root"]
-    files = ((root / row.image, row.meta.get("image_sha256")) if row.image else None for row in rows)
+    files = ((root / row.image, row.meta.get(IMAGE_SHA256)) if row.image else None for row in rows)
     items = []
     with closing(prepare_images(files, native.size)) as pictures:
         for row, picture in zip(rows, pictures, strict=True):
@@ -287,88 +285,3 @@ def refuse_worse(way: Way, found: dict[str, Any], native: dict[str, Any]) -> Non
             f"{way}: validation {metric.replace('_', ' ')} falls from {native[metric]:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}] to "
             f"{found[metric]:.3f}; export without --int8, or with more visual tokens"
         )
-
-
-def choose_engine(
-    model: Path, device: str = "auto", runtime: str = "auto", precision: Precision = "auto", *, many: bool = True
-) -> Choice:
-    """Return what computes for `model`, a run or an export; `many`: whether the job has MANY items or more.
-
-    Of a run, `auto` takes an export of the run's own: kept inside it in `export/`, made before the first job of many
-    items. Before that, where it cannot be made or written, and on a GPU, it takes PyTorch; never in place of a runtime or
-    precision that was asked for by name and is not PyTorch's.
-
-    Raises BadInputError when `model` is neither; UsageError for a runtime or precision that it cannot be run in; LabelerError or
-    OSError where that takes an export, and none can be made.
-    """
-    if (model / CHECK).is_file():
-        if runtime == "native":
-            raise UsageError(f"--runtime native: {model} is an export; name the run itself")
-        refuse_other_device(device, "an export")
-        return choose_way(model, runtime, precision)
-    read_manifest(model, "train")
-    asked = runtime != "auto" or precision not in ("auto", "fp32")  # for what PyTorch is not
-    if runtime == "native" or not (asked or worth(model, device, many)):
-        if precision not in ("auto", "fp32"):
-            raise UsageError(
-                f"--precision {precision}: PyTorch labels in float32; {precision} needs --runtime openvino"
-            )
-        return Choice(model)
-    refuse_other_device(device, f"--runtime {runtime}" if runtime != "auto" else f"--precision {precision}")
-    try:
-        try:
-            return choose_way(own_export(model), runtime, precision)
-        except BadInputError as error:  # it is damaged, or of another version
-            log.warning("%s; making it again", error)
-            return choose_way(own_export(model, anew=True), runtime, precision)
-    except (OSError, LabelerError) as error:
-        if asked or isinstance(error, (UsageError, BadInputError)):
-            raise
-        log.warning("%s; labelling with PyTorch", error)
-        return Choice(model)
-
-
-def refuse_other_device(device: str, what: str) -> None:
-    """Raise UsageError where `what` is to run on anything but a processor."""
-    if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device}: {what} runs on the processor; leave it out, or take --runtime native")
-
-
-def worth(run: Path, device: str, many: bool) -> bool:
-    """Return whether a job is to be done by the run's own export."""
-    gpu = Path("/dev/nvidiactl").exists() if device == "auto" else device != "cpu"
-    return not gpu and (many or (run / KEPT).is_dir())
-
-
-def own_export(run: Path, *, anew: bool = False) -> Path:
-    """Return the export that is kept inside the run, made when it is not there; checked on the run's store where that is left.
-
-    With `anew`, it is made again.
-    """
-    manifest = read_manifest(run, "train")
-    store = found_again(run, manifest["inputs"][0])
-    out = run / KEPT
-    if (out / CHECK).is_file() and not anew:
-        kept = read_manifest(out, "export")
-        if kept["inputs"][0]["sha256"] == manifest["content_sha256"] and kept["arguments"] == EXACT:
-            return out
-    log.info("%s: exporting it first, once, so that this and later jobs take less time", run)
-    options = ["--force"] if anew else []
-    done = export_apart(run, out, "--data", str(store), *options)
-    if done.returncode == BadInputError.exit_code:
-        log.info("%s; checking the export on made pairs", last_line(done))
-        done = export_apart(run, out, *options)
-    if done.returncode:
-        raise LabelerError(last_line(done))
-    return out
-
-
-def export_apart(run: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Export in a process of its own, and return it: what PyTorch and its exporter hold is not left in the one that labels."""
-    command = [sys.executable, "-m", "labeler", "export", str(run), "--out", str(out), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return what a process said last on standard error, without the word that it begins with."""
-    return (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1].removeprefix("error: ")

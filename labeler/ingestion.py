@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from labeler.artifacts import (
     Recipe,
     already_made,
     making,
+    read_manifest,
     sha256_bytes,
     sha256_file,
     sha256_json,
@@ -34,10 +36,11 @@ from labeler.artifacts import (
 )
 from labeler.errors import BadInputError, LabelerError
 from labeler.ingest_options import IngestOptions, read_vocabulary
-from labeler.pictures.decoding import cores, examine_images, in_workers
+from labeler.paths import refuse_bytes
+from labeler.pictures.decoding import asked_once, cores, examine_images, in_workers
 from labeler.pictures.images import Examined, ImageError, read_image_file
 from labeler.pictures.kept import Pictures
-from labeler.records import Reject, Row, label_set
+from labeler.records import IMAGE_SHA256, Reject, Row, label_set
 from labeler.rows.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece, row_labels
 from labeler.rows.collecting import Collected, Records
 from labeler.rows.lines import json_id, with_meta, without_image
@@ -59,6 +62,8 @@ from labeler.taxonomy import read_taxonomy, refuse_strangers
 
 ROWS = 4096  # in a chunk of a source that is not read in pieces
 SPOOL = ".lines"
+
+log = logging.getLogger("labeler")
 
 
 class Ingested(NamedTuple):
@@ -103,19 +108,19 @@ def ingest(
     `seed` so that no picture, no text and no group lies in two of them. Pictures that a source brings as bytes are
     written to `pictures/`, named by their sha256. Memory is some hundred bytes a row.
 
-    Raises UsageError for options that cannot be (see `IngestOptions.check`); BadInputError when nothing usable is left,
-    when the taxonomy is no tree of two levels or has a name that is no label, when fewer than two labels occur, when a
-    fixed split is asked for that the data do not have, or in strict mode at the first row that cannot be used.
+    Raises UsageError for options that cannot be (see `IngestOptions.check`); BadInputError for a path that is not UTF-8, when
+    nothing usable is left, when the taxonomy is no tree of two levels or has a name that is no label, when fewer than two
+    labels occur, when a fixed split is asked for that the data do not have, or in strict mode at the first row that cannot be
+    used.
     """
     options = options or IngestOptions()
+    for path in (*sources, out, options.image_folder, options.labels, options.answers, options.taxonomy):
+        refuse_bytes(path or "")
     options.check(sources)
-    root = common_root(sources, out, options.image_folder)
-    if not force and (out / MANIFEST).is_file():
-        digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)
-        if already_made(out, recipe_of(sources, options, digest, seed)):
-            profile = json.loads((out / "profile.json").read_text(encoding="utf-8"))
-            if profile["root"] == way_to(root, out):  # else the sources have been moved
-                return Ingested(out, True, profile)
+    root = common_root(sources, out, options.image_folder, options.fields())
+    refuse_bytes(way_to(root, out))
+    if not force and (out / MANIFEST).is_file() and (profile := already_ingested(sources, out, options, root, seed)):
+        return Ingested(out, True, profile)
     recipe: Recipe
     with making(out, lambda: recipe, content=content_of, stage="ingest") as folder:
         with open(folder / "rejects.jsonl", "wb") as file, open(folder / SPOOL, "w+b") as spool:
@@ -132,6 +137,28 @@ def ingest(
         profile["root"] = way_to(root, out)
         write_json(folder / "profile.json", profile)
     return Ingested(out, False, profile)
+
+
+def already_ingested(
+    sources: Sequence[Path], out: Path, options: IngestOptions, root: Path, seed: int
+) -> dict[str, Any] | None:
+    """Return the profile of the artifact `out` where it was made of the same sources with these options; log why not.
+
+    Rows and pictures are read only where nothing else differs.
+    """
+    try:
+        then = read_manifest(out, "ingest")["inputs"][-1]["sha256"]
+    except BadInputError as error:
+        log.warning("%s", error)
+        return None
+    if not already_made(out, recipe_of(sources, options, then, seed)):
+        return None
+    digest = read_all(sources, options, Pictures(out, root), Collected(), Rejects(options.strict), hash_images)
+    if digest != then:
+        log.info("%s: an input has changed; making it again", out)
+        return None
+    profile: dict[str, Any] = json.loads((out / "profile.json").read_text(encoding="utf-8"))
+    return profile if profile["root"] == way_to(root, out) else None  # else the sources have been moved
 
 
 def way_to(root: Path, out: Path) -> str:
@@ -257,7 +284,7 @@ def with_pictures(chunks: Iterable[Chunk], pictures: Pictures, look: Look) -> Ge
             waiting.append(chunk)
             yield from [image and pictures.file_of(image) for image in chunk.images] or [None]  # type: ignore[misc]
 
-    found = look(paths())
+    found = asked_once(look, paths())
     for first in found:
         chunk = waiting.popleft()
         rest = islice(found, max(len(chunk.images) - 1, 0))
@@ -278,7 +305,7 @@ def examined(chunk: Chunk, pictures: Pictures, found: list[Examined | ImageError
             # those that came as bytes are named by it, and are gone where no row that was kept has them
             sha256 = Path(image).stem if pictures.holds(image) else sha256_image(pictures.file_of(image))
         if sha256:
-            lines[number] = with_meta(lines[number], "image_sha256", sha256)
+            lines[number] = with_meta(lines[number], IMAGE_SHA256, sha256)
             columns.image[number] = int(sha256[:16], 16) or 1
             columns.size[number] = len(lines[number])
     return chunk._replace(

@@ -18,17 +18,17 @@ from labeler.artifacts import (
     Input,
     Recipe,
     already_made,
-    by_name,
     check_free,
     input_of,
     making,
     read_manifest,
     sha256_file,
-    verify,
     write_json,
     write_text,
 )
 from labeler.errors import BadInputError, LabelerError
+from labeler.inputs import verified_store
+from labeler.paths import by_name
 from labeler.pictures.images import decode_image
 from labeler.pictures.quality import THRESHOLDS, quality_scores, suspicious
 from labeler.taxonomy import taxonomy_of
@@ -75,7 +75,7 @@ def inspect(store: Path, *, force: bool = False, seed: int = 0) -> Inspected:
 
     Raises BadInputError when `store` is no store, damaged, or has no profile.
     """
-    manifest, profile = verify(store, "preprocess"), read_profile(store)
+    manifest, profile = verified_store(store), read_profile(store)
     out = quality_folder(store)
     inputs = (input_of(store, manifest), Input(str(store / "profile.json"), sha256_file(store / "profile.json")))
     recipe = Recipe("inspect", inputs, {"thresholds": THRESHOLDS}, seed)

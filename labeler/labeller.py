@@ -27,7 +27,7 @@ WINDOW = 512
 
 
 class Settings(NamedTuple):
-    """How items are labelled, in words that another process understands; see `labeler.labelling.predict`.
+    """How items are labelled, in words that another process understands; see `labeler.predicting.predict`.
 
     rule: by which logits become labels; reading: how rows become items; least: what a label must score to be given, None:
     nothing; ahead: how many pictures are decoded before they are labelled; choice: what computes, None: PyTorch.

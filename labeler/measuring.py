@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from labeler.artifacts import Input, Recipe, already_made, making, write_json
-from labeler.errors import BadInputError
+from labeler.artifacts import Input, Recipe, already_made, check_free, making, write_json
+from labeler.errors import BadInputError, LockedError
 from labeler.evaluation import (
     BEST_F1,
     HEADLINE,
@@ -28,6 +30,8 @@ from labeler.taxonomy import taxonomy_of
 from labeler.values import SPLITS, Split
 
 log = logging.getLogger("labeler")
+BASELINES = "baselines"  # the folder in which they are made where nothing can be written beside the store
+WAIT_SECONDS = 1.0
 MODALITIES = ("both", "text", "image")
 
 
@@ -106,17 +110,34 @@ def features_of(store: Any) -> dict[str, Any]:
     return store.towers | {"text": text}
 
 
-def make_baselines(store: Any, split: Split, aim: Aim | None = None, fitted_on: Any = None) -> Path:
+def make_baselines(store: Any, split: Split, aim: Aim | None, fitted_on: Any, work: Path) -> Path:
     """Return the artifact with both baselines' figures and predictions on the split, made beside the store if need be.
 
-    They learn from the train and validation rows of `fitted_on`, by default the store's own.
+    They learn from the train and validation rows of `fitted_on`. Where another process is making them, it is waited for; where
+    nothing can be written beside the store, they are made in the folder `work`.
     """
-    fitted_on = fitted_on or store
     out = store.folder.with_name(f"{store.folder.name}-baselines-{split}")
     inputs = dict.fromkeys((Input(str(store.folder), store.sha256), Input(str(fitted_on.folder), fitted_on.sha256)))
     recipe = Recipe("baselines", tuple(inputs), asked(split, aim) | labels_of(store))
-    if already_made(out, recipe):
-        return out
+    while not already_made(out, recipe):
+        try:
+            check_free(out, recipe.stage)
+        except LockedError:
+            log.info("%s: another labeler process is making it; waiting", out)
+            time.sleep(WAIT_SECONDS)
+            continue
+        except BadInputError:
+            out = work / BASELINES
+            log.info(
+                "nothing can be kept beside %s, so that the next evaluation fits its baselines again", store.folder
+            )
+        with suppress(LockedError), making(out, recipe) as folder:
+            fit_baselines(store, split, aim, fitted_on, folder)
+    return out
+
+
+def fit_baselines(store: Any, split: Split, aim: Aim | None, fitted_on: Any, folder: Path) -> None:
+    """Write both baselines' figures on the split, `baselines.json`, and their predictions into `folder`."""
     from labeler.baselines import Features, logistic_regression, majority
 
     log.info("fitting the baselines on the frozen features")
@@ -127,17 +148,15 @@ def make_baselines(store: Any, split: Split, aim: Aim | None = None, fitted_on: 
         parts.append(Features(image, text, source.truth(rows)))
     task, rows = store.label_set.task, store.rows_of(split)
     entries = []
-    with making(out, recipe) as folder:
-        for fitted in (majority(task, parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
-            thresholds = None
-            if task == "multi":
-                validation_scores, _ = settle(taxonomy_of(store.label_set), fitted.validation_scores)
-                thresholds = fit_thresholds(validation_scores, parts[1].truth, aim or BEST_F1)
-            predictions = predictions_of(store, rows, fitted.scores, thresholds)
-            file = f"baseline-{fitted.name}-{split}.jsonl"
-            write_named(folder / file, taxonomy_of(store.label_set), predictions)
-            entries.append({"name": fitted.name, "parameters": fitted.parameters, "settings": fitted.settings,
-                            "train_seconds": round(fitted.train_seconds, 2), "predictions": file}
-                           | measured(store, predictions) | measured_parents(store, predictions))  # fmt: skip
-        write_json(folder / "baselines.json", entries)
-    return out
+    for fitted in (majority(task, parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
+        thresholds = None
+        if task == "multi":
+            validation_scores, _ = settle(taxonomy_of(store.label_set), fitted.validation_scores)
+            thresholds = fit_thresholds(validation_scores, parts[1].truth, aim or BEST_F1)
+        predictions = predictions_of(store, rows, fitted.scores, thresholds)
+        file = f"baseline-{fitted.name}-{split}.jsonl"
+        write_named(folder / file, taxonomy_of(store.label_set), predictions)
+        entries.append({"name": fitted.name, "parameters": fitted.parameters, "settings": fitted.settings,
+                        "train_seconds": round(fitted.train_seconds, 2), "predictions": file}
+                       | measured(store, predictions) | measured_parents(store, predictions))  # fmt: skip
+    write_json(folder / "baselines.json", entries)

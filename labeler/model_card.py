@@ -20,11 +20,9 @@ METRICS = {
 }
 WORDS = {"mean_average_precision": "mean average precision", "micro_f1": "micro F1", "macro_f1": "macro F1",
          "weighted_f1": "weighted F1", ANSWERS: "VQA accuracy"}  # fmt: skip
-USE = """from pathlib import Path
-from labeler.labelling import label
-from labeler.runs import load_run
+USE = """from labeler import label, load_run
 
-run = load_run(Path({folder!r}))
+run = load_run({folder!r})
 print(label(run, [{{"image": "photo.jpg", "text": "its caption"}}]))"""
 
 
@@ -135,6 +133,8 @@ def figures(labels: LabelSet, metrics: dict[str, Any] | None) -> str:
         f"| {row['name']} | " + " | ".join(figure(row, metric) for metric in names) + " |"
         for row in (*metrics["baselines"], metrics)
     ]
+    if aim := aimed_at(metrics):
+        lines += ["", f"{aim}."]
     modalities = metrics.get("modalities") or {}
     if modalities.get("both", {}).get(HEADLINE[labels.task]) is not None:
         headline = HEADLINE[labels.task]
@@ -150,11 +150,19 @@ def figures(labels: LabelSet, metrics: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
+def aimed_at(metrics: dict[str, Any]) -> str | None:
+    """Return what thresholds were fitted for where that is not the best F1, which figures are of unless told."""
+    aim = metrics.get("aim") or "f1"
+    if aim == "f1":
+        return None
+    return f"Thresholds were fitted for {aim} (`--aim`), not for the best F1: precision, recall and F1 are of these"
+
+
 def unread(data: dict[str, Any]) -> str:
     """Return what is known of whether training has read the rows that were measured; notes say more."""
-    return (
-        "which training did not read" if data.get("trained_on_it", True) else "not of the store that it was trained on"
-    )
+    if not data.get("trained_on_it", True):
+        return "not of the store that it was trained on"
+    return "of which what it was made from may have read some" if "caution" in data else "which training did not read"
 
 
 def sureness(metrics: dict[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ from xxhash import xxh3_64_intdigest
 
 from labeler.artifacts import locked, sha256_bytes, sha256_file
 from labeler.errors import BadInputError
-from labeler.remote import download, endpoint, status, upload, version
+from labeler.remote import download, endpoint, upload, version
 from labeler.shards import (
     ERROR,
     PLAIN,
@@ -115,8 +115,6 @@ def table_row(cells: Sequence[Any]) -> str:
 class Stream:
     """Lines written as they come. It is called as `labeler.shards.Shards` is, and knows no row."""
 
-    unchanged = False
-
     def __init__(self, file: IO[str], header: str):
         """Write to `file`."""
         self.file, self.counts = file, Counts(0, 0, 0)
@@ -158,12 +156,6 @@ def writing(
     else:
         with sharded(out, recipe, header, force, identify) as shards:
             yield shards
-
-
-def check_output(url: str) -> None:
-    """Raise BadInputError where no object can be written to `url`, as far as that can be told before."""
-    if url.endswith("/") or status(url).type.name == "Directory":
-        raise BadInputError(f"{url}: a folder; --out takes the file to write")
 
 
 @contextmanager
@@ -226,6 +218,8 @@ def fetched(files: dict[Path, str], there: list[str | None], force: bool) -> boo
         refuse_foreign(path, url)
     except BadInputError:
         if not force:
+            path.unlink()
+            state.unlink(missing_ok=True)
             raise
         whose = "foreign"  # a next run that is not forced is to look at it again
     write_whole(known, json.dumps([*there, whose]).encode())
@@ -260,7 +254,10 @@ def changed_at(path: Path) -> tuple[int, int, int]:
 
 def cache_folder(url: str) -> Path:
     """Return the folder in this user's cache in which an output on S3 is made; raises BadInputError where there can be none."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labeler"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labeler"
+    except RuntimeError:  # no HOME, and a user of whom the system knows none
+        raise BadInputError(f"{url}: no home folder to make it in; name a cache folder in XDG_CACHE_HOME") from None
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:

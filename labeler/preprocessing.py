@@ -11,6 +11,7 @@ from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from labeler.artifacts import (
@@ -28,9 +29,9 @@ from labeler.artifacts import (
 from labeler.encoders.weights import EMBEDDED, tower_sha256
 from labeler.errors import BadInputError, LabelerError
 from labeler.memory import halving
-from labeler.pictures.decoding import prepare_images
+from labeler.pictures.decoding import NEAR, asked_once, prepare_images
 from labeler.pictures.images import STRETCHED_BY, ImageError, Prepared
-from labeler.records import LabelSet, Record, read_label_set, read_records
+from labeler.records import IMAGE_SHA256, LabelSet, Record, read_label_set, read_records
 from labeler.sources.answers import given_answers
 from labeler.store import ANSWERS, BOXES, DATASET, PATHS, THUMBNAIL_MIME, TOKENS
 from labeler.values import UNKNOWN_SHARE
@@ -50,6 +51,26 @@ class Preprocessed(NamedTuple):
     out: Path
     already: bool
     rows: int
+
+
+class Shown:
+    """What an image tower says of pictures; one that several records share is shown to it once, where they stand together."""
+
+    def __init__(self, image: ImageEncoder):
+        self.image = image
+        self.known: dict[int, tuple[Prepared, tuple[np.ndarray, ...]]] = {}  # by identity, with what has that identity
+
+    def see(self, pictures: Sequence[Prepared]) -> list[tuple[np.ndarray, ...]]:
+        """Return of each picture its visual tokens [V * D] float16 and, of a detector, the boxes [V * 4] float32."""
+        new = {id(picture): picture for picture in pictures if id(picture) not in self.known}
+        if new:
+            seen = in_parts(self.image.see, [picture.pixels for picture in new.values()])
+            values = zip(*(value.flatten(1).numpy() for value in seen if value is not None), strict=True)
+            self.known |= {key: (new[key], value) for key, value in zip(new, values, strict=True)}
+        found = [self.known[id(picture)][1] for picture in pictures]
+        for old in list(self.known)[:-NEAR]:
+            del self.known[old]
+        return found
 
 
 class Loaded(NamedTuple):
@@ -200,7 +221,8 @@ def set_tokens(path: Path, loaded: Iterable[list[Loaded]], image: ImageEncoder, 
             if kept_as(name, new) in dataset.schema.names:
                 dataset.alter_columns({"path": kept_as(name, new), "name": name})
         return
-    stream(dataset.add_columns, pyarrow.schema(seen_fields(image)), (seen(batch, image) for batch in loaded))
+    shown = Shown(image)
+    stream(dataset.add_columns, pyarrow.schema(seen_fields(image)), (seen(batch, shown) for batch in loaded))
 
 
 def kept_as(column: str, tokens: str) -> str:
@@ -230,7 +252,8 @@ def write_dataset(
         *seen_fields(image), ("text_features", pyarrow.list_(pyarrow.float32(), text.model.config.hidden_size)),
         *([(ANSWERS, pyarrow.list_(pyarrow.string()))] if answers else []),
     ])  # fmt: skip
-    columns = (columns_of(batch, label_set, image, text) for batch in loaded)
+    shown = Shown(image)
+    columns = (columns_of(batch, label_set, shown, text) for batch in loaded)
     stream(lambda reader: lance.write_dataset(reader, str(path), schema=schema), schema, columns)
 
 
@@ -262,13 +285,15 @@ def stream(
 def load_batches(records: Path, side: int) -> Iterator[list[Loaded]]:
     """Yield BATCH_SIZE records at a time, their pictures at `side` x `side` pixels; the next ones are decoded meanwhile.
 
+    A picture that several records near each other share is decoded once, and is one object.
+
     Raises BadInputError when a picture is no longer the one that `ingest` saw.
     """
     profile = json.loads((records / "profile.json").read_text(encoding="utf-8"))
     root = records / profile["root"]
     source, again = tee(read_records(records))
-    files = ((root / item.image, item.meta.get("image_sha256", "")) if item.image else None for item in source)
-    with closing(prepare_images(files, side, looks=True)) as pictures:
+    files = ((root / item.image, item.meta.get(IMAGE_SHA256, "")) if item.image else None for item in source)
+    with closing(asked_once(lambda asked: prepare_images(asked, side, looks=True), files)) as pictures:
         pairs = zip(again, pictures, strict=True)
         while batch := [usable(*pair) for pair in islice(pairs, BATCH_SIZE)]:
             yield batch
@@ -281,9 +306,7 @@ def usable(record: Record, picture: Prepared | ImageError | None) -> Loaded:
     return Loaded(record, picture)
 
 
-def columns_of(
-    loaded: list[Loaded], label_set: LabelSet, image: ImageEncoder, text: TextEncoder
-) -> dict[str, list[Any]]:
+def columns_of(loaded: list[Loaded], label_set: LabelSet, shown: Shown, text: TextEncoder) -> dict[str, list[Any]]:
     """Return {column: values} with everything that the towers say about `loaded`."""
     numbers = {name: number for number, name in enumerate(label_set.names)}
     records = [item.record for item in loaded]
@@ -296,7 +319,7 @@ def columns_of(
         PATHS: [record.image for record in records],
         "image": [item.picture and item.picture.thumbnail for item in loaded],
         ANSWERS: [given_answers(record.meta) for record in records],
-        **seen(loaded, image),
+        **seen(loaded, shown),
         "text_features": list(
             in_parts(lambda texts: (text.features([*texts]),), [record.text for record in records])[0].numpy()
         ),
@@ -330,14 +353,11 @@ def seen_fields(image: ImageEncoder) -> list[pyarrow.Field]:
     return fields
 
 
-def seen(loaded: list[Loaded], image: ImageEncoder) -> dict[str, list[Any]]:
+def seen(loaded: list[Loaded], shown: Shown) -> dict[str, list[Any]]:
     """Return {column: values}: each picture's visual tokens [V * D] float16 and boxes [V * 4], None where a record has none."""
-    columns: dict[str, list[Any]] = {field.name: [None] * len(loaded) for field in seen_fields(image)}
+    columns: dict[str, list[Any]] = {field.name: [None] * len(loaded) for field in seen_fields(shown.image)}
     pictures = {row: item.picture for row, item in enumerate(loaded) if item.picture is not None}
-    if pictures:
-        values = in_parts(image.see, [picture.pixels for picture in pictures.values()])
-        given = [value for value in values if value is not None]  # a tower that is no detector gives no boxes
-        for name, value in zip(columns, given, strict=True):
-            for row, numbers in zip(pictures, value.flatten(1).numpy(), strict=True):
-                columns[name][row] = numbers
+    for row, values in zip(pictures, shown.see([*pictures.values()]), strict=True):
+        for name, numbers in zip(columns, values, strict=True):
+            columns[name][row] = numbers
     return columns

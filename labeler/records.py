@@ -34,6 +34,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "group": ("group",),
 }
 SEPARATING = re.compile(r"[\s-]+")  # `File Name` is `file_name`
+IMAGE_SHA256 = "image_sha256"  # in a record's meta: that of its picture's file
 MAX_SHOWN = 200  # characters of an id that is refused
 MAX_NAMED = 12  # labels of a chain that an error names
 
@@ -213,9 +214,13 @@ class FieldNames(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def named_fields(names: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> FieldNames:
-    """Return what our fields are called in a row of fields `names`, by `mapping`'s pairs (ours, theirs) or ALIASES."""
+    """Return what our fields are called in a row of fields `names`, by `mapping`'s pairs (ours, theirs) or ALIASES.
+
+    A source's own IMAGE_SHA256 is nothing: `ingest` tells it anew, and no key may stand twice.
+    """
     found = {ours: find_field(names, ours, dict(mapping)) for ours in ALIASES}
-    return FieldNames(**found, others=tuple(name for name in names if name not in found.values()))
+    others = tuple(name for name in names if name not in found.values() and name != IMAGE_SHA256)
+    return FieldNames(**found, others=others)
 
 
 def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, separator: str = "|") -> dict[str, Any]:
@@ -228,8 +233,8 @@ def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, sepa
     pair = pair_fields(row, names)
     labels = parse_labels(get(names.labels), separator)  # type: ignore[arg-type]
     if labelled and labels is None:
-        expected = names.labels or f"one of {', '.join(ALIASES['labels'])}"
-        raise RowError("label-missing", f"no label: expected in the field {expected}; [] says that none applies")
+        expected = f"the field {names.labels}" if names.labels else f"one of the fields {', '.join(ALIASES['labels'])}"
+        raise RowError("label-missing", f"no label: expected in {expected}; [] says that none applies")
     split = None if (value := get(names.split)) is None else parse_split(value)  # type: ignore[arg-type]
     group = None if (value := get(names.group)) is None else clean_text(value, "group")  # type: ignore[arg-type]
     meta = jsonable({name: fields[name] for name in names.others}) if names.others else {}

@@ -76,7 +76,13 @@ def folder_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
     while folders:
         current = folders.pop()
         with told(f"{PREFIX}{current}"):
-            shown = [info for info in filesystem.get_file_info(FileSelector(current)) if info.base_name[0] != "."]
+            listed = filesystem.get_file_info(FileSelector(current))
+        inside = [info for info in listed if info.base_name and info.path.startswith(f"{current}/")]
+        if len(inside) < len(listed):  # of such keys Arrow lists the folder itself, or one without a name
+            place = f"{current}//".removeprefix(f"{top}/")
+            message = f"{place}: keys with an empty part cannot be reached; copy what lies there to other keys"
+            yield partial(Reject, url, 0, place, "folder-unreadable", message)
+        shown = [info for info in inside if not info.base_name.startswith(".")]
         files = {info.base_name: info for info in shown if info.type is FileType.File}
         folders += sorted((info.path for info in shown if info.type is FileType.Directory), reverse=True)
         if METADATA in files:

@@ -55,7 +55,8 @@ def load_run(folder: Path | str, device: Any = "cpu") -> Run:
     preprocessor = read_json(folder / "preprocessor.json")
     if preprocessor["image"].get("fine_tuned"):
         from labeler.encoders.image import averaged_as_recorded, load_image_encoder
-        from labeler.end_to_end import TOWER, EndToEnd
+        from labeler.encoders.weights import TOWER
+        from labeler.end_to_end import EndToEnd
 
         tower = averaged_as_recorded(load_image_encoder(str(folder / TOWER)), preprocessor["image"])
         model = EndToEnd(model, tower)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from labeler.artifacts import (
     MANIFEST,
     Recipe,
     already_made,
+    check_free,
     input_of,
     locked,
     making,
@@ -26,7 +28,7 @@ from labeler.artifacts import (
     write_json,
 )
 from labeler.errors import BadInputError, UsageError
-from labeler.inputs import found_again
+from labeler.inputs import found_again, verified_store
 from labeler.items import Item
 from labeler.pictures.decoding import prepare_images
 from labeler.pictures.images import VIDEOS, ImageError, frame_of
@@ -85,15 +87,16 @@ def index(
 
     Raises BadInputError when the store or the run is none or damaged, or the store holds visual tokens of another image tower.
     """
-    trained, stored = verify(model, "pretrain"), verify(data, "preprocess")
+    trained, stored = verify(model, "pretrain"), verified_store(data)
     # `search` may be called from anywhere
     inputs = [input_of(Path(os.path.abspath(folder)), made) for folder, made in ((data, stored), (model, trained))]
     recipe = Recipe("index", tuple(inputs), {"exact_up_to": EXACT_UP_TO})
     if not force and already_made(out, recipe):
         tell_places(out, recipe)
         return Indexed(out, True, read_counts(out))
+    check_free(out, "index")
     from labeler.embedding import load_towers_run, refuse_other_tower
-    from labeler.prediction import choose_device
+    from labeler.inference import choose_device
     from labeler.store import Store
 
     store, run = Store(data, check=False), load_towers_run(model, choose_device(device))
@@ -178,6 +181,7 @@ def make_fast(path: Path, count: int) -> None:
     dataset.optimize.compact_files()
     partitions = max(1, count // ROWS_A_PARTITION)
     dataset.create_index("vector", "IVF_HNSW_SQ", metric="cosine", num_partitions=partitions, m=20, ef_construction=150)
+    dataset.cleanup_old_versions(older_than=timedelta(0))  # the files before they were made one: as much again
 
 
 class Index:
@@ -249,7 +253,7 @@ def search(
     model = model or opened.model
     opened.refuse_other_model(model)
     from labeler.embedding import load_towers_run
-    from labeler.prediction import choose_device
+    from labeler.inference import choose_device
 
     vector = embed_query(load_towers_run(model, choose_device(device)), query.strip())
     return Found(opened.nearest(vector, find, top), opened.store, opened.manifest["inputs"][0]["sha256"])
@@ -262,7 +266,7 @@ def embed_query(run: Run, query: str) -> np.ndarray:
     """
     from labeler.embedding import embed_pairs
     from labeler.engines.native import image_tower, make_pairs
-    from labeler.prediction import PairList
+    from labeler.inference import PairList
 
     tower, path = image_tower(run), picture_of(query)
     if path is None:

@@ -152,7 +152,7 @@ class Shards:
         return None
 
     def interrupted(self) -> list[Shard]:
-        """Return the shards of an interrupted run by the same recipe; everything else in the work folder is removed."""
+        """Return the shards of an interrupted run by the same recipe; everything else in the work folder becomes `others`."""
         read = [
             read_shard(path, described(path), self.recipe | self.forced)
             for path in sorted(self.work.glob(f"*{SUFFIX}"))
@@ -161,8 +161,7 @@ class Shards:
             log.info("%s: of what an interrupted run labelled, something is not used: %s", self.out, reason)
         found = [item for item in read if isinstance(item, Shard)]
         whole = {path for shard in found for path in (shard.path, described(shard.path))}
-        for path in set(self.work.iterdir()) - whole:
-            path.unlink()
+        self.others = set(self.work.iterdir()) - whole
         self.next = int(found[-1].path.stem) + 1 if found else 0
         if found:
             log.info("%s: going on after %d items that an interrupted run labelled", self.out,
@@ -194,7 +193,12 @@ class Shards:
         return False
 
     def publish(self, lines: Sequence[Line]) -> None:
-        """Write a shard: the lines of the next rows that were not known."""
+        """Write a shard: the lines of the next rows that were not known. The first one replaces what others labelled: a command
+        that comes so far was meant.
+        """
+        for path in self.others:
+            path.unlink()
+        self.others = set()
         keys = np.array([self.waiting.popleft() for _ in lines], np.uint64)
         texts = [line.text.encode() for line in lines]
         bounds = np.cumsum([0, *map(len, texts)], dtype=np.int64)
@@ -209,14 +213,10 @@ class Shards:
         self.shards.append(shard)
         self.next += 1
 
-    @property
-    def unchanged(self) -> bool:
-        """Return whether the finished output already holds the lines of all rows, in their order, and no others."""
-        order = np.frombuffer(self.order, np.int64) if self.order else np.zeros(0, np.int64)
-        return bool(self.old) and np.array_equal(order, np.arange(self.old))
-
     def join(self) -> Counts:
-        """Write the output, in the order of the rows, and its state; remove the shards. Return what it holds."""
+        """Write the output, in the order of the rows, and its state, unless a finished one holds these very lines already;
+        remove the shards. Return what it holds.
+        """
         order = np.frombuffer(self.order, np.int64) if self.order else np.zeros(0, np.int64)
         sizes = [len(shard.keys) for shard in self.shards]
         files = np.repeat(np.arange(len(sizes)), sizes)[order]
@@ -225,7 +225,9 @@ class Shards:
         counts = Counts(
             len(order), int((marks == ERROR).sum()), int((marks == REVIEW).sum()), kept, self.vanished(order)
         )
-        if self.unchanged:
+        if self.old and np.array_equal(order, np.arange(self.old)):
+            for path in self.work.iterdir():  # of rows that are gone
+                path.unlink()
             return counts
         digest = hashlib.sha256()
         with open(self.work / JOINED, "wb") as file:
@@ -311,7 +313,9 @@ def read_shard(path: Path, description: Path, recipe: dict[str, Any]) -> Shard |
         found = orjson.loads(description.read_bytes())
         given, wanted = found["recipe"], orjson.loads(orjson.dumps(recipe))
         if changed := [
-            f"{key} was {given.get(key)!r}, is {value!r}" for key, value in wanted.items() if given.get(key) != value
+            f"{key} was {shown(given.get(key))}, is {shown(value)}"
+            for key, value in wanted.items()
+            if given.get(key) != value
         ]:
             return "; ".join(changed)
         if sha256_file(path) != found["sha256"]:
@@ -320,6 +324,11 @@ def read_shard(path: Path, description: Path, recipe: dict[str, Any]) -> Shard |
         return Shard(path, *(np.array(found[name], kind) for name, kind in kinds.items()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut off by a kill, or not ours
         return ""
+
+
+def shown(value: Any) -> str:
+    """Return a value of a recipe to be read; what computes without an export stands there as "None"."""
+    return "PyTorch" if value == "None" else repr(value)
 
 
 def publish_joined(work: Path, out: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import by_name, read_manifest, verify
+from labeler.artifacts import read_manifest, verify
 from labeler.errors import BadInputError
+from labeler.paths import by_name
 from labeler.records import LabelSet, read_label_set
 from labeler.values import Split
 

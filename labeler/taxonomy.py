@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from labeler.errors import BadInputError
 from labeler.records import LabelSet, Task, refuse_deep
-from labeler.values import RowError, clean_text
+from labeler.values import RowError, clean_text, closest
 
 FORM = 'expected a JSON object, {"child": "parent"} or {"parent": ["child"]}'
 
@@ -157,9 +156,3 @@ def refuse_strangers(
             raise BadInputError(
                 f"{path}: {parent!r}, the parent of {child!r}, is not {where}{closest(parent, others)}; correct it, or {add}"
             )
-
-
-def closest(name: str, known: Collection[str]) -> str:
-    """Return which of the known names is closest, in words; nothing where none is near."""
-    close = get_close_matches(name, sorted(known), n=1)
-    return f"; the closest is {close[0]!r}" if close else ""

@@ -12,7 +12,7 @@ from labeler.evaluation.retrieval import DEPTHS, DIRECTIONS
 from labeler.model_card import METRICS, WORDS, cell, figure, origin, unread
 
 USE = """from pathlib import Path
-from labeler.labelling import label
+from labeler.predicting import label
 from labeler.zero_shot import parse_prompts, zero_shot_run
 
 run = zero_shot_run(Path({folder!r}), parse_prompts("joy,anger"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,19 +19,19 @@ from labeler.artifacts import (
     already_made,
     beside,
     check_free,
+    differences,
     input_of,
     making,
     read_manifest,
     remove,
     sha256_json,
-    verify,
     work_folder,
-    write_json,
     write_text,
 )
 from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.fitting.distillation import ZeroShotTeacher, teacher_inputs
 from labeler.fitting.distributed import check_can_shard, check_device, check_ray, fit_on_workers
+from labeler.inputs import verified_store
 from labeler.interrupts import stop_on_interrupt
 from labeler.models import check_name, constant, model_names
 from labeler.training_options import TrainOptions, options_for
@@ -86,19 +87,19 @@ def train(
     the model among them (`labeler.fitting.sharding`). `report` is called after each epoch with its number and its validation
     metric; what it raises ends training, where there is one worker.
 
-    Raises UsageError for an unknown model, a teacher as `out`, a detector that is to be fine-tuned, what `shard` cannot go with;
-    BadInputError when `data` is no store or lacks a split, when a teacher cannot teach on it, or pictures are gone that a
-    fine-tuned image tower reads; DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C or SIGTERM, once
-    a checkpoint is written; LabelerError when the disk is full, or memory does not hold a single pair.
+    Raises UsageError for an unknown model, a teacher or another model's run as `out`, a detector that is to be fine-tuned, what
+    `shard` cannot go with; BadInputError when `data` is no store or lacks a split, when a teacher cannot teach on it, or pictures
+    are gone that a fine-tuned image tower reads; DivergedError when the loss is no longer a number; InterruptedRun after Ctrl-C
+    or SIGTERM, once a checkpoint is written; LabelerError when the disk is full, or memory does not hold a single pair.
     """
     options = options or options_for(check_name(model))
-    refuse_other_runs(model, out, teachers, init)
+    refuse_other_runs(model, out, teachers, init, force)
     if shard:
         check_can_shard(options, workers)
-    manifest = verify(data, "preprocess")
+    manifest = verified_store(data)
     start = (input_of(init, read_manifest(init, "pretrain")),) if init else ()
     inputs = (input_of(data, manifest), *start, *teacher_inputs(teachers, data, manifest))
-    recipe = Recipe("train", inputs, recorded(model, options, init, teachers), seed)
+    recipe = Recipe("train", inputs, recorded(model, options, init, teachers), seed, defaults=asdict(TrainOptions()))
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
@@ -114,8 +115,7 @@ def train(
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
 
     run = partial(run_here, fit) if fit is not None else partial(run_on_workers, how, workers, ray_address)
-    history = fitted(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
-    return Trained(out, False, history)
+    return Trained(out, False, fitted(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out)))
 
 
 def recorded(
@@ -128,14 +128,28 @@ def recorded(
     return arguments | ({"zero_shot_teachers": told} if told else {})
 
 
-def refuse_other_runs(model: str, out: Path, teachers: Sequence[Path | ZeroShotTeacher], init: Path | None) -> None:
-    """Raise UsageError for a teacher as `out`, and for a run to start from where the model can start from none."""
+def refuse_other_runs(
+    model: str, out: Path, teachers: Sequence[Path | ZeroShotTeacher], init: Path | None, force: bool
+) -> None:
+    """Raise UsageError for a teacher as `out`, for another model's run there, which `force` replaces, and for a run to start from
+    where the model can start from none.
+    """
     folders = [Path(teacher.source) if isinstance(teacher, ZeroShotTeacher) else teacher for teacher in teachers]
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise UsageError(f"{out}: a teacher itself, which the new run would replace; choose another --out")
     if init and not constant(model, "PRETRAINING"):
         able = [name for name in model_names() if constant(name, "PRETRAINING")]
         raise UsageError(f"{model} starts from no run; leave out --init, or train {', '.join(able)}")
+    if not force:
+        refuse_another_model(out, model)
+
+
+def refuse_another_model(out: Path, model: str) -> None:
+    """Raise UsageError where `out` is a run of another model, which is hardly meant to be lost."""
+    with suppress(BadInputError, KeyError):
+        was = read_manifest(out, "train")["arguments"]["model"]
+        if was != model:
+            raise UsageError(f"{out}: holds a run of {was}; choose another --out, or --force replaces it by {model}")
 
 
 def fitted(
@@ -151,12 +165,14 @@ def fitted(
     """
     continued = resume and interrupted_run(out, recipe)
     if not continued and any(folder.is_dir() for folder in checkpoint_folders(out)):
-        same = recipe_beside(out) == recipe_key(recipe)
+        same = is_of(recipe_beside(out), recipe)
         log.warning("%s: an interrupted run %s", out, "is started anew (--resume would have gone on with it)" if same else
                     "of other arguments or data lay there; its checkpoints are removed")  # fmt: skip
     with making(out, recipe, resume=continued, keep=True) as folder:
         take_checkpoints(out, folder, continued)
-        write_json(folder / "trainer" / RECIPE, recipe_key(recipe))
+        write_text(
+            folder / "trainer" / RECIPE, json.dumps(recipe.recorded())
+        )  # a rate may be infinite, which no manifest holds
         history = run(folder, continued)
         if card:
             write_text(folder / CARD, card(folder))
@@ -206,7 +222,7 @@ def train_seeds(
         raise UsageError(f"--seed {seeds[0]} with {len(seeds)} seeds: the largest seed is {MOST_SEEDS - 1}")
     runs = [out / f"seed-{seed}" for seed in seeds]
     for run in runs:  # before the first replaces another's teacher
-        refuse_other_runs(model, run, how.get("teachers", ()), how.get("init"))
+        refuse_other_runs(model, run, how.get("teachers", ()), how.get("init"), force)
     interrupted = (
         next((number for number, run in enumerate(runs) if recipe_beside(run) is not None), 0) if resume else 0
     )
@@ -225,11 +241,12 @@ def over_seeds(results: Sequence[Trained]) -> dict[str, Any]:
     return {"metric": results[0].history["metric"], "mean": mean(best), "sd": sd, "runs": runs}
 
 
-def recipe_key(recipe: Recipe) -> dict[str, str]:
-    """Return a hash that two runs of the same recipe share."""
-    return {
-        "sha256": sha256_json([recipe.stage, [item.sha256 for item in recipe.inputs], recipe.arguments, recipe.seed])
-    }
+def is_of(found: Any, recipe: Recipe) -> bool:
+    """Return whether an interrupted run, of which `recipe_beside` found that, is of this recipe."""
+    if found is None or "arguments" in found:
+        return found is not None and found["stage"] == recipe.stage and not differences(found, recipe)
+    told = [recipe.stage, [item.sha256 for item in recipe.inputs], recipe.arguments, recipe.seed]
+    return bool(found == {"sha256": sha256_json(told)})  # all that an earlier version wrote
 
 
 def checkpoints_of(out: Path) -> Path:
@@ -260,7 +277,7 @@ def interrupted_run(out: Path, recipe: Recipe) -> bool:
     if found is None:
         log.info("%s: nothing to resume, starting at the first step", out)
         return False
-    if found != recipe_key(recipe):
+    if not is_of(found, recipe):
         raise BadInputError(
             f"{out}: the interrupted run had other arguments or data; repeat those, or leave out --resume"
         )
@@ -268,6 +285,6 @@ def interrupted_run(out: Path, recipe: Recipe) -> bool:
 
 
 def recipe_beside(out: Path) -> Any:
-    """Return what `recipe_key` gave for the interrupted run beside `out`; None where there is none."""
+    """Return what is written of the recipe of the interrupted run beside `out`; None where there is none."""
     path = next((folder / RECIPE for folder in checkpoint_folders(out) if (folder / RECIPE).is_file()), None)
     return None if path is None else json.loads(path.read_text(encoding="utf-8"))

@@ -179,7 +179,9 @@ def read_options(path: Path, typed: Mapping[str, Any] | None = None) -> dict[str
         kind = kinds[check_choice(f"option in {path}:", name, kinds)]
         if type(value) is not kind and (kind, type(value)) != (float, int):
             raise BadInputError(f"{path}: {name} is {value!r}, expected {KINDS[kind]}")
-    idle = {name for option, names in WITHOUT.items() if (typed or {}).get(option) for name in names}
+    typed = typed or {}
+    idle = {name for option, names in WITHOUT.items() if typed.get(option) for name in names}
+    idle |= {"focal_gamma"} if typed.get("loss", "focal") != "focal" else set()
     return {name: kinds[name](value) for name, value in given.items() if name not in idle}
 
 

@@ -24,19 +24,19 @@ from labeler.artifacts import (
     locked,
     make_parent,
     remove,
-    verify,
     write_json,
     write_manifest,
     write_text,
 )
 from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, UsageError
+from labeler.inputs import verified_store
 from labeler.models import check_name
 from labeler.training import train
-from labeler.training_options import options_for, own_options, search_space
+from labeler.training_options import TrainOptions, options_for, own_options, search_space
 
 log = logging.getLogger("labeler")
 
-STUDY = "study.db"
+STUDY, STUDY_NAME = "study.db", "tune"
 RANDOM_TRIALS = 5  # before the sampler has seen enough to propose anything
 JUDGES = 4  # trials that must be whole before one is stopped for being worse than their median
 FIRST_JUDGED_EPOCH = 2
@@ -75,14 +75,16 @@ def tune(
     started, began = time.perf_counter(), datetime.now(timezone.utc)
     if trials is None and minutes is None:
         raise UsageError("how long to search? Give --trials N, --budget MINUTES or both")
-    if idle := sorted(name for name in fixed or {} if name.startswith("teacher_")):
+    default = asdict(TrainOptions())  # which `best.json` says of teachers too
+    if idle := sorted(name for name, value in (fixed or {}).items() if "teacher_" in name and value != default[name]):
         raise UsageError(f"{idle[0]}: tune has no teachers; leave it out of --options")
     start = options_for(check_name(model), fixed)
     space = search_space(model, fixed or {})
     if not space:
         raise UsageError(f"every option of {model} that could be searched is fixed; leave some out of --options")
-    manifest = verify(data, "preprocess")
-    recipe = Recipe("tune", (input_of(data, manifest),), {"model": model, **asdict(start), "space": space}, seed)
+    manifest = verified_store(data)
+    arguments = {"model": model, **asdict(start), "space": space}
+    recipe = Recipe("tune", (input_of(data, manifest),), arguments, seed, defaults=default)
     make_parent(out)
     with locked(out):
         study = open_study(out, recipe)
@@ -101,7 +103,7 @@ def tune(
 
 
 def open_study(out: Path, recipe: Recipe) -> Any:
-    """Return the study in `out`, a new one where there is none.
+    """Return the study in `out`, a new one where there is none, or one of another recipe that has no finished trial.
 
     Raises BadInputError when `out` holds something else, a damaged study, or one of another recipe.
     """
@@ -114,23 +116,31 @@ def open_study(out: Path, recipe: Recipe) -> Any:
         raise BadInputError(f"{out}: exists and holds no search of `labeler tune`; choose another --out")
     out.mkdir(exist_ok=True)
     place = URL.create("sqlite", database=str(out / STUDY)).render_as_string()
+    storage = place.replace("{", "{{").replace("}", "}}")  # optuna takes it for a template
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=JUDGES, n_warmup_steps=FIRST_JUDGED_EPOCH)
+    how: dict[str, Any] = {"storage": storage, "study_name": STUDY_NAME}
     try:
-        study = optuna.create_study(
-            storage=place.replace("{", "{{").replace("}", "}}"),  # optuna takes it for a template
-            study_name="tune",
-            direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=JUDGES, n_warmup_steps=FIRST_JUDGED_EPOCH),
-            load_if_exists=True,
-        )
+        study = optuna.create_study(direction="maximize", pruner=pruner, load_if_exists=True, **how)
         stored = study.user_attrs.get("recipe")
+        changed = differences(stored, recipe) if stored else []
+        if changed and not finished(study):  # there is nothing to go on with: its options failed, perhaps
+            optuna.delete_study(**how)
+            study, stored, changed = optuna.create_study(direction="maximize", pruner=pruner, **how), None, []
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise BadInputError(f"{out / STUDY}: not readable as a study; choose another --out, or delete it") from error
     if stored is None:
-        inputs, arguments, seed = [item._asdict() for item in recipe.inputs], recipe.arguments, recipe.seed
-        study.set_user_attr("recipe", {"inputs": inputs, "arguments": arguments, "seed": seed})
-    elif changed := differences(stored, recipe):
+        study.set_user_attr("recipe", recipe.recorded())
+    if changed:
         raise BadInputError(f"{out}: holds another search ({'; '.join(changed)}); choose another --out")
     return study
+
+
+def finished(study: Any) -> list[Any]:
+    """Return the trials of a study that came to an end or were stopped early, in the order in which they were begun."""
+    from optuna.trial import TrialState
+
+    found: list[Any] = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    return found
 
 
 class Search:
@@ -162,9 +172,7 @@ class Search:
 
     def finished(self) -> list[Any]:
         """Return the trials that came to an end or were stopped early, in the order in which they were begun."""
-        from optuna.trial import TrialState
-
-        return self.study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+        return finished(self.study)
 
     def best(self) -> Any:
         """Return the best whole trial, the first of equals; None where there is none."""
@@ -176,7 +184,7 @@ class Search:
         self.end = seconds
         while trials is None or len(self.finished()) < trials:
             import labeler.fitting.fit  # noqa: F401 (loading torch takes seconds, but no trial's)
-            from labeler.prediction import choose_device
+            from labeler.inference import choose_device
 
             choose_device(self.device)  # else each trial would fail by it, and count
             longest = max((trial.user_attrs["seconds"] for trial in self.finished()), default=0.0)

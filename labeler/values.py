@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import math
+import re
+import tokenize
 import unicodedata
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 Split = Literal["train", "validation", "test"]
@@ -13,6 +20,7 @@ UNKNOWN_SHARE = 1 / 3  # of a text's tokens: where a vocabulary lacks more, text
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SPLIT_ALIASES: dict[str, Split] = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                                    "validation": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+SIDE_BY_SIDE = re.compile(r"""['"]\s*['"]""")
 MAX_TEXT_CHARACTERS = 20_000
 MAX_DEPTH = 64  # of what is in a field that we do not know; pydantic reads no more than about 200
 
@@ -78,10 +86,7 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
     if isinstance(value, (dict, set, bytes)):
         raise RowError("label-invalid", f"label is a {type(value).__name__}, expected a string or a list of strings")
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise RowError("label-invalid", f"labels {value[:80]!r} look like a JSON list and are none") from None
+        value = listed(value)
     if isinstance(value, str):
         if not value.strip():
             return None
@@ -89,6 +94,34 @@ def parse_labels(value: Any, separator: str) -> tuple[str, ...] | None:
     parts = value if isinstance(value, (list, tuple)) else [value]
     names = [clean_text(str(part).lower() if isinstance(part, bool) else part, "label") for part in parts]
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def listed(text: str) -> Any:
+    """Return the labels of a list written as text: as JSON, else as Python writes it, and pandas a cell that is a list.
+
+    Raises RowError where it is neither.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unknown escape such as \\d, which stays as it is
+            found = ast.literal_eval(text.strip())
+        if not two_strings(text.strip()):  # as NumPy writes an array
+            return found
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        pass
+    raise RowError("label-invalid", f"labels {text[:80]!r} look like a JSON list and are none")
+
+
+def two_strings(text: str) -> bool:
+    """Return whether two strings stand side by side in Python's code, as where JSON's quotes are doubled inside of a text."""
+    if not SIDE_BY_SIDE.search(text):
+        return False
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
+    return any(one == other == tokenize.STRING for one, other in pairwise(kinds))
 
 
 def parse_split(value: Any) -> Split | None:
@@ -140,6 +173,12 @@ def neutral(cell: str | None) -> str:
 def shown_names(names: Iterable[str]) -> str:
     """Return names of fields as a message lists them: those with blanks, or of nothing, in quotes, so that these are seen."""
     return ", ".join(name if name and not any(map(str.isspace, name)) else repr(name) for name in names)
+
+
+def closest(name: str, known: Collection[str]) -> str:
+    """Return which of the known names is spelt most like `name`, in words; nothing where none is near."""
+    close = get_close_matches(name, sorted(known), n=1)
+    return f"; the closest is {close[0]!r}" if close else ""
 
 
 def is_deep(value: Any) -> bool:

@@ -307,6 +307,15 @@ def trained(tmp_path_factory, store, options) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def exported(tmp_path_factory, trained, store) -> Callable[[str], Path]:
+    """Return a function from a model's name to its export, made once; not to be changed by a test."""
+    from labeler.exporting import export
+
+    folder = tmp_path_factory.mktemp("exports")
+    return lambda model: export(trained(model), folder / model, data=store).out
+
+
+@pytest.fixture(scope="session")
 def pretrained(tmp_path_factory, store) -> Path:
     """Return a run of `labeler pretrain clip` on the shapes; not to be changed by a test."""
     from labeler.contrastive import pretrain, pretrain_options
@@ -319,7 +328,7 @@ def pretrained(tmp_path_factory, store) -> Path:
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory, trained, store) -> Callable[[str], Path]:
     """Return a function from a model's name to a copy of its run, evaluated; not to be changed by a test."""
-    from labeler.scoring import evaluate
+    from labeler.evaluating import evaluate
 
     folder = tmp_path_factory.mktemp("evaluated")
 

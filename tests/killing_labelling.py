@@ -23,13 +23,13 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from labeler import labeller, labelling
+from labeler import labeller, predicting
 from labeler.decisions import Rule
 from labeler.engines import Choice
 from labeler.output import cache_folder
 from labeler.records import Label, LabelSet
 
-labelling.WINDOW = 4
+predicting.WINDOW = 4
 RULE = Rule(Path("m"), LabelSet(task="single", labels=tuple(Label(name=name, count=1) for name in "abc")), None, 3.0)
 
 
@@ -80,11 +80,11 @@ def attempt(rows: Path, out: str, limit: float | None) -> float:
         try:
             with (
                 mock.patch.object(labeller, "open_engine", return_value=Sociable()),
-                mock.patch.object(labelling, "choose_engine", return_value=Choice(Path("m"))),
-                mock.patch.object(labelling, "read_rule", return_value=RULE),
-                mock.patch.object(labelling, "read_manifest", return_value={"content_sha256": "m"}),
+                mock.patch.object(predicting, "choose_engine", return_value=Choice(Path("m"))),
+                mock.patch.object(predicting, "read_rule", return_value=RULE),
+                mock.patch.object(predicting, "read_manifest", return_value={"content_sha256": "m"}),
             ):
-                labelling.predict([rows], Path("m"), out if out.startswith("s3://") else Path(out))
+                predicting.predict([rows], Path("m"), out if out.startswith("s3://") else Path(out))
                 code = 0
         finally:
             os._exit(code)

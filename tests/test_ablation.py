@@ -15,9 +15,10 @@ from labeler.training_options import options_for
 def test_every_kind_place_and_number_is_tried_and_can_be_trained():
     planned = trials(VARIANTS)
     assert len({trial.name for trial in planned}) == 1 + 3 * 2 * 3
-    assert planned[0] == ("visualbert", "visualbert", {})
-    assert ("hieco-between-4", "visualbert-coattn",
-            {"coattention": "hieco", "coattn_place": "between", "n_coattn": 4}) in planned  # fmt: skip
+    assert planned[0] == ("visualbert-all-tokens", "visualbert", {"visual_token_dropout": 0.0})
+    blocks = {"coattention": "hieco", "coattn_place": "between", "n_coattn": 4}
+    assert ("hieco-between-4", "visualbert-coattn", {"visual_token_dropout": 0.0} | blocks) in planned
+    assert {options_for(trial.model, trial.given).visual_token_dropout for trial in planned} == {0.0}
     assert len({options_for(trial.model, trial.given) for trial in planned[1:]}) == 18
 
 
@@ -34,12 +35,12 @@ def test_the_table_tells_each_variant_from_visualbert_and_nothing_is_trained_twi
     result = measure("shapes", tmp_path / "store", planned, range(1), compared, target)
     assert json.loads(target.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
     rows = {row["name"]: row for row in result["models"]}
-    assert list(rows)[-2:] == ["visualbert-epochs-1", "seed-between-1-epochs-1"]
+    assert list(rows)[-2:] == ["visualbert-all-tokens-epochs-1", "seed-between-1-epochs-1"]
     assert rows["seed-between-1-epochs-1"]["settings"]["coattention"] == "seed"
     [difference] = result["comparisons"]
-    expected = rows["seed-between-1-epochs-1"]["accuracy"] - rows["visualbert-epochs-1"]["accuracy"]
+    expected = rows["seed-between-1-epochs-1"]["accuracy"] - rows["visualbert-all-tokens-epochs-1"]["accuracy"]
     assert difference["accuracy"]["delta"] == pytest.approx(expected, abs=2e-4)  # each figure is rounded
-    assert "| seed-between-1-epochs-1 - visualbert-epochs-1 | " in table(result)
+    assert "| seed-between-1-epochs-1 - visualbert-all-tokens-epochs-1 | " in table(result)
     weights = tmp_path / "seed-between-1-epochs-1-0" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     assert measure("shapes", tmp_path / "store", planned, range(1), compared, target) == result

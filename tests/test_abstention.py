@@ -85,7 +85,10 @@ def test_what_is_kept_on_other_rows(task):
     assert (empty["coverage"], empty["holds"]) == (None, None)
 
 
-@pytest.mark.parametrize(("right", "n", "word"), [(19, 20, "holds"), (1, 2, "cannot tell"), (1, 20, "broken")])
+@pytest.mark.parametrize(
+    ("right", "n", "word"),
+    [(100, 100, "holds"), (20, 20, "not contradicted"), (1, 2, "not contradicted"), (1, 20, "broken")],
+)
 def test_a_promise_is_called_kept_only_where_that_was_seen(right, n, word):
     scores = np.tile([0.9, 0.1], (n, 1))
     truth = np.zeros((n, 2), dtype=bool)

@@ -156,13 +156,22 @@ def test_a_made_artifact_is_replaced_whole(tmp_path):
     assert names(out) == ["manifest.json", "other.txt"]
 
 
-def test_a_link_to_an_artifact_can_be_replaced_again_and_again(tmp_path):
-    real = make(tmp_path / "real", "kept")
-    (tmp_path / "out").symlink_to(real)
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path / "disk" / "real")
     for text in "abc":
-        assert (make(tmp_path / "out", text) / "deep" / "file.txt").read_text() == text
-    assert (real / "deep" / "file.txt").read_text() == "kept"
-    assert names(tmp_path) == ["out", "real"]
+        with making(out, RECIPE) as work:
+            assert work == tmp_path / "disk" / ".real.making"
+            assert names(tmp_path / "disk") == [".real.lock", ".real.making", "real"]
+            (work / "file").write_text(text)
+        assert (tmp_path / "disk" / "real" / "file").read_text() == text
+        assert (names(tmp_path), names(tmp_path / "disk")) == (["disk", "out"], ["real"])
+    assert out.is_symlink()
+    (tmp_path / "disk" / "real").replace(tmp_path / "disk" / ".real.old")  # as a kill between two renames leaves it
+    with pytest.raises(ValueError, match="stopped"), making(out, RECIPE):
+        raise ValueError("stopped")
+    assert (out / "file").read_text() == "c"
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])

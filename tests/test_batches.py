@@ -17,8 +17,8 @@ from labeler.batches import (
     tokenize,
     without,
 )
+from labeler.inference import PairList
 from labeler.models.resnet_gru import PAD, UNKNOWN, own_tokenizer
-from labeler.prediction import PairList
 from labeler.store import Store
 
 PICTURE = np.arange(8, dtype=np.float16).reshape(4, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from unicodedata import category
 
@@ -231,3 +232,15 @@ def test_plain_rows_at_once_are_what_they_are_one_by_one(tmp_path, change, every
             assert one.tolist() == other.tolist()
         else:
             assert one == other, name
+
+
+def test_wrong_labels_beside_a_large_vocabulary_take_seconds(tmp_path):
+    names = [f"photographs of {random.Random(number).getrandbits(64):x}" for number in range(20_000)]
+    rows = [Row("f.jsonl", n, {"id": str(n), "text": "t", "label": f"{names[n % 300]}x"}) for n in range(600)]
+    start = time.process_time()
+    chunk = chunk_of(rows, RowReading(tmp_path, labels=frozenset(names), labels_file="labels.txt"))
+    assert time.process_time() - start < 15
+    told = [f"; the closest is {names[n % 300]!r}" in reject.message for n, reject in enumerate(chunk.rejects)]
+    assert told == [n % 300 < 5 for n in range(600)]
+    small = chunk_of(rows, RowReading(tmp_path, labels=frozenset(names[:300]), labels_file="labels.txt"))
+    assert sum("the closest" in reject.message for reject in small.rejects) == 200

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from labeler.engines import Choice, open_engine
+from labeler.evaluating import evaluate
 from labeler.evaluation import Aim
 from labeler.export_tasks import export_tasks
-from labeler.exporting import choose_engine, validation_pairs
+from labeler.exporting import validation_pairs
 from labeler.items import ItemReading, key_of, read_item
-from labeler.labelling import predict
 from labeler.output import LineFormat
+from labeler.own_export import choose_engine
+from labeler.predicting import predict
 from labeler.records import Row
 from labeler.report import report
-from labeler.scoring import evaluate
 from labeler.shards import Counts
 from labeler.training import train
 from labeler.values import parse_labels
@@ -51,6 +52,11 @@ def test_runs_with_thresholds_for_different_aims_are_compared_with_a_caution(mul
     [caution] = report([run, other], tmp_path / "report")["cautions"]
     assert caution.startswith("Thresholds were fitted for different aims (")
     assert "recall=0.5" in caution
+    said = "Thresholds were fitted for recall=0.5 (`--aim`), not for the best F1"
+    assert said in (other / "README.md").read_text(encoding="utf-8")
+    assert "Thresholds were fitted" not in (run / "README.md").read_text(encoding="utf-8")
+    [caution] = report([other], tmp_path / "alone")["cautions"]
+    assert caution.startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -149,11 +149,19 @@ def test_rejects_end_with_4_and_strict_with_3(place):
     assert not (place / "none").exists()
 
 
-def test_a_traceback_is_shown_when_asked_for(place):
-    result = labeler("--debug", "ingest", "none.jsonl", "--out", "none", cwd=place)
+@pytest.mark.parametrize("words", [("--debug", "ingest"), ("ingest", "--debug")], ids=["before", "behind"])
+def test_a_traceback_is_shown_when_asked_for(place, words):
+    result = labeler(*words, "none.jsonl", "--out", "none", cwd=place)
     assert (result.code, result.out) == (3, "")
     assert "Traceback (most recent call last)" in result.err
     assert result.err.endswith("error: none.jsonl: no such file or folder")
+
+
+@pytest.mark.parametrize("words", [("--quiet", "ingest"), ("ingest", "--quiet")], ids=["before", "behind"])
+def test_nothing_but_warnings_is_said_when_asked_for(place, words):
+    result = labeler(*words, "good.jsonl", "--out", "quietly", cwd=place)
+    assert (result.code, result.out) == (0, "")
+    assert {line.split(":")[0] for line in result.err.splitlines()} == {"warning"}, "20 rows are too few to learn from"
 
 
 @pytest.mark.parametrize("options", [["--map", "mood=x"], ["--split", "0.5,0.5,0.5"], ["--task", "both"]])
@@ -213,6 +221,15 @@ def test_head_takes_the_first_line(ingested, place):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(command, shell=True, cwd=place, env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_costs_nothing_but_what_it_would_have_said(place, tmp_path, closed):
+    command = f"'{sys.executable}' -m labeler ingest '{place}/good.jsonl' --out '{tmp_path}/records' --json {closed}"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "bug" in done.stderr) == (0, False)
+    assert (tmp_path / "records" / "manifest.json").is_file()
 
 
 def test_a_system_error_is_a_sentence():

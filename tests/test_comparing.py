@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from math import comb
 
@@ -13,9 +14,9 @@ from statsmodels.stats.multitest import multipletests
 from test_evaluation import make, never_nan, rows_of
 
 from labeler.errors import BadInputError
-from labeler.evaluation import Predictions, bootstrap, compare, judge, mean_of, resample, statistics
+from labeler.evaluation import Predictions, bootstrap, compare, compare_means, judge, mean_of, resample, statistics
 from labeler.evaluation.bootstrap import Resampled
-from labeler.evaluation.comparing import holm, rows_needed
+from labeler.evaluation.comparing import holm, rows_needed, sign_flip_p
 
 
 def of_right(right: np.ndarray, groups: list[str] | None = None) -> Predictions:
@@ -219,6 +220,35 @@ def test_rows_needed_are_enough_in_four_of_five_cases():
         told += compare("single", of_right(a[drawn]), of_right(b[drawn]), draws=300)["verdict"] == "better"
     assert delta > 0
     assert 0.65 <= told / 60 <= 0.95
+
+
+def test_draws_on_one_side_of_the_figure_give_no_interval():
+    """BCa would take quantiles that no draw reaches: of rare labels in a few rows, they were a tenth as wide as percentiles."""
+    drawn = np.random.default_rng(0).normal(0.3, 0.05, 2000)
+    for place, told in ((0.3, True), (0.39, True), (0.41, False)):
+        found = Resampled({"x": place}, {"x": drawn}, {"x": np.array([place, place + 0.01, place - 0.01])})
+        assert (found.interval("x") is not None) == told
+
+
+def test_signs_flipped_at_random_give_the_exact_p():
+    for differences in ([1.0, 1, 1, 1], [2 / 3, 1, -1 / 3, 1, 0, 1 / 3], [0.0, 0.0], [1.0, -1.0, 0.5]):
+        signs = itertools.product((-1, 1), repeat=len(differences))
+        reached = [abs(np.dot(some, differences)) >= abs(sum(differences)) - 1e-9 for some in signs]
+        assert sign_flip_p(np.array(differences)) == pytest.approx(np.mean(reached), abs=0.006)
+
+
+def test_four_rows_are_no_difference_of_means_over_seeds():
+    right = np.ones(200, dtype=bool)
+    wrong = right.copy()
+    wrong[:4] = False
+    a, b = [of_right(wrong)] * 3, [of_right(right)] * 3
+    drawn = [mean_of([resample("single", one, wanted=["accuracy", "weighted_f1"]) for one in some]) for some in (a, b)]
+    found = compare_means("single", a, b, (drawn[0], drawn[1]))
+    assert found["ci95"][0] > 0
+    assert found["p"] == pytest.approx(0.125, abs=0.01)
+    assert found["verdict"] == "cannot tell"
+    with pytest.raises(BadInputError, match="row 1 is "):
+        compare_means("single", a, [*b, rows_of(b[0], np.arange(200)[::-1])], (drawn[0], drawn[1]))
 
 
 def test_no_number_of_rows_tells_no_difference():

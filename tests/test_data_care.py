@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import lance
 import numpy as np
 import pyarrow
@@ -10,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from test_first_steps import draw, write_rows
 from transformers import AutoTokenizer
 
-from labeler import batches
+from labeler import batches, ingestion
 from labeler.artifacts import Recipe, check_free, making
 from labeler.errors import BadInputError, UsageError
 from labeler.ingest_options import IngestOptions
@@ -126,3 +130,52 @@ def test_an_artifact_that_a_kill_left_aside_is_put_back_before_another_is_made(t
         raise OSError("full")
     assert (folder / "a").read_text(encoding="utf-8") == "first"
     assert not aside.exists()
+
+
+@pytest.mark.parametrize("place", ["source", "out", "way", "images"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_any_row_is_read(tmp_path, labeler, place, monkeypatch):
+    strange = tmp_path / os.fsdecode(b"caf\xe9")
+    (strange / "in").mkdir(parents=True)
+    (tmp_path / "plain").mkdir()
+    source = (tmp_path / "plain" if place in ("out", "images") else strange / "in") / "a.jsonl"
+    write_rows(source, [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(20)])
+    out = (strange if place == "out" else tmp_path / "plain") / "records"
+    given = ["--image-folder", strange] if place == "images" else []
+    if place == "way":
+        monkeypatch.chdir(source.parent)
+        source = Path(source.name)
+    done = labeler("ingest", source, "--out", out, *given)
+    assert done.code == 3, done.said
+    assert "a name that is not UTF-8, which no manifest can hold; rename the folder" in done.said
+    assert not out.exists()
+    if place == "way":
+        assert labeler("ingest", source, "--out", "records").code == 0
+
+
+def test_a_stage_refuses_an_artifact_in_a_folder_whose_name_is_not_utf_8(tmp_path, labeler):
+    strange = tmp_path / os.fsdecode(b"caf\xe9")
+    source = write_rows(tmp_path / "a.jsonl", [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(20)])
+    ingest([source], tmp_path / "records")
+    strange.mkdir()
+    shutil.copytree(tmp_path / "records", strange / "records")
+    for records, out in ((strange / "records", tmp_path / "store"), (tmp_path / "records", strange / "store")):
+        done = labeler("preprocess", records, "--out", out)
+        assert done.code == 3
+        assert "caf\ufffd" in done.said
+        assert "a name that is not UTF-8" in done.said
+        assert not out.exists()
+
+
+def test_rows_are_read_once_where_options_or_files_say_that_all_is_made_again(tmp_path, monkeypatch):
+    source = write_rows(tmp_path / "a.jsonl", [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(20)])
+    real, read = ingestion.read_all, []
+    monkeypatch.setattr("labeler.ingestion.read_all", lambda *given: read.append(given[-1]) or real(*given))
+    for options, seed, made, times in (({}, 0, False, 1), ({}, 0, True, 1), ({"task": "multi"}, 0, False, 1),
+                                       ({"task": "multi"}, 1, False, 1)):  # fmt: skip
+        read.clear()
+        assert ingest([source], tmp_path / "records", IngestOptions(**options), seed=seed).already == made
+        assert len(read) == times
+    write_rows(source, [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(30)])
+    read.clear()
+    assert not ingest([source], tmp_path / "records", IngestOptions(task="multi"), seed=1).already
+    assert len(read) == 1

@@ -13,11 +13,11 @@ import pytest
 from labeler.cli import main
 from labeler.decisions import aimed, promised, validation_predictions
 from labeler.errors import BadInputError, UsageError
+from labeler.evaluating import PROMISES, evaluate
 from labeler.evaluation import aim_of, fit_thresholds, read_predictions
 from labeler.labeller import least_score
-from labeler.labelling import predict
+from labeler.predicting import predict
 from labeler.runs import load_run
-from labeler.scoring import PROMISES, evaluate
 from labeler.training import train
 
 

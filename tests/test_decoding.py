@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from itertools import count, islice
 from pathlib import Path
 
@@ -17,7 +18,16 @@ from crashing import ENDS, arrays, decode
 from PIL import Image
 
 from labeler.errors import LabelerError
-from labeler.pictures.decoding import AHEAD, cores, examine_images, in_workers, prepare_images
+from labeler.pictures.decoding import (
+    AHEAD,
+    NEAR,
+    asked_once,
+    cores,
+    examine_images,
+    in_workers,
+    prepare_images,
+    python_command,
+)
 from labeler.pictures.images import ImageError, Prepared, examine_image, load_image, stretch
 
 ROOT = Path(__file__).parent.parent
@@ -224,6 +234,29 @@ def test_pictures_come_as_they_are_stretched_here(tmp_path):
         np.testing.assert_array_equal(found.pixels, stretch(np.array(load_image(path)), 32))
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 300])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_several_rows_near_each_other_share_is_asked_for_once(ahead, seed):
+    random = np.random.default_rng(seed)
+    items = [None if item == 0 else (int(item), place // 300) for place, item in enumerate(random.integers(0, 9, 900))]
+    asked = []
+
+    def ask(wanted):
+        waiting = deque()
+        for item in wanted:
+            asked.append(item)
+            waiting.append(item and [item])
+            while len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+    found = list(asked_once(ask, items))
+    assert found == [item and [item] for item in items]
+    assert len([item for item in asked if item]) <= 3 * 8 * (300 // NEAR + 1)
+    assert asked.count(None) == items.count(None)
+    assert list(asked_once(ask, [])) == []
+
+
 @pytest.mark.slow
 def test_memory_stays_flat_over_many_pictures(tmp_path):
     path = photo(tmp_path / "a.jpg", (640, 360))
@@ -235,3 +268,18 @@ def test_memory_stays_flat_over_many_pictures(tmp_path):
 
     first = peak(400)
     assert peak(2000) < first + (30 << 20)
+
+
+def test_a_new_process_imports_nothing_from_the_working_folder_but_the_package_itself(tmp_path, monkeypatch):
+    def imported(name: str) -> Path:
+        command = python_command(f"import {name}; print({name}.__file__)")
+        return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+    (tmp_path / "random.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for place in ("", str(tmp_path)):
+        monkeypatch.syspath_prepend(place)
+        assert imported("random").parent != tmp_path
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", ["", *(place for place in sys.path if place != str(ROOT))])
+    assert imported("labeler").resolve() == ROOT / "labeler" / "__init__.py"

@@ -22,8 +22,8 @@ PAGES = [
     "docs/DEPENDENCIES.md",
     "data/clipart/README.md",
 ]
-TARGETS = """setup demo ingest preprocess train-baseline train-visualbert train-coattn evaluate report predict test lint check
-bench clean"""
+TARGETS = """setup demo ingest preprocess train-baseline train-late-fusion train-visualbert train-coattn evaluate report
+predict test lint check bench clean"""
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -34,6 +34,8 @@ LATIN = {
     "Lithuanian": ("cp1257", ["Ačiū labai gražu", "Mergaitė bėga per pievą", "Šįvakar bus šalta"]),
     "Polish of Unix": ("iso8859_2", ["Zażółć gęślą jaźń", "Dziękuję bardzo śpij", "Książka leży na stole"]),
 }  # fmt: skip
+ENGLISH = ["It cost £66", "€80", "©", "© 2020 John", "Lego®", "Lego™", "It’s 5° outside", "5°C", "• first", "“Well”", "wait…",
+           "don’t", "½ cup", "5 ± 2", "3×4", "a – b — c", "§ 5"]  # fmt: skip
 OTHERS = {
     "cp1251": ["Привет как дела", "Сегодня хорошая погода", "Собака бежит по полю"],
     "koi8_r": ["Привет как дела", "Сегодня хорошая погода", "Собака бежит по полю"],
@@ -74,6 +76,21 @@ def test_other_scripts_are_not_taken_for_latin_letters(tmp_path, encoding):
     path = tmp_path / "a.csv"
     path.write_bytes(table(OTHERS[encoding], encoding))
     assert [row.fields["text"] for row in read_source(path)] == OTHERS[encoding]
+
+
+@pytest.mark.parametrize("text", ENGLISH)
+def test_signs_of_english_texts_tell_windows_page_from_those_in_which_they_are_letters(tmp_path, text):
+    alone, path = tmp_path / "folder" / "alone.txt", tmp_path / "a.csv"
+    alone.parent.mkdir()
+    alone.write_bytes(text.encode("cp1252"))
+    path.write_bytes(table([text, "plain words"], "cp1252"))
+    assert [row.fields["text"] for row in read_source(alone.parent)] == [text]
+    assert [row.fields["text"] for row in read_source(path)] == [text, "plain words"]
+
+
+@pytest.mark.parametrize("text", ["Był stół", "miał", "żółw"])
+def test_a_letter_that_another_page_has_as_a_sign_is_still_a_letter(text):
+    assert decode_text(text.encode("cp1250")) == (text, "cp1250")
 
 
 def test_several_languages_of_one_page_are_read_line_by_line(tmp_path):
@@ -132,6 +149,24 @@ def test_sidecars_are_read_each_in_its_own_encoding(tmp_path):
     ]
     assert isinstance(items[2], Reject)
     assert (items[2].id, items[2].code) == ("c.txt", "text-unreadable")
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8_r", "cp932", "cp1250"])
+def test_a_short_sidecar_is_read_in_the_encoding_of_its_folder(tmp_path, encoding):
+    texts = OTHERS.get(encoding, LATIN["Polish"][1])
+    short = {"cp1251": "Да", "koi8_r": "Да, нет", "cp932": "日本", "cp1250": "dziękuję"}[encoding]
+    for number, text in enumerate([short, *texts]):
+        place = tmp_path / "below" / f"{number}.txt" if number % 2 else tmp_path / f"{number}.txt"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(text.encode(encoding))
+    (tmp_path / "plain.txt").write_text("déjà vu", encoding="utf-8")
+    (tmp_path / "wide.txt").write_text("a wide text", encoding="utf-16")
+    items = {row.fields["id"]: (row.fields["text"], row.notes) for row in read_source(tmp_path)}
+    assert items["wide.txt"][0] == "a wide text"
+    assert items["0.txt"] == (short, (f"encoding {encoding}",))
+    assert items["plain.txt"] == ("déjà vu", ())
+    alone, _ = decode_text(short.encode(encoding))
+    assert alone != short, "by itself it looks like something else"
 
 
 def test_fault_10_a_sidecar_that_leads_outside_or_never_ends_is_not_read(tmp_path):

@@ -21,8 +21,10 @@ from transformers import AutoTokenizer
 from labeler.artifacts import read_manifest, verify
 from labeler.batches import StorePairs, collate, without
 from labeler.encoders.image import load_image_encoder
-from labeler.end_to_end import TOWER, AugmentedPictures, EndToEnd, augmentation
+from labeler.encoders.weights import TOWER
+from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
+from labeler.evaluating import describe, evaluate, score_split
 from labeler.evaluation import read_predictions
 from labeler.exporting import export
 from labeler.fitting.arguments import training_arguments
@@ -30,12 +32,11 @@ from labeler.fitting.fit import Fit
 from labeler.fitting.objectives import right_for
 from labeler.fitting.trainer import LabelTrainer
 from labeler.ingestion import IngestOptions, ingest
-from labeler.labelling import predict
 from labeler.models import model_names
 from labeler.pixels import FILE, pixels_for, records_of, stored_pixels
+from labeler.predicting import predict
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
-from labeler.scoring import describe, evaluate, score_split
 from labeler.store import Store
 from labeler.training import train
 from labeler.training_options import TrainOptions, options_for
@@ -232,7 +233,7 @@ def test_an_augmented_picture_has_height_and_width_in_this_order_and_is_never_mi
 def test_pictures_are_augmented_in_training_and_nowhere_else(store, tuning, tmp_path, monkeypatch):
     fit = Fit("visualbert", store, tuning, 0, "cpu")
     trainer = LabelTrainer(fit, args=training_arguments(tmp_path, tuning, 0, torch.device("cpu")))
-    monkeypatch.setattr(AugmentedPictures, "augmented", lambda *_: pytest.fail("augmented"))
+    monkeypatch.setattr(AugmentedPictures, "drawn", lambda *_: pytest.fail("augmented"))
     fit.validate()
     fit.start_head()
     with pytest.raises(pytest.fail.Exception, match="augmented"):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from labeler import labelling
+from labeler import predicting
 from labeler.batches import Pair, collate
 from labeler.cli import cli
 from labeler.coattention import recorded_maps
@@ -31,9 +31,9 @@ from labeler.explaining.explanation import (
     original_pictures,
     stored_subjects,
 )
-from labeler.labelling import predict
 from labeler.models import model_names
 from labeler.models.resnet_gru import own_tokenizer
+from labeler.predicting import predict
 from labeler.records import Label, LabelSet, Record
 from labeler.runs import load_run
 from labeler.store import Store
@@ -301,7 +301,7 @@ def test_the_score_of_a_label_with_children_is_that_of_predict(trained):
         Label(name="square", count=1),
     )
     run = run._replace(label_set=LabelSet(task="single", labels=labels))
-    (line,) = labelling.label(run, [{"text": "one red circle"}])
+    (line,) = predicting.label(run, [{"text": "one red circle"}])
     subjects = decoded_subjects(run, [(Record(id="1", text="one red circle"), None, None)])
     for name, score in line["scores"].items():
         (found,) = explain_pairs(run, subjects, name)

@@ -141,6 +141,7 @@ def test_items_that_were_withheld_for_review_leave_the_interface_as_it_is(tmp_pa
     tasks, view, done = export(tmp_path, sure, withheld)
     assert (done.task, view[2].attrib["choice"]) == ("single", "single")
     assert [task["predictions"][0]["result"] for task in tasks][1] == []
+    assert [task["predictions"][0]["score"] for task in tasks] == [0.9, 0.6]
     parents = line(3, scores={"a": 0.6, "b": 0.4, "letter": 1.0}, review=True, label=None)
     assert export(tmp_path, parents)[2].task == "single"
     several = line(4, scores={"a": 0.9, "b": 0.8}, review=True)

@@ -11,26 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeler import exporting, labelling
-from labeler.artifacts import read_manifest, verify
+from labeler import exporting
+from labeler.artifacts import read_manifest
 from labeler.engines import WAYS, Choice, Way, choose_way, open_engine, usable_ways
 from labeler.engines.exported import FUSION, INPUTS, TOKENIZER, TOWER
 from labeler.errors import BadInputError, LabelerError, UsageError
-from labeler.exporting import EXACT, choose_engine, export, made_pairs, parts, validation_pairs
+from labeler.exporting import EXACT, export, made_pairs, parts, validation_pairs
 from labeler.graphs import write_fusion
 from labeler.items import Item
-from labeler.labelling import predict
 from labeler.models import model_names
+from labeler.own_export import choose_engine
+from labeler.predicting import predict
 from labeler.records import Record
 
 ONNX = Way("onnx", "fp32")
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory, trained, store):
-    """Return a function from a model's name to its export, made once."""
-    folder = tmp_path_factory.mktemp("exports")
-    return lambda model: export(trained(model), folder / model, data=store).out
 
 
 def lines(path: Path) -> list[dict]:
@@ -184,6 +178,13 @@ def test_what_cannot_be_exported_is_said(given, message, trained, store, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_that_cannot_be_written_is_refused_before_the_run_is_opened(trained, tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr(exporting, "open_engine", lambda *_: pytest.fail("opened"))
+    with pytest.raises(BadInputError, match=r"out: exists and was not made by labeler, so it is left alone"):
+        export(trained("resnet-gru"), tmp_path / "out")
+
+
 def test_an_export_whose_scores_differ_is_not_published(trained, tmp_path, monkeypatch):
     import torch
 
@@ -208,7 +209,6 @@ def test_an_export_that_is_worse_is_not_published():
         exporting.refuse_worse(ONNX, {"accuracy": 0.74}, native)
 
 
-@pytest.mark.skipif(len(usable_ways("openvino")) < 2, reason="no OpenVINO")
 def test_a_way_that_is_worse_is_left_out_alone(exported, trained, store, monkeypatch):
     def worse(way, found, native):
         if way == WAYS[-1]:
@@ -220,19 +220,6 @@ def test_a_way_that_is_worse_is_left_out_alone(exported, trained, store, monkeyp
     folder = shutil.copytree(exported("visualbert"), exported("visualbert").with_name("worse"))
     found = exporting.check(native, folder, checked, exact=False)
     assert list(found["ways"]) == [str(way) for way in usable_ways() if way != WAYS[-1]]
-
-
-def test_a_precision_that_was_asked_for_is_never_another(trained, tmp_path, monkeypatch):
-    run = shutil.copytree(trained("visualbert"), tmp_path / "run")
-
-    def fails(run):
-        raise LabelerError("no space left")
-
-    monkeypatch.setattr(exporting, "own_export", fails)
-    for precision in ("int8", "bf16"):
-        with pytest.raises(LabelerError, match="no space left"):
-            choose_engine(run, precision=precision)
-    assert choose_engine(run, precision="fp32") == choose_engine(run) == Choice(run)
 
 
 def test_a_damaged_export_is_refused(exported, tmp_path):
@@ -249,7 +236,7 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
 
 
 def test_an_export_is_no_run(exported, store, tmp_path):
-    from labeler.scoring import evaluate
+    from labeler.evaluating import evaluate
 
     with pytest.raises(BadInputError, match="made by `labeler export`, expected the output of `labeler train`"):
         evaluate(exported("resnet-gru"), store)
@@ -274,34 +261,6 @@ def test_validation_pairs_are_found_from_another_directory(trained, store, tmp_p
     assert len(found.items) == 3
 
 
-def test_a_run_keeps_an_export_for_large_jobs(trained, store, tmp_path, monkeypatch, caplog):
-    run, source = shutil.copytree(trained("resnet-gru"), tmp_path / "run"), store.parent / "source" / "pairs.jsonl"
-    predict([source], run, tmp_path / "small.jsonl")
-    assert not (run / "export").exists()
-    monkeypatch.setattr(labelling, "MANY", 30)
-    predict([source], run, tmp_path / "large.jsonl", precision="fp32")
-    made = (run / "export" / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr(labelling, "MANY", 1000)
-    assert choose_engine(run, many=False) == Choice(run / "export", ONNX)  # it is there now
-    assert (run / "export" / "manifest.json").stat().st_mtime_ns == made
-    for ours, theirs in zip(lines(tmp_path / "small.jsonl"), lines(tmp_path / "large.jsonl"), strict=True):
-        assert ours["labels"] == theirs["labels"]
-        assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-3)
-    (run / "export" / FUSION).write_bytes(b"no graph")
-    assert choose_engine(run, many=False) == Choice(run / "export", ONNX)
-    assert "fusion.onnx: damaged" in caplog.text
-    assert "making it again" in caplog.text
-    verify(run / "export", "export")
-    assert choose_engine(run, "cuda") == Choice(run)
-    with pytest.raises(UsageError, match="--device cuda: --runtime onnx runs on the processor"):
-        choose_engine(run, "cuda", "onnx")
-    with pytest.raises(UsageError, match="--device nonsense: an export runs on the processor; leave it out"):
-        choose_engine(run / "export", "nonsense")
-    monkeypatch.setattr(exporting, "own_export", lambda run: (_ for _ in ()).throw(PermissionError(30, "Read-only")))
-    assert choose_engine(run) == Choice(run)
-    assert "Read-only; labelling with PyTorch" in caplog.text
-
-
 def test_a_detector_is_not_exported(trained, tmp_path, monkeypatch):
     run = shutil.copytree(trained("resnet-gru"), tmp_path / "run")
     engine = open_engine(Choice(run))
@@ -317,7 +276,7 @@ def test_an_export_labels_without_torch(runtime, exported, tmp_path):
 
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     code = (
-        "import sys; from pathlib import Path; from labeler.labelling import predict\n"
+        "import sys; from pathlib import Path; from labeler.predicting import predict\n"
         f"predict([Path({str(tmp_path / 'red.png')!r})], Path({str(exported('visualbert'))!r}), Path({str(tmp_path / 'o')!r}),"
         f" runtime={runtime!r})\n"
         "heavy = {'torch', 'torchvision', 'transformers', 'timm', 'lance', 'sklearn', 'scipy.stats', 'scipy.special', 'pandas'}\n"

@@ -64,8 +64,8 @@ def test_fault_15_an_empty_split_is_refused_by_training_and_by_evaluation(labele
 
 
 def test_fault_15_a_class_absent_from_test_has_no_figure_but_a_reason(tmp_path, trained, store):
+    from labeler.evaluating import evaluate
     from labeler.evaluation import measure, read_predictions
-    from labeler.scoring import evaluate
 
     run = Path(shutil.copytree(trained("resnet-gru"), tmp_path / "run"))
     evaluate(run, store)

@@ -19,11 +19,11 @@ from PIL import Image
 
 from labeler.artifacts import locked, work_folder
 from labeler.decisions import read_rule
-from labeler.errors import InterruptedRun, LabelerError, LockedError
+from labeler.errors import InterruptedRun, LabelerError, LockedError, UsageError
 from labeler.items import Item, ItemReading, key_of
 from labeler.labeller import Labeller, Settings
-from labeler.labelling import predict
 from labeler.memory import lacks_memory
+from labeler.predicting import predict
 from labeler.records import Record, Reject, Row
 from labeler.shards import Counts
 
@@ -48,7 +48,7 @@ def folder(store, tmp_path) -> Path:
 @pytest.fixture
 def small_windows(monkeypatch):
     """Let nine items make a shard."""
-    monkeypatch.setattr("labeler.labelling.WINDOW", 9)
+    monkeypatch.setattr("labeler.predicting.WINDOW", 9)
 
 
 def lines_of(path: Path) -> dict[str, str]:
@@ -82,7 +82,7 @@ def test_only_new_and_changed_files_are_labelled(folder, run, tmp_path, monkeypa
 def test_a_second_run_without_errors_loads_no_model(folder, run, tmp_path, monkeypatch):
     (folder / "broken.png").unlink()
     predict([folder], run, tmp_path / "out.csv", device="cpu")
-    monkeypatch.setattr("labeler.labelling.Labeller", None)
+    monkeypatch.setattr("labeler.predicting.Labeller", None)
     assert predict([folder], run, tmp_path / "out.csv", device="cpu") == Counts(37, 0, kept=37)
 
 
@@ -207,6 +207,10 @@ def test_fault_25_in_python_too(folder, run, tmp_path, monkeypatch, small_window
     monkeypatch.setattr(Labeller, "logits", interrupted)
     with pytest.raises(InterruptedRun, match=r"out.jsonl: interrupted; the same command goes on from there"):
         predict([folder], run, tmp_path / "out.jsonl", device="cpu")
+    shards = sorted(work_folder(tmp_path / "out.jsonl").iterdir())
+    with pytest.raises(UsageError, match="--device nonsense"):  # other options, and a slip
+        predict([folder], run, tmp_path / "out.jsonl", device="nonsense", allow_outside=True)
+    assert sorted(work_folder(tmp_path / "out.jsonl").iterdir()) == shards
     monkeypatch.setattr(Labeller, "logits", logits)
     assert predict([folder], run, tmp_path / "out.jsonl", device="cpu") == Counts(38, 1)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -253,7 +257,7 @@ import resource, sys
 from pathlib import Path
 import torch, psutil
 from labeler.engines.native import Native
-from labeler.labelling import label
+from labeler.predicting import label
 from labeler.runs import load_run
 run = load_run(Path(sys.argv[1]))
 torch.set_num_threads(1)

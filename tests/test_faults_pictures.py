@@ -18,8 +18,8 @@ from PIL import Image
 
 from labeler.errors import BadInputError
 from labeler.ingestion import ingest
-from labeler.labelling import predict
 from labeler.pictures.images import decode_image
+from labeler.predicting import predict
 from labeler.preprocessing import preprocess
 
 ROOT = Path(__file__).parent.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from conftest import Answer, draw
 from report_runs import page, two_runs, write_run
 
 from labeler.artifacts import work_folder
+from labeler.evaluating import evaluate
 from labeler.ingestion import ingest
 from labeler.inspection import inspect
 from labeler.preprocessing import preprocess
-from labeler.scoring import evaluate
 from labeler.training import train
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7*7 }}"
@@ -25,6 +26,14 @@ def refused(answer: Answer, match: str) -> None:
     """Check that the command ended as bad input does, with this message."""
     assert answer.code == 3, answer.said
     assert re.search(match, answer.said), answer.said
+
+
+def test_what_to_type_for_a_run_with_a_blank_in_its_name_can_be_typed(labeler, tmp_path):
+    run = write_run(tmp_path / "my run", store="my data/store")
+    answer = labeler("report", run, "--split", "train", "--out", tmp_path / "report")
+    refused(answer, "not evaluated")
+    typed = shlex.split(re.search("type `(.*?)`", answer.said)[1])
+    assert typed == ["labeler", "evaluate", str(run), "--data", "my data/store", "--split", "train"]
 
 
 def test_predictions_of_other_rows_are_refused_and_the_run_is_named(labeler, tmp_path):

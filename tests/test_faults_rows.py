@@ -203,8 +203,8 @@ def test_fault_14_a_label_outside_the_vocabulary_is_rejected_with_the_closest(tm
     assert rejects(tmp_path) == [(21, "x", "label-unknown"), (22, "y", "label-unknown")]
     messages = [item["message"] for item in lines(tmp_path / "records" / "rejects.jsonl")]
     assert messages == [
-        "the label 'jyo' is not in labels.txt; the closest there is 'joy'",
-        "the label 'Surprised' is not in labels.txt; the closest there is 'surprise'",
+        "the label 'jyo' is not in labels.txt; the closest is 'joy'",
+        "the label 'Surprised' is not in labels.txt; the closest is 'surprise'",
     ]
     many = as_json(*({"id": f"m{n}", "text": f"m {n}", "label": ["joy", "anger", "glee"][: n % 4]} for n in range(8)))
     assert ingest(tmp_path, many, "--labels", "labels.txt").code == 4

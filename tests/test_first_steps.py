@@ -157,7 +157,7 @@ def test_pictures_that_are_not_there_bring_the_options_that_help(tmp_path, label
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("a.xlsx", "save the sheet as CSV UTF-8"), ("a.txt", "read by --format csv")]
+    ("name", "hint"), [("a.xlsx", "save the sheet as CSV UTF-8"), ("a.txt", "or name a table .csv")]
 )
 def test_a_sheet_that_is_not_read_brings_a_way(name, hint):
     with pytest.raises(BadInputError, match=hint):

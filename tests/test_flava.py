@@ -14,9 +14,9 @@ from labeler.batches import Pair, collate
 from labeler.encoders.image import load_image_encoder
 from labeler.encoders.text import load_text_encoder
 from labeler.errors import LabelerError
+from labeler.evaluating import evaluate
 from labeler.models import Building, model_module
 from labeler.preprocessing import preprocess
-from labeler.scoring import evaluate
 from labeler.training import train
 from tests.conftest import SPECIALS, WORDS, save_tokenizer
 

@@ -5,6 +5,7 @@ LABELER_FUZZ_EXAMPLES=100000 makes a long run of it.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -14,11 +15,11 @@ import pytest
 from crashing import fuzzed
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from picture_files import apng, encode, photo, png, tiff
+from picture_files import apng, chunk, encode, photo, png, tiff
 from PIL import Image
 
 from labeler.pictures.decoding import Workers
-from labeler.pictures.images import MAX_PIXELS, ImageError
+from labeler.pictures.images import MAX_PIXELS, ImageError, decode_image
 
 EXAMPLES = int(os.environ.get("LABELER_FUZZ_EXAMPLES", "150"))
 VALUES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
@@ -119,3 +120,20 @@ def test_damage_ends_in_a_picture_or_an_image_error(workers, data):
     assert 0 < width * height <= MAX_PIXELS
     assert said == []
     assert memory < WORST
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"MM", b"Exif\0\0MM", b"no tags at all"])
+def test_broken_exif_leaves_the_pixels_whole(form, exif):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    assert (np.array(decode_image(buffer.getvalue())) == pixels).all()
+
+
+@pytest.mark.parametrize("place", ["extra", "after"])
+@pytest.mark.parametrize(("kind", "head"), [(b"zTXt", b"Note\0\0"), (b"iTXt", b"Note\0\1\0\0\0")])
+def test_a_long_note_in_a_png_leaves_the_pixels_whole(place, kind, head):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    note = chunk(kind, head + zlib.compress(b"x" * (3 << 20)))
+    assert (np.array(decode_image(png(pixels, 2, **{place: note}))) == pixels).all()

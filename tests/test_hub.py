@@ -266,7 +266,7 @@ def test_a_folder_that_is_not_there_asks_no_hub(tmp_path):
 
 
 def test_predict_reads_a_data_set_too(tmp_path, pets, trained):
-    from labeler.labelling import predict
+    from labeler.predicting import predict
 
     done = predict(
         [source(pets, "::test")], trained("visualbert"), tmp_path / "out.jsonl", device="cpu", runtime="native"

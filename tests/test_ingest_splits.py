@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -33,6 +34,35 @@ def test_an_official_split_is_kept_and_its_leaks_counted(run):
     redrawn = run(rows, split="0.6,0.2,0.2", out="redrawn")
     assert redrawn.profile["leaked_rows"] == 0
     assert redrawn.profile["splits"] == {"train": 6, "validation": 2, "test": 2}
+
+
+def test_leaks_between_validation_and_test_are_counted_and_told(tmp_path, labeler):
+    rows = [row(number, split=["train", "validation", "test"][number % 3]) for number in range(60)]
+    rows[2]["text"] = rows[1]["text"] + "!"
+    rows[5]["text"] = rows[4]["text"]
+    source, out = write(tmp_path / "pairs.jsonl", rows), tmp_path / "records"
+    done = labeler("ingest", source, "--out", out)
+    assert "warning: 2 test rows share a picture, text or group with validation" in done.said
+    profile = json.loads((out / "profile.json").read_text(encoding="utf-8"))
+    assert profile["leaked_rows"] == 0
+    assert profile["leaked_from_validation"] == 2
+    assert profile["leaks_from_validation"] == {"text": 2, "text, verbatim": 1}
+    shown = labeler("inspect", out).out.splitlines()
+    place = shown.index("            2 test rows share a picture, text or group with validation")
+    assert shown[place + 1] == "  test         the same text                        2 rows"
+
+
+def test_no_row_that_leaks_into_test_is_drawn_for_validation(run):
+    rows = [row(number, split="test" if number % 4 == 0 else "train") for number in range(80)]
+    for number in range(1, 80, 4):
+        rows[number]["text"] = rows[number - 1]["text"]
+        rows[number + 1]["text"] = rows[number + 2]["text"]
+    result = run(rows)
+    assert (result.profile["leaked_rows"], result.profile["leaked_from_validation"]) == (20, 0)
+    assert result.profile["splits"] == {"train": 54, "validation": 6, "test": 20}
+    every = [row(number, split="test" if number % 2 else "train", text=f"text {number // 2}") for number in range(80)]
+    whole = run(every, out="all leak")
+    assert whole.profile["splits"]["validation"] == whole.profile["leaked_from_validation"] == 6
 
 
 @pytest.mark.parametrize("split", ["0.6,0.2,0.2", "1/5"])

@@ -11,6 +11,7 @@ from ingesting import kept, picture, rejected, rejects, row, write
 
 from labeler.artifacts import sha256_file
 from labeler.errors import BadInputError
+from labeler.ingestion import IngestOptions, ingest
 from labeler.records import read_label_set
 
 
@@ -164,6 +165,44 @@ def test_an_image_outside_can_be_allowed(run, tmp_path):
     result = run(rows, allow_outside=True)
     assert rejected(result) == []
     assert [(result.out / result.profile["root"] / item.image).is_file() for item in kept(result)[2:]] == [True, True]
+
+
+def test_an_image_outside_a_folder_that_is_a_link_is_the_one_that_opening_it_finds(tmp_path):
+    wanted = picture(tmp_path / "disk" / "deep" / "outside.png", 0)
+    for number, place in enumerate(("outside.png", "disk/other.png", "disk/deep/data/a.png"), 1):
+        picture(tmp_path / place, number)
+    source = tmp_path / "link" / "pairs.jsonl"
+    names = ["../outside.png", "a.png", "album/../b.png", str(tmp_path / "link" / "a.png")]
+    write(tmp_path / "disk/deep/data/pairs.jsonl", [row(number, image=name) for number, name in enumerate(names)])
+    (tmp_path / "link").symlink_to(tmp_path / "disk/deep/data")
+    (tmp_path / "disk/deep/data/album").symlink_to(tmp_path / "disk/deep")
+    inner = picture(tmp_path / "disk" / "b.png", 7)
+    result = ingest([source], tmp_path / "out" / "records", IngestOptions(allow_outside=True))
+    assert rejected(result) == []
+    found = [(result.out / result.profile["root"] / item.image).resolve() for item in kept(result)]
+    assert found == [wanted, *[inner if name == 2 else tmp_path / "disk/deep/data/a.png" for name in (1, 2, 3)]]
+    hashes = [sha256_file(path) for path in found]
+    assert [item.meta["image_sha256"] for item in kept(result)] == hashes
+
+
+def test_records_made_where_a_link_leads_to_name_their_pictures_from_there(run, tmp_path):
+    picture(tmp_path / "data" / "a.png", 0)
+    (tmp_path / "far" / "disk" / "records").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "far" / "disk" / "records")
+    result = run([row(1, image="a.png"), row(2)])
+    assert result.out.is_symlink()
+    image = result.out / result.profile["root"] / kept(result)[0].image
+    assert image.resolve() == tmp_path / "data" / "a.png"
+    assert run([row(1, image="a.png"), row(2)]).already
+
+
+def test_a_field_that_is_called_as_the_pictures_hash_leaves_one_of_that_name(run, tmp_path):
+    picture(tmp_path / "data" / "a.png", 0)
+    result = run([row(0, image="a.png", image_sha256="theirs"), row(1, image_sha256="theirs", more=1)])
+    lines = (result.out / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines[0].count('"image_sha256"') == 1
+    assert kept(result)[0].meta == {"image_sha256": sha256_file(tmp_path / "data" / "a.png")}
+    assert kept(result)[1].meta == {"more": 1}
 
 
 def test_one_label_is_nothing_to_learn(run, tmp_path):

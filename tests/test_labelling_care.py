@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from pyarrow.fs import LocalFileSystem, copy_files
 
 from labeler.errors import UsageError
 from labeler.items import ItemReading, read_items
-from labeler.labelling import label, opened, predict
 from labeler.output import LineFormat
+from labeler.predicting import first_of, label, opened, predict
 from labeler.records import Row
 from labeler.remote_rows import read
 from labeler.runs import load_run
@@ -140,6 +142,15 @@ def test_a_field_that_no_row_has_is_seen_where_rows_bring_their_pictures(tmp_pat
     assert len(list(job.rows)) == 40
 
 
+def test_few_rows_of_a_table_on_s3_are_held_where_they_bring_their_pictures(tmp_path, picture_bytes, s3):
+    table = pictures_in_parquet(tmp_path / "many.parquet", picture_bytes, 40)
+    copy_files(str(table), "pets/many.parquet", source_filesystem=LocalFileSystem(), destination_filesystem=s3)
+    rows = read("s3://pets/many.parquet", {}, False)
+    first, whole = first_of(rows)
+    assert (len(first), whole) == (16, False)
+    assert len(list(rows)) == 24
+
+
 def test_an_encoding_is_refused_where_no_input_has_one(tmp_path, s3):
     rows = jsonl(tmp_path / "rows.jsonl", {"text": "one"})
     copy_files(str(rows), "pets/rows.jsonl", source_filesystem=LocalFileSystem(), destination_filesystem=s3)
@@ -159,6 +170,16 @@ def test_an_empty_path_is_no_picture(run):
     assert line["labels"]
 
 
+@pytest.mark.parametrize("redirected", ["", ">&-"])
+def test_standard_output_carries_any_text_and_may_be_closed(tmp_path, run, redirected):
+    rows = jsonl(tmp_path / "rows.jsonl", {"text": "one red circle 猫"})
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONIOENCODING": "latin-1"}
+    command = f"'{sys.executable}' -m labeler predict '{rows}' --model '{run}' --device cpu {redirected}"
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.decode("latin-1")) == (0, "-: 1 items, 0 with an error\n")
+    assert done.stdout == b"" if redirected else json.loads(done.stdout)["text"] == "one red circle 猫"
+
+
 def test_items_are_counted_without_saying_anything_twice(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "labeler")
     for number in range(12):
@@ -167,7 +188,7 @@ def test_items_are_counted_without_saying_anything_twice(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     for most in (1000, 5):
         caplog.clear()
-        monkeypatch.setattr("labeler.labelling.MANY", most)
+        monkeypatch.setattr("labeler.predicting.MANY", most)
         job = opened([tmp_path], ItemReading({}), None, None)
         assert job.total() == 12
         assert len(list(job.rows)) == 12

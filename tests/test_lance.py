@@ -14,8 +14,8 @@ from PIL import Image
 from labeler.artifacts import locked, sha256_bytes, verify
 from labeler.errors import BadInputError, LockedError
 from labeler.ingestion import Ingested, IngestOptions, ingest
-from labeler.labelling import predict
 from labeler.pictures.images import MAX_FILE_BYTES, load_image, suffix_of
+from labeler.predicting import predict
 from labeler.preprocessing import preprocess
 from labeler.records import Record, Row, read_records
 from labeler.sources import find_format, read_source

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from labeler import evaluation, exporting, scoring
+from labeler import evaluating, evaluation, exporting
 from labeler.decisions import Rule
 from labeler.errors import BadInputError
 from labeler.evaluation import Predictions, decide, measure, resample
@@ -126,18 +126,18 @@ def test_rows_that_all_have_both_are_not_measured_a_second_time(pictures, monkey
         thresholds=None,
     )
     monkeypatch.setattr("labeler.batches.StorePairs", lambda _, rows, *rest: rows)
-    monkeypatch.setattr("labeler.prediction.model_outputs", lambda _, rows, *rest: np.zeros((len(rows), 2, 5)))
+    monkeypatch.setattr("labeler.inference.model_outputs", lambda _, rows, *rest: np.zeros((len(rows), 2, 5)))
     monkeypatch.setattr(
-        scoring, "predictions_of", lambda store, rows, scores, thresholds: evaluation.rows_of(found, rows)
+        evaluating, "predictions_of", lambda store, rows, scores, thresholds: evaluation.rows_of(found, rows)
     )
 
     def measure_few(store, predictions):
         measured.append(len(predictions.ids))
         return measure("single", names_of(found), predictions, draws=20)
 
-    monkeypatch.setattr(scoring, "measured", measure_few)
+    monkeypatch.setattr(evaluating, "measured", measure_few)
     whole = measure("single", names_of(found), found, draws=20)
-    result = scoring.score_modalities(run, store, found, whole, "test", 8)
+    result = evaluating.score_modalities(run, store, found, whole, "test", 8)
     assert measured == ([60, 60] if pictures == 60 else [50, 50, 50])
     assert list(result) == ["both", "text", "image"]
     assert result["both"] == result["text"]  # the model says the same of both here

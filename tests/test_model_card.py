@@ -14,10 +14,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from labeler.artifacts import sha256_file, verify
-from labeler.labelling import label, predict
+from labeler.evaluating import evaluate
 from labeler.model_card import cell, model_card
+from labeler.predicting import label, predict
 from labeler.runs import load_run
-from labeler.scoring import evaluate
 from labeler.training import train
 
 
@@ -67,8 +67,8 @@ def test_a_card_that_belongs_to_an_older_run_is_left_alone(run, store):
 def test_the_code_in_the_card_runs(run, tmp_path):
     card = (run / "README.md").read_text(encoding="utf-8")
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len([line for line in code.splitlines() if line]) == 5
-    code = code.replace(repr(re.search(r"Path\('(.*?)'\)", code)[1]), repr(str(run)))
+    assert len([line for line in code.splitlines() if line]) == 3
+    code = code.replace(repr(re.search(r"load_run\('(.*?)'\)", code)[1]), repr(str(run)))
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.jpg")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from labeler.batches import Pair, collate, without
 from labeler.encoders.text import load_text_encoder
 from labeler.errors import UsageError
+from labeler.inference import PairList, logits
 from labeler.layers import ZeroLinear, unit
 from labeler.models import COATTENTIONS, COATTN_PLACES, Building, check_choice, model_module, model_names
-from labeler.prediction import PairList, logits
 from labeler.runs import load_run
 
 VISUALBERTS = ("visualbert", "visualbert-coattn")

@@ -11,13 +11,13 @@ import pytest
 
 from labeler.baselines import Features, logistic_regression
 from labeler.errors import BadInputError
+from labeler.evaluating import evaluate
 from labeler.evaluation import read_predictions
 from labeler.ingestion import IngestOptions, ingest
 from labeler.measuring import learned_from
 from labeler.preprocessing import preprocess
 from labeler.report.comparison import collect
 from labeler.report.runs import read_runs
-from labeler.scoring import evaluate
 from labeler.store import Store
 from labeler.training import train
 
@@ -155,3 +155,8 @@ def test_a_store_may_be_named_by_a_dot(run, store, tmp_path, labeler, monkeypatc
     assert sorted(path.name for path in new.parent.iterdir() if path.name.startswith("store")) == [
         "store", "store-baselines-test", "store-quality",
     ]  # fmt: skip
+
+
+def test_data_are_named_by_their_folder_from_wherever_they_are_looked_at(run, store, monkeypatch):
+    monkeypatch.chdir(store.parent)
+    assert evaluate(run, Path("store"), device="cpu").metrics["data"]["name"] == store.parent.name

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labeler.errors import BadInputError, UsageError
-from labeler.labelling import predict
+from labeler.predicting import predict
 from labeler.shards import Counts
 
 

@@ -16,15 +16,15 @@ from labeler.artifacts import verify
 from labeler.batches import Pair
 from labeler.engines.native import image_tower as image_tower_of
 from labeler.errors import BadInputError, LabelerError, UsageError
+from labeler.evaluating import evaluate
 from labeler.evaluation import read_predictions, scores_of
+from labeler.inference import PairList, choose_device, logits
 from labeler.ingestion import IngestOptions, ingest
 from labeler.labeller import WINDOW
-from labeler.labelling import predict
 from labeler.models import model_names
-from labeler.prediction import PairList, choose_device, logits
+from labeler.predicting import predict
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
-from labeler.scoring import evaluate
 from labeler.shards import Counts
 from labeler.store import Store
 from labeler.training import train

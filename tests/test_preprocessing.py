@@ -7,9 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
+import ingesting
 import numpy as np
 import pytest
 import torch
+from ingesting import picture, write
 from PIL import Image
 
 from labeler.artifacts import MANIFEST, read_manifest, verify, work_folder, write_json
@@ -90,6 +92,31 @@ def test_the_store_says_what_made_it(store, text_tower, image_tower):
     assert (towers["image"]["tokens"], towers["image"]["width"], towers["text"]["width"]) == (4, 96, 32)
     assert (towers["image"]["name"], towers["text"]["name"]) == (str(image_tower), str(text_tower))
     assert read_manifest(store)["arguments"]["weights"] == {part: towers[part]["sha256"] for part in towers}
+
+
+@pytest.mark.parametrize("near", [128, 1], ids=["shared", "alone"])
+def test_a_picture_that_several_rows_share_is_shown_once_and_told_the_same(tmp_path, towers, monkeypatch, near):
+    rows = [ingesting.row(10 * number + part, image=f"{number}.png") for number in range(12) for part in range(5)]
+    rows += [ingesting.row(1000), ingesting.row(1001, image="0.png")]
+    for number in range(12):
+        picture(tmp_path / f"{number}.png", number)
+    ingest([write(tmp_path / "a.jsonl", rows)], tmp_path / "records")
+    monkeypatch.setattr("labeler.pictures.decoding.NEAR", near)
+    monkeypatch.setattr("labeler.preprocessing.NEAR", near)
+    real, shown = ImageEncoder.see, []
+    monkeypatch.setattr(ImageEncoder, "see", lambda tower, pixels: shown.extend(pixels) or real(tower, pixels))
+    preprocess(tmp_path / "records", tmp_path / "store", **towers)
+    assert len(shown) == (12 if near > 1 else 61)
+    opened, tower = Store(tmp_path / "store"), load_image_encoder(str(towers["image_encoder"]))
+    tokens, real_tokens = opened.visual_tokens(range(62))
+    assert real_tokens.any(axis=1).tolist() == [True] * 60 + [False, True]
+    for number, item in enumerate(read_records(tmp_path / "records")):
+        if item.image:
+            with Image.open(tmp_path / item.image) as image:
+                alone = tower.visual_tokens([stretch(np.array(image.convert("RGB")), tower.size)])[0].numpy()
+            np.testing.assert_allclose(
+                tokens[number].astype(np.float32), alone.astype(np.float32), atol=2e-3, rtol=2e-3
+            )
 
 
 def test_a_second_call_makes_nothing(copied, towers):

@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from labeler.artifacts import work_folder
 from labeler.batches import collate
-from labeler.end_to_end import TOWER
+from labeler.encoders.weights import TOWER
 from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.fitting.arguments import training_arguments
 from labeler.fitting.fit import Fit

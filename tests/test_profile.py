@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,18 @@ from click.testing import CliRunner
 from labeler.cli import cli
 from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
-from labeler.rows.profile import MOST_BUCKETS, described, duplicates, histogram, quantiles
+from labeler.rows.profile import (
+    MOST_BUCKETS,
+    MOST_PAIRS,
+    described,
+    duplicates,
+    histogram,
+    label_counts,
+    label_matrix,
+    labels_together,
+    quantiles,
+)
+from labeler.rows.splits import RowLabels
 
 SHARED = Path(os.environ.get("LABELER_DATA", "/nonexistent"))
 ROWS = [
@@ -99,6 +113,33 @@ def test_lengths_and_labels_that_stand_together_are_in_the_profile(tmp_path):
     assert profile["label_matrix"] == {"labels": ["x", "y", "z"], "counts": [[3, 2, 1], [2, 2, 1], [1, 1, 1]]}
     assert profile["histograms"]["text_words"] == {"start": 2, "width": 1, "counts": [1, 2]}
     assert profile["histograms"]["image_width"] is None
+
+
+@pytest.mark.parametrize("labels_a_row", [2, 6])
+def test_pairs_of_labels_are_those_that_counting_each_finds(labels_a_row):
+    random = np.random.default_rng(labels_a_row)
+    names = [str(number) for number in random.permutation(30)]
+    rows = [random.choice(30, random.integers(1, labels_a_row + 1), replace=False) for _ in range(200)]
+    labels = RowLabels(np.concatenate(rows), np.array([len(row) for row in rows]))
+    counts = Counter(tuple(sorted(pair)) for row in rows for pair in combinations([names[code] for code in row], 2))
+    expected = sorted(((*pair, count) for pair, count in counts.items()), key=lambda pair: (-pair[2], pair))
+    assert len(expected) > MOST_PAIRS
+    assert labels_together(labels, names) == expected[:MOST_PAIRS]
+    shown = list(label_counts(labels, names, np.ones(200, bool)))[:12]
+    matrix = label_matrix(labels, names, shown)["counts"]
+    both = [[sum({a, b} <= {names[code] for code in row} for row in rows) for b in shown] for a in shown]
+    assert matrix == both
+
+
+def test_pairs_of_a_large_vocabulary_take_seconds_and_no_tuple_each():
+    random = np.random.default_rng(0)
+    codes = np.concatenate([random.choice(8000, 20, replace=False) for _ in range(20_000)])
+    labels, names = RowLabels(codes, np.full(20_000, 20)), [f"tag {number}" for number in range(8000)]
+    tracemalloc.start()
+    assert len(labels_together(labels, names)) == MOST_PAIRS
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300 << 20
 
 
 def test_nothing_stands_for_nothing():

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labeler import labelling
+from labeler import predicting
 from labeler.errors import BadInputError, UsageError
-from labeler.labelling import predict
-from labeler.ray_labelling import ROUND, rounds
+from labeler.predicting import predict
+from labeler.ray_predicting import ROUND, rounds
 from labeler.records import Row
 from labeler.shards import Counts
 
@@ -61,11 +61,11 @@ def test_fault_30_a_killed_worker_loses_and_doubles_nothing_and_every_line_is_as
     trained, pairs, tmp_path, monkeypatch
 ):
     pytest.importorskip("ray")
-    monkeypatch.setattr("labeler.labelling.WINDOW", 6)
+    monkeypatch.setattr("labeler.predicting.WINDOW", 6)
     run = trained("visualbert")
     whole = predict([pairs], run, tmp_path / "local.jsonl", device="cpu", allow_outside=True)
     killed: list[int] = []
-    running = labelling.label_on_ray
+    running = predicting.label_on_ray
 
     def watched(*arguments, **how):
         for lines in running(*arguments, **how):
@@ -75,7 +75,7 @@ def test_fault_30_a_killed_worker_loses_and_doubles_nothing_and_every_line_is_as
             yield lines
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(labelling, "label_on_ray", watched)
+    monkeypatch.setattr(predicting, "label_on_ray", watched)
     threading.Thread(target=kill_one, args=(killed,), daemon=True).start()
     done = predict([pairs], run, tmp_path / "ray.jsonl", device="cpu", allow_outside=True, engine="ray", workers=2)
     assert killed

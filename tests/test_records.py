@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 
 from labeler.errors import BadInputError
 from labeler.records import ALIASES, Record, Row, label_set, read_label_set, read_records, record_from, write_records
-from labeler.values import MAX_DEPTH, MAX_TEXT_CHARACTERS, SPLIT_ALIASES, RowError
+from labeler.values import MAX_DEPTH, MAX_TEXT_CHARACTERS, SPLIT_ALIASES, RowError, parse_labels
 
 
 def record(mapping=None, *, labelled=True, separator="|", **fields) -> Record:
@@ -51,7 +52,7 @@ def test_a_mapped_label_that_is_missing_is_named():
         record({"labels": "mood"})
     with pytest.raises(RowError, match="no label: expected in the field label"):
         record(label="")
-    with pytest.raises(RowError, match="no label: expected in the field one of label, labels, tags"):
+    with pytest.raises(RowError, match="no label: expected in one of the fields label, labels, tags"):
         record_from(Row("a", 1, {"text": "x"}), {})
     assert record(labelled=False, label=None).labels is None
 
@@ -220,6 +221,30 @@ def test_a_broken_records_file_names_the_line(tmp_path):
         file.write('{"id": 3}\n')
     with pytest.raises(BadInputError, match=r"records\.jsonl:2: not a record"):
         list(read_records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("['joy', 'fear']", ("joy", "fear")),
+        ("""["it's", 'fear']""", ("it's", "fear")),
+        (" ['joy']", ("joy",)),
+        ("[1, 2]", ("1", "2")),
+        ("[True, None]", ("true",)),
+        ("[]", ()),
+        (r"['a\d']", (r"a\d",)),
+    ],
+)
+def test_a_list_is_read_as_pandas_writes_it_into_a_cell(cell, labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_labels(cell, "|") == labels
+
+
+@pytest.mark.parametrize("cell", ["['joy' 'fear']", "[joy]", "['joy'", "[print('x')]", "[" * 5000, "[array(['joy'])]"])
+def test_what_looks_like_a_list_and_is_none_is_no_label(cell):
+    with pytest.raises(RowError, match="look like a JSON list and are none"):
+        parse_labels(cell, "|")
 
 
 def test_labels_are_counted_most_frequent_first():

@@ -18,9 +18,9 @@ from labeler.encoders.regions import REGIONS, _build, _with_weights, see_regions
 from labeler.encoders.weights import tower_sha256
 from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import scores_of
+from labeler.inference import logits
 from labeler.ingestion import IngestOptions, ingest
-from labeler.labelling import predict
-from labeler.prediction import logits
+from labeler.predicting import predict
 from labeler.preprocessing import preprocess
 from labeler.runs import load_run
 from labeler.store import Store

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from labeler import items
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.items import ItemReading, read_items
 from labeler.labeller import Labeller
-from labeler.labelling import predict
 from labeler.output import cache_folder
-from labeler.records import Row
+from labeler.predicting import predict
+from labeler.records import Reject, Row
 from labeler.remote import fetch, in_threads
 from labeler.remote_rows import read
 from labeler.shards import Counts
@@ -119,6 +120,33 @@ def test_a_table_on_s3_that_was_written_on_windows(s3, folder, tmp_path):
     ]  # fmt: skip
 
 
+def test_keys_with_an_empty_part_are_told_once_and_cost_no_other_row(s3, server):
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=server, region_name="us-east-1")
+    keys = ["/lead.png", "d/a.txt", "d//doubled.png", "d/more//far/x.png", "top.txt"]
+    for key in keys:
+        client.put_object(Bucket="pets", Key=key, Body=b"a text")
+    try:
+        found = list(islice(read("s3://pets", {}, False), 10))
+        assert [row.fields["id"] for row in found if isinstance(row, Row)] == ["top.txt", "d/a.txt"]
+        said = [(row.source, row.id, row.message) for row in found if isinstance(row, Reject)]
+        assert said == [
+            (
+                "s3://pets",
+                place,
+                f"{place}: keys with an empty part cannot be reached; copy what lies there to other keys",
+            )
+            for place in ("/", "d//", "d/more//")
+        ]
+        assert [row.id for row in islice(read("s3://pets/d", {}, False), 10) if isinstance(row, Reject)] == [
+            "/",
+            "more//",
+        ]
+    finally:  # Arrow, which empties the bucket, does not reach them
+        client.delete_objects(Bucket="pets", Delete={"Objects": [{"Key": key} for key in keys]})
+
+
 def test_texts_and_tables_on_s3_are_read_in_the_encoding_that_is_named(s3, run, tmp_path):
     (tmp_path / "a.txt").write_bytes("łąka".encode("cp1250"))
     (tmp_path / "t.csv").write_bytes("id,text\n1,łąka\n".encode("cp1250"))
@@ -165,7 +193,7 @@ def test_an_interrupted_run_goes_on(s3, folder, run, monkeypatch):
         return logits(self, window)
 
     written, logits = [], Labeller.logits
-    monkeypatch.setattr("labeler.labelling.WINDOW", 2)
+    monkeypatch.setattr("labeler.predicting.WINDOW", 2)
     predict(["s3://pets/folder"], run, "s3://pets/whole.jsonl", device="cpu")
     monkeypatch.setattr(Labeller, "logits", interrupted)
     with pytest.raises(InterruptedRun, match=r"s3://pets/out.jsonl: interrupted; the same command goes on from there"):

@@ -10,8 +10,8 @@ from pyarrow.fs import LocalFileSystem, S3FileSystem, copy_files
 from labeler import output
 from labeler.errors import BadInputError, InterruptedRun, LabelerError
 from labeler.labeller import Labeller
-from labeler.labelling import predict
 from labeler.output import cache_folder
+from labeler.predicting import predict
 from labeler.shards import Counts
 
 OUT, PLACE = "s3://pets/labels.jsonl", "pets/labels.jsonl"
@@ -60,7 +60,7 @@ def test_corrections_survive_an_unfinished_run_before_them(s3, inputs, run, monk
     finished = held(s3)
     with monkeypatch.context() as patched:
         patched.setattr(broken, how)
-        with pytest.raises(error):
+        with pytest.raises(error, match=r"^s3://pets/labels.jsonl: interrupted|^no connection"):
             predict(inputs[1:], run, OUT, device="cpu")
     correction = corrected(s3)
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_corrections_survive_a_run_with_force_that_was_interrupted(s3, inputs, r
     correction = corrected(s3)
     with monkeypatch.context() as patched:
         patched.setattr(Labeller, "logits", interrupted)
-        with pytest.raises(InterruptedRun):
+        with pytest.raises(InterruptedRun, match=r"^s3://pets/labels.jsonl: interrupted"):
             predict(inputs, run, OUT, device="cpu", force=True)
     with pytest.raises(BadInputError, match=r"^s3://pets/labels.jsonl: has been changed since"):
         predict(inputs, run, OUT, device="cpu")
@@ -94,6 +94,7 @@ def test_an_output_that_was_refused_is_written_once_it_is_gone(s3, inputs, run):
     held(s3, b"mine\n")
     with pytest.raises(BadInputError, match=r"^s3://pets/labels.jsonl: has been changed since"):
         predict(inputs, run, OUT, device="cpu")
+    assert not cache_folder(OUT).exists()
     s3.delete_file("pets/.labels.jsonl.state")
     with pytest.raises(BadInputError, match=r"^s3://pets/labels.jsonl: was not written by `labeler predict`"):
         predict(inputs, run, OUT, device="cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_runs import NAMES, page, write_run
 
@@ -55,3 +56,25 @@ def test_texts_of_a_store_that_was_made_again_do_not_stand_beside_predictions_of
     assert f"Pictures and texts are left out: {store} is not the store any more that was measured." in found
     assert "labeler preprocess" not in found
     assert "Nothing is known of it" in page(tmp_path / "after", "data.html").text
+
+
+def test_runs_that_differ_in_their_seed_alone_are_compared_by_their_mean(tmp_path):
+    good = [write_run(tmp_path / f"good{seed}", seed=seed, skill=4.0) for seed in (0, 1, 2)]
+    poor = [write_run(tmp_path / f"poor{seed}", "resnet-gru", seed=seed, skill=1.0) for seed in (0, 1, 2)]
+    comparison = report([*good, *poor], tmp_path / "report")
+    ours, theirs = "visualbert (mean of 3 seeds)", "resnet-gru (mean of 3 seeds)"
+    assert len(comparison["comparisons"]) == 6, "of four contenders; pairs of seeds of one model are none"
+    found = comparison["comparisons"][-1]
+    means = {row["name"]: row["accuracy"]["mean"] for row in comparison["seeds"]}
+    assert (found["a"], found["b"], found["verdict"]) == (ours, theirs, "worse")
+    assert found["delta_accuracy"] == pytest.approx(means["resnet-gru"] - means["visualbert"])
+    alone = report([good[0], poor[0]], tmp_path / "alone")["comparisons"][-1]
+    assert np.ptp(found["ci95"]) < np.ptp(alone["ci95"]), "the mean over seeds is told better than one of them"
+    assert comparison["answer"].startswith(f"{ours} is the best of 4 models on 80 test rows: accuracy")
+    assert f"{100 * means['visualbert']:.1f}" in comparison["answer"]
+    assert [row["name"] for row in comparison["against_baseline"]] == [ours, theirs]
+    text = page(tmp_path / "report").text
+    assert ours in text
+    assert text.count("best") >= 3
+    (row,) = [line for line in (tmp_path / "report/comparison.csv").read_text().split("\n") if "(good1)" in line]
+    assert ",,," in row, "a seed is not compared with the row above it"

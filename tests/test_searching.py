@@ -84,6 +84,13 @@ def test_a_hit_is_one_line_whatever_its_text(indexed, capsys, monkeypatch):
     assert capsys.readouterr().out == "+0.500  a  one two three four\n+0.250  b c  \n"
 
 
+def test_an_index_that_cannot_be_written_is_refused_before_the_store_is_read(store, pretrained, tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr("labeler.store.Store", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(BadInputError, match=r"out: exists and was not made by labeler, so it is left alone"):
+        index(store, pretrained, tmp_path / "out")
+
+
 def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
     import lance
 
@@ -92,10 +99,12 @@ def test_a_graph_finds_nearly_all_of_the_nearest(tmp_path, monkeypatch):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = [str(number) for number in range(3000)]
     monkeypatch.setattr(searching, "EXACT_UP_TO", 1000)
-    lance.write_dataset(
-        table_of({"id": names, "text": names, "image": names, "vector": vectors}, 16), str(tmp_path / "pictures.lance")
-    )
+    for part in (slice(2000), slice(2000, 3000)):
+        columns = {"id": names[part], "text": names[part], "image": names[part], "vector": vectors[part]}
+        mode = "append" if part.start else "create"
+        lance.write_dataset(table_of(columns, 16), str(tmp_path / "pictures.lance"), mode=mode)
     make_fast(tmp_path / "pictures.lance", 3000)
+    assert len(list((tmp_path / "pictures.lance" / "data").iterdir())) == 1, "nothing is kept that nobody reads"
     opened = Index.__new__(Index)
     opened.counts, opened.datasets = {"pictures": 3000}, {"pictures": lance.dataset(str(tmp_path / "pictures.lance"))}
     assert opened.datasets["pictures"].describe_indices()[0].index_type == "IVF_HNSW_SQ"

@@ -103,6 +103,14 @@ def test_an_output_in_which_nothing_has_changed_is_left_alone(out):
     assert {text[-1] for text in lines_of(out)} == {"b"}
 
 
+def test_what_was_labelled_of_rows_that_are_gone_does_not_stay_beside_an_output_that_has_not_changed(out):
+    label(out, list(range(9)))
+    label(out, [*range(9), 10], "b", stop=1)
+    assert list(work_folder(out).iterdir())
+    assert label(out, list(range(9)), "c").kept == 9
+    assert not work_folder(out).exists()
+
+
 def test_a_forced_run_goes_on_too_and_keeps_nothing_else(out):
     rows = list(range(9))
     label(out, rows)
@@ -118,6 +126,24 @@ def test_lines_of_another_recipe_are_not_kept_and_that_is_said(out, finished, ca
     label(out, list(range(9)), "b", recipe=RECIPE | {"aim": "recall=0.9"})
     assert {text[-1] for text in lines_of(out)} == {"b"}
     assert caplog.text.count("aim was '', is 'recall=0.9'") == 1
+
+
+def test_what_computes_is_called_by_its_name(out, caplog):
+    caplog.set_level(logging.INFO, "labeler")
+    label(out, [1], recipe=RECIPE | {"way": "onnx fp32"})
+    label(out, [1], recipe=RECIPE | {"way": "None"})
+    assert "way was 'onnx fp32', is PyTorch; every item is labelled again" in caplog.text
+
+
+def test_a_run_that_labels_nothing_takes_nothing_from_an_interrupted_one_by_another_recipe(out):
+    label(out, list(range(9)), stop=2)
+    label(out, list(range(9)), stop=0, recipe=RECIPE | {"aim": "recall=0.9"})
+    label(out, list(range(9)), "b", stop=1)
+    assert len(list(work_folder(out).glob("*.lines"))) == 3
+    label(out, list(range(9)), "c", stop=1, recipe=RECIPE | {"aim": "recall=0.9"})
+    assert len(list(work_folder(out).glob("*.lines"))) == 1
+    label(out, list(range(9)), "d", recipe=RECIPE | {"aim": "recall=0.9"})
+    assert "".join(text[-1] for text in lines_of(out)) == "cccdddddd"
 
 
 def test_an_output_that_was_changed_by_hand_is_replaced_when_forced_alone(out):

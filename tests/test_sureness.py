@@ -14,7 +14,7 @@ from labeler.report import report
 def test_how_sure_the_runs_are_stands_in_charts_and_tables(tmp_path, task):
     runs = two_runs(tmp_path, task=task)
     report(runs, tmp_path / "report")
-    text = page(tmp_path / "report").text.split("How sure, and how right")[1].split("Pairs labelled right")[0]
+    text = page(tmp_path / "report").text.split("Calibration and coverage")[1].split("Pairs labelled right")[0]
     metrics = json.loads((runs[0] / "metrics-test.json").read_text())
     sure, unsure = metrics["abstention"]["promises"]
     assert f"{sure['validation']['right']} of {sure['validation']['n']}" in text

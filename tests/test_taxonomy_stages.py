@@ -15,15 +15,15 @@ from test_taxonomy import lines_of, write
 
 from labeler.decisions import promised, validation_predictions
 from labeler.errors import BadInputError
+from labeler.evaluating import evaluate
 from labeler.export_tasks import export_tasks
 from labeler.ingestion import IngestOptions, ingest
 from labeler.label_errors import find_label_errors
-from labeler.labelling import predict
+from labeler.predicting import predict
 from labeler.preprocessing import preprocess
 from labeler.records import label_set, read_label_set
 from labeler.report import report
 from labeler.runs import load_run
-from labeler.scoring import evaluate
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.training import train

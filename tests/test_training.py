@@ -19,6 +19,7 @@ from labeler.artifacts import read_manifest, sha256_file, verify, work_folder
 from labeler.cli import cli
 from labeler.decisions import VALIDATION
 from labeler.errors import BadInputError, LabelerError
+from labeler.evaluating import describe, evaluate
 from labeler.evaluation import read_predictions, scores_of
 from labeler.fitting.arguments import training_arguments
 from labeler.fitting.averaging import AveragedWeights
@@ -28,7 +29,6 @@ from labeler.fitting.watching import Watch
 from labeler.models import model_names
 from labeler.preprocessing import preprocess
 from labeler.runs import PICKLED, load_run
-from labeler.scoring import describe, evaluate
 from labeler.store import Store
 from labeler.training import over_seeds, train, train_seeds
 from labeler.training_options import METRICS, TrainOptions, options_for, own_options, read_options

@@ -118,3 +118,14 @@ def test_what_is_typed_wins_over_what_it_makes_idle_in_a_file(typed, tmp_path):
     assert (getattr(found, typed), found.epochs) == (True, 5)
     assert found.pretrain == (0 if typed == "freeze" else 2)
     assert options_for("visualbert", read_options(best)).visual_token_dropout == 0.5
+
+
+def test_a_loss_that_is_typed_needs_no_gamma_of_a_file(tmp_path):
+    best = tmp_path / "best.json"
+    best.write_text(json.dumps({"loss": "focal", "focal_gamma": 1.5}))
+    typed = {"loss": "cross-entropy"}
+    found = options_for("late-fusion", read_options(best, typed) | typed)
+    assert (found.loss, found.focal_gamma) == ("cross-entropy", 2.0)
+    assert options_for("late-fusion", read_options(best)).focal_gamma == 1.5
+    with pytest.raises(UsageError, match="--focal-gamma is for --loss focal"):
+        options_for("late-fusion", read_options(best, typed) | typed | {"focal_gamma": 1.0})

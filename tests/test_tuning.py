@@ -287,3 +287,19 @@ def test_the_command_searches_and_says_that_the_best_is_flattered(store, tmp_pat
 def test_settings_of_teachers_that_are_not_there_are_refused(store, tmp_path):
     with pytest.raises(UsageError, match="teacher_weight: tune has no teachers"):
         search(store, tmp_path / "search", {"teacher_weight": 0.9}, trials=1)
+
+
+def test_a_search_that_failed_on_its_options_leaves_the_folder_to_the_next(store, tmp_path):
+    out = tmp_path / "search"
+    with pytest.raises(UsageError, match="resnet-gru has no transformer layers"):
+        search(store, out, ONE | {"activation_checkpointing": True}, trials=1)
+    assert search(store, out, ONE, trials=1)["trials"] == 1
+    with pytest.raises(BadInputError, match="holds another search"):
+        search(store, out, ONE | {"epochs": 2}, trials=1)
+
+
+def test_a_search_takes_what_another_found(found, store, tmp_path):
+    best = json.loads((found[0] / "best.json").read_text(encoding="utf-8"))
+    assert "teacher_weight" in best
+    fixed = {name: value for name, value in best.items() if name != "warmup"} | {"epochs": 1}
+    assert search(store, tmp_path / "search", fixed, trials=1)["trials"] == 1

@@ -18,7 +18,7 @@ from transformers import (
 from labeler.encoders.text import check_vocabulary, load_text_encoder
 from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
-from labeler.labelling import predict
+from labeler.predicting import predict
 from labeler.preprocessing import preprocess
 from labeler.shards import Counts
 from labeler.store import Store

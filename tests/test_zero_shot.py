@@ -18,12 +18,12 @@ from labeler.artifacts import read_manifest, verify
 from labeler.batches import StorePairs
 from labeler.embedding import embed_pairs, load_towers_run
 from labeler.errors import BadInputError, UsageError
-from labeler.labelling import predict
+from labeler.evaluating import ZeroShotOptions, evaluate
+from labeler.inference import logits
 from labeler.layers import unit
-from labeler.prediction import logits
+from labeler.predicting import predict
 from labeler.records import LabelSet
 from labeler.report import report
-from labeler.scoring import ZeroShotOptions, evaluate
 from labeler.store import Store
 from labeler.zero_shot import TEMPLATES, Prompts, parse_prompts, prompts_of, zero_shot_run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -33,6 +34,21 @@ COMMANDS = {
 }
 
 
+def set_quiet(context: click.Context, option: click.Parameter, quiet: bool) -> None:
+    """Let nothing but warnings and errors be said, where that is asked for before the sub-command or behind it."""
+    if quiet or context.parent is None:
+        logging.getLogger("labeler").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+# before the sub-command or behind it
+SHARED = [
+    click.Option(["--debug"], is_flag=True, expose_value=False, help="Show the traceback of an error."),
+    click.Option(
+        ["--quiet"], is_flag=True, expose_value=False, callback=set_quiet, help="Say only warnings and errors."
+    ),
+]
+
+
 class Commands(click.Group):
     """The sub-commands, in the order in which they are run; `--help` imports none of them."""
 
@@ -43,7 +59,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the sub-command of that name."""
         if cmd_name in COMMANDS:
-            return importlib.import_module(f"labeler.cli.{cmd_name.replace('-', '_')}").command
+            command: click.Command = importlib.import_module(f"labeler.cli.{cmd_name.replace('-', '_')}").command
+            command.params += [option for option in SHARED if option not in command.params]
+            return command
         return None
 
     def resolve_command(
@@ -63,9 +81,7 @@ class Commands(click.Group):
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--quiet", is_flag=True, help="Say only warnings and errors.")
-def cli(debug: bool, quiet: bool) -> None:
+def cli() -> None:
     """Put emotion and topic labels on image+text pairs.
 
     \b
@@ -81,7 +97,9 @@ def cli(debug: bool, quiet: bool) -> None:
     Exit codes: 0 done, 1 failure, 2 usage, 3 bad input, 4 done with rejects,
     5 another process holds the output, 130 interrupted.
     """  # noqa: D301 (click looks for the character itself)
-    logging.getLogger("labeler").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+cli.params += SHARED
 
 
 class Messages(logging.Handler):
@@ -95,6 +113,7 @@ class Messages(logging.Handler):
 
 def main() -> None:
     """Run the command; turn what goes wrong into one sentence and the right exit code."""
+    open_streams()
     logger = logging.getLogger("labeler")
     logger.addHandler(Messages())
     # hubs' libraries draw bars and give advice of their own
@@ -122,6 +141,22 @@ def main() -> None:
     except Exception as error:
         code = fail(f"{type(error).__name__}: {error} (a bug; --debug shows where)", 1, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def open_streams() -> None:
+    """Open the null device where a standard stream is closed, since the next file that is opened would stand in its place; have
+    standard output carry any text, whatever the locale: in UTF-8, as all files are.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            free = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(free, True)  # as a stream is
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def fail(message: str, code: int, debug: bool) -> int:

@@ -42,7 +42,7 @@ def command(
     Writes predictions-SPLIT.jsonl and metrics-SPLIT.json into RUN; every figure has its 95% interval.
     --aim is for several labels a row. --zero-shot also says how well texts and pictures find each other.
     """
-    from labeler.scoring import ZeroShotOptions, evaluate
+    from labeler.evaluating import ZeroShotOptions, evaluate
     from labeler.zero_shot import read_phrases
 
     if (describe or templates) and not zero_shot:

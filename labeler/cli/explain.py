@@ -68,7 +68,7 @@ def command(
         colour = has_colours()
         click.echo("\n\n".join(shown(explanation, colour) for explanation in found), color=colour)
     if out is not None:
-        click.echo(f"drawn: {out}", err=True)
+        options.tell(f"drawn: {out}")
 
 
 def has_colours() -> bool:

@@ -191,12 +191,18 @@ def told_leaks(profile: dict[str, Any], drop: bool) -> list[str]:
     """Return how many rows leak, or that there was nothing to `drop` where the splits were drawn."""
     if drop and profile["split"].startswith("drawn"):
         return ["  --drop-leaks had nothing to do: the data bring no splits, and those that are drawn leak nothing"]
-    if not profile["leaked_rows"]:
-        return []
-    return [
-        f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
-        "leaves the train rows out, --split draws new splits"
-    ]
+    lines = []
+    if profile["leaked_rows"]:
+        lines.append(
+            f"  warning: {profile['leaked_rows']} rows outside train share a picture, text or group with train; --drop-leaks "
+            "leaves the train rows out, --split draws new splits"
+        )
+    if profile.get("leaked_from_validation"):
+        lines.append(
+            f"  warning: {profile['leaked_from_validation']} test rows share a picture, text or group with validation, by which "
+            "epochs and thresholds are chosen; --split draws new splits"
+        )
+    return lines
 
 
 def alike_labels(profile: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import click
+
+from labeler.errors import BadInputError
 
 Decorator = Callable[[Any], Any]
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -27,8 +30,18 @@ class PlaceType(click.ParamType):
         return value if "://" in str(value) else Path(value)
 
 
+class TargetType(PlaceType):
+    """The place of a file to write."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | str:
+        """Return the place that was given; raises BadInputError for a folder's, which a Path would not be."""
+        if str(value).endswith("/"):
+            raise BadInputError(f"{value}: a folder; --out takes the file to write")
+        return super().convert(value, parameter, context)
+
+
 FOLDER = click.Path(path_type=Path)
-PLACE = PlaceType()
+PLACE, TARGET = PlaceType(), TargetType()
 
 force: Decorator = click.option("--force", is_flag=True, help="Make it again even if it is already made.")
 as_json: Decorator = click.option(
@@ -123,6 +136,14 @@ def say(message: str, result: Any, printed_as_json: bool) -> None:
     if printed_as_json:
         click.echo(json.dumps(result, ensure_ascii=False, indent=2, default=str))
     else:
+        tell(message)
+
+
+def tell(message: str) -> None:
+    """Say something on standard error; with --quiet nothing of it but the lines that warn."""
+    if not logging.getLogger("labeler").isEnabledFor(logging.INFO):
+        message = "\n".join(line.strip() for line in message.splitlines() if line.lstrip().startswith("warning: "))
+    if message:
         click.echo(message, err=True)
 
 

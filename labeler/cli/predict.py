@@ -16,7 +16,7 @@ from labeler.errors import UsageError
 @click.option("--model", type=options.FOLDER, required=True,
               help="The run that `labeler train` wrote, or its export; with --zero-shot `labeler pretrain`.")  # fmt: skip
 @click.option(
-    "--out", type=options.PLACE, default="-", show_default=True, help="The file to write; - is standard output."
+    "--out", type=options.TARGET, default="-", show_default=True, help="The file to write; - is standard output."
 )
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), help="[default: by the file's name, else jsonl]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
@@ -70,7 +70,7 @@ def command(
     """
     import signal
 
-    from labeler.labelling import predict
+    from labeler.predicting import predict
     from labeler.zero_shot import parse_prompts
 
     if templates and zero_shot is None:
@@ -88,5 +88,5 @@ def command(
     review = f", {result.review} for review" if min_precision else ""
     kept = f"; {result.items - result.kept} labelled, {result.kept} kept from before" if result.kept else ""
     dropped = f", {result.dropped} of other items dropped" if result.dropped else ""
-    click.echo(f"{out}: {result.items} items, {result.errors} with an error{review}{kept}{dropped}", err=True)
+    options.tell(f"{out}: {result.items} items, {result.errors} with an error{review}{kept}{dropped}")
     context.exit(4 if result.errors else 0)

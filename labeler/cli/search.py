@@ -57,4 +57,4 @@ def command(
             line = f"{hit.score:+.3f}  {hit.id}{place}  {hit.text or ''}"
             click.echo(options.harmless(" ".join(line.splitlines())))
     if html is not None:
-        click.echo(f"{html}: {len(hits)} {find}", err=True)
+        options.tell(f"{html}: {len(hits)} {find}")

@@ -17,6 +17,7 @@ from labeler.inputs import near
 
 EMBEDDED = "embedded"
 REGIONS = "regions:"  # what the name of an image tower begins with that is a detector
+TOWER = "image-tower"  # the folder in a run with the image tower that was fine-tuned
 HUB_SECONDS = 8.0
 
 T = TypeVar("T")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("labeler")
 
 Precision = Literal["auto", "int8", "bf16", "fp32"]
-RUNTIMES = ("auto", "native", "onnx", "openvino")
 CHECK = "export.json"  # an export's: what each way of running it gave, measured when it was made
 SAME_LABELS = 0.99  # share of rows on which a runtime must agree with PyTorch to be chosen unasked
 
@@ -71,7 +70,7 @@ def open_engine(choice: Choice, device: str = "auto") -> Engine:
     """
     if choice.way is None:
         from labeler.engines.native import Native
-        from labeler.prediction import choose_device
+        from labeler.inference import choose_device
         from labeler.runs import load_run
         from labeler.zero_shot import zero_shot_run
 

@@ -8,7 +8,7 @@
     visual_mask    [B, V]        bool     -+
 
 Masks are as in `labeler.batches`. A batch holds items of one length, rounded up, that all have a picture or all have none: so
-the shape that an item is computed in is its own, and does not hang on its company.
+the shape that an item is computed in is its own, and does not depend on its company.
 """
 
 from __future__ import annotations

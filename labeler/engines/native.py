@@ -11,8 +11,8 @@ from labeler.decisions import Rule, rule_of
 from labeler.encoders.image import ImageEncoder, recorded_image_encoder
 from labeler.end_to_end import EndToEnd
 from labeler.engines import Reader
+from labeler.inference import PairList, logits
 from labeler.items import Item
-from labeler.prediction import PairList, logits
 from labeler.runs import Run
 from labeler.store import region_mask
 

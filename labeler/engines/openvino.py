@@ -20,7 +20,7 @@ def open_graph(path: Path, precision: str) -> Graph:
     """Return what runs the ONNX file `path` on all cores; what is int8 in the file stays so.
 
     `precision` is fp32, bf16, or int8: then weights of matrix products are rounded to 8 bits, one scale an output, and what
-    they are multiplied by is rounded as it comes, one scale for GROUP numbers of one token. So no item's hangs on another's.
+    they are multiplied by is rounded as it comes, one scale for GROUP numbers of one token. So no item's depends on another's.
     All else is then bf16 where the processor has that.
     """
     model = core().read_model(str(path))

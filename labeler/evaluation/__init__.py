@@ -3,7 +3,7 @@
 from labeler.evaluation.abstention import Promise, kept, kept_promise, promise, risk_coverage
 from labeler.evaluation.bootstrap import Resampled, mean_of, resample
 from labeler.evaluation.calibration import fit_temperature, reliability, scores_of, scores_of_logits
-from labeler.evaluation.comparing import compare, differences, judge
+from labeler.evaluation.comparing import compare, compare_means, differences, judge
 from labeler.evaluation.measuring import figure, measure
 from labeler.evaluation.metrics import ANSWERS, HEADLINE, SECOND, statistics
 from labeler.evaluation.predictions import (
@@ -38,6 +38,7 @@ __all__ = [
     "aim_of",
     "average_precision",
     "compare",
+    "compare_means",
     "decide",
     "differences",
     "figure",

@@ -74,12 +74,12 @@ def kept(predictions: Predictions, given: Promise) -> dict[str, Any]:
 
 
 def kept_promise(found: dict[str, Any]) -> str:
-    """Return in words what became of a promise that `kept` looked at: what holds is as precise here as was promised."""
+    """Return in words what became of a promise that `kept` looked at: it holds where the whole interval is at least as high."""
     if found["holds"] is None:
         return "nothing given"
     if not found["holds"]:
         return "broken"
-    return "holds" if found["precision"] >= found["promised"] else "cannot tell"
+    return "holds" if found["precision_ci95"][0] >= found["promised"] else "not contradicted"
 
 
 def risk_coverage(predictions: Predictions) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Resampled(NamedTuple):
     def interval(self, metric: str) -> list[float] | None:
         """Return the metric's 95 % interval [low, high], bias-corrected and accelerated (Efron 1987).
 
-        None when there is nothing to tell from: an undefined metric, or fewer than half of the draws defined. A metric of
+        None when there is nothing to tell from: an undefined metric, fewer than half of the draws defined, or under 2.5 % of them
+        on one side of the estimate, where the correction asks for quantiles that no draw reaches. A metric of
         rare labels rises when rows are drawn twice: with 300 rows and labels of 3 to 90 of them the percentiles' interval of mean
         average precision covered the truth in 64 % of cases, this one in 83 % (`python -m benchmarks.evaluation intervals`).
         """
@@ -45,6 +46,8 @@ class Resampled(NamedTuple):
         if np.isnan(estimate) or len(known) * 2 < len(self.drawn[metric]):
             return None
         bias, skew = self._bias(metric, estimate), self._skew(metric)
+        if abs(bias) > EDGES[1]:
+            return None
         shares = scipy.stats.norm.cdf(bias + (bias + EDGES) / (1 - skew * (bias + EDGES)))
         low, high = np.quantile(known, shares)
         return [float(min(low, estimate)), float(max(high, estimate))]

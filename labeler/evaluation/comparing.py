@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from labeler.evaluation.predictions import Predictions
 
 ALPHA = 0.05
 LEAST_GROUPS = 6  # of which a sign test can say p < 0.05
+FLIPS = 100_000  # draws of signs: a p below 0.001 is told for 20 pairs too
 POWER = 0.8  # of the number of rows that would be needed
 
 
@@ -36,11 +38,7 @@ def compare(
 
     Raises BadInputError when the rows are none, or not the same in the same order with the same truth.
     """
-    if a.ids != b.ids or a.groups != b.groups or not a.ids or not np.array_equal(a.truth, b.truth):
-        raise BadInputError(
-            f"only predictions for the same rows can be compared: {len(a.ids)} and {len(b.ids)} rows, "
-            f"{_first_difference(a, b)}; evaluate both on one store with `labeler evaluate RUN --data STORE`"
-        )
+    _refuse_other_rows(a, b)
     headline, second = HEADLINE[task], SECOND[task]
     before, after = resampled or (resample(task, one, seed, draws, (headline, second)) for one in (a, b))
     delta = after.minus(before)
@@ -49,6 +47,40 @@ def compare(
     found["p"] = max(found["p"], tests["mcnemar_p"] or 0.0) if found["ci95"] else 1.0
     judge([found])
     return found
+
+
+def compare_means(
+    task: str, a: Sequence[Predictions], b: Sequence[Predictions], drawn: tuple[Resampled, Resampled]
+) -> dict[str, Any]:
+    """Return what `compare` does of means over several runs' predictions of the same rows; `drawn`: these means, resampled.
+
+    In place of McNemar's test, which knows of two runs only, stands a sign-flip test over groups. The runs count as they are: how
+    far runs of other seeds would be from them is not in the interval. Raises what `compare` does.
+    """
+    if len(a) == len(b) == 1:
+        return compare(task, a[0], b[0], resampled=drawn)
+    for other in (*a[1:], *b):
+        _refuse_other_rows(a[0], other)
+    found: dict[str, Any] = {"n": len(a[0].ids)} | differences(drawn[1].minus(drawn[0]), HEADLINE[task], SECOND[task])
+    found |= (
+        {"mcnemar_p": None, "only_a_right": None, "only_b_right": None} if task == "single" else {"mcnemar_p": None}
+    )
+    if task == "single" and found["ci95"]:
+        right_a, right_b = (np.mean([_right(one) for one in some], axis=0) for some in (a, b))
+        group_of_row = np.unique(a[0].groups, return_inverse=True)[1]
+        found["p"] = max(found["p"], sign_flip_p(np.bincount(group_of_row, right_b - right_a)))
+    judge([found])
+    return found
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Return the two-sided p of a sum of differences [G] that are as likely to be turned round each, by FLIPS random draws."""
+    sizes, counts = np.unique(np.abs(differences).round(9), return_counts=True)
+    random = np.random.default_rng(0)
+    sums = np.zeros(FLIPS)
+    for size, count in zip(sizes[sizes > 0], counts[sizes > 0], strict=True):
+        sums += size * (2.0 * random.binomial(count, 0.5, FLIPS) - count)
+    return float((1 + (np.abs(sums) >= abs(differences.sum()) - 1e-6).sum()) / (FLIPS + 1))
 
 
 def differences(delta: Resampled, headline: str, second: str) -> dict[str, Any]:
@@ -110,6 +142,15 @@ def holm(p_values: list[float]) -> tuple[list[float], list[int]]:
     return corrected, factors
 
 
+def _refuse_other_rows(a: Predictions, b: Predictions) -> None:
+    """Raise BadInputError unless both are of the same rows, some, in the same order with the same truth."""
+    if a.ids != b.ids or a.groups != b.groups or not a.ids or not np.array_equal(a.truth, b.truth):
+        raise BadInputError(
+            f"only predictions for the same rows can be compared: {len(a.ids)} and {len(b.ids)} rows, "
+            f"{_first_difference(a, b)}; evaluate both on one store with `labeler evaluate RUN --data STORE`"
+        )
+
+
 def _first_difference(a: Predictions, b: Predictions) -> str:
     for row, (one, other) in enumerate(zip(a.ids, b.ids, strict=False), start=1):
         if one != other:
@@ -117,9 +158,15 @@ def _first_difference(a: Predictions, b: Predictions) -> str:
     return "with the same ids but another truth or group" if a.ids == b.ids and a.ids else "one ends before the other"
 
 
+def _right(found: Predictions) -> np.ndarray:
+    """Return which rows [N] bool are right."""
+    right: np.ndarray = (found.truth == found.predicted).all(axis=1)
+    return right
+
+
 def _mcnemar(a: Predictions, b: Predictions) -> dict[str, Any]:
     """Return the rows that only one has right, and McNemar's exact p (1.0 without such rows)."""
-    right_a, right_b = ((p.truth == p.predicted).all(axis=1) for p in (a, b))
+    right_a, right_b = _right(a), _right(b)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p = scipy.stats.binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
     return {"mcnemar_p": float(p), "only_a_right": only_a, "only_b_right": only_b}

@@ -79,7 +79,8 @@ def _estimates(
         elif metric not in asked:
             notes.append(f"{metric}: no interval, which would take long with {slow}")
         elif bounds is None:
-            notes.append(f"{metric}: no interval, the bootstrap draws do not differ (every row alike, or one group)")
+            why = "do not differ (every row alike, or one group), or hardly one lies on one side of the figure"
+            notes.append(f"{metric}: no interval, the bootstrap draws {why}")
     return result
 
 

@@ -33,7 +33,7 @@ OF_ORDER = {"mean_average_precision": precisions, "auroc": areas}  # they share 
 
 
 class Statistics:
-    """Every metric of one model's predictions, for many weights of its rows: what does not hang on weights is worked out once."""
+    """Every metric of one model's predictions, for many weights of its rows: what depends on no weights is worked out once."""
 
     def __init__(self, task: str, predictions: Predictions) -> None:
         self.task, self.predictions = task, predictions
@@ -105,7 +105,7 @@ def statistics(
     Macro averages go over the labels that occur in the (weighted) truth. F1 is 2 TP / (positives + predicted). A row
     without labels for which none is predicted has a sample F1 of 1. The VQA accuracy is the mean over the rows whose answers are
     known. `wanted` are the metrics to return, all by default; those of ranks (`mean_average_precision`, `auroc`) take the
-    longest. For several sets of weights, `Statistics` does once what does not hang on them.
+    longest. For several sets of weights, `Statistics` does once what does not depend on them.
     """
     return Statistics(task, predictions).of(weights, wanted)
 

@@ -103,11 +103,6 @@ def _sums(label: Ranked, weights: np.ndarray, total: np.ndarray) -> Sums:
     return Sums(passed[0::2], passed[1::2], label.hits @ weights, total)
 
 
-def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return one label's `areas` in each column of row weights: [N], [N], [N, D] -> [D]."""
-    return over_labels([rank(scores, truth)], weights, [areas])[0]
-
-
 def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return one label's `precisions` in each column of row weights: [N], [N], [N, D] -> [D]."""
     return over_labels([rank(scores, truth)], weights, [precisions])[0]

@@ -1,1 +1,1 @@
-"""Explaining: which words and which parts of a picture a score hangs on, and the pictures of that."""
+"""Explaining: which words and which parts of a picture a score depends on, and the pictures of that."""

@@ -16,7 +16,7 @@ from labeler.inputs import found_again
 from labeler.items import Item
 from labeler.pictures.decoding import prepare_images
 from labeler.pictures.images import ImageError, Prepared
-from labeler.records import Record, read_records
+from labeler.records import IMAGE_SHA256, Record, read_records
 from labeler.taxonomy import taxonomy_of
 from labeler.values import RowError, clean_text
 
@@ -141,7 +141,7 @@ def explain_item(
     Raises BadInputError when run or store are damaged, do not belong together, or there is no such pair; UsageError for an
     unknown label.
     """
-    from labeler.scoring import refuse_mismatch
+    from labeler.evaluating import refuse_mismatch
     from labeler.store import Store
 
     opened = open_run(run, device)
@@ -172,7 +172,7 @@ def explain_given(
 
 def open_run(folder: Path, device: str) -> Run:
     """Return the run, on the device."""
-    from labeler.prediction import choose_device
+    from labeler.inference import choose_device
     from labeler.runs import load_run
 
     return load_run(folder, choose_device(device))
@@ -222,7 +222,7 @@ def original_pictures(store: Store, ids: Sequence[str]) -> list[tuple[Record, Pa
     root = folder / read_json(folder / "profile.json")["root"]
     records = {record.id: record for record in read_records(folder) if record.id in set(ids)}
     return [
-        (record, root / record.image if record.image else None, record.meta.get("image_sha256"))
+        (record, root / record.image if record.image else None, record.meta.get(IMAGE_SHA256))
         for record in (records[identity] for identity in ids)
     ]
 

@@ -120,8 +120,8 @@ def asked(teacher: Path | ZeroShotTeacher, store: Store, rows: np.ndarray, devic
     """Return one teacher's logits on `rows`, [N, L] float32; raises what `teachers_say` does."""
     from labeler.batches import StorePairs
     from labeler.embedding import refuse_other_tower
+    from labeler.inference import logits
     from labeler.pixels import pixels_for, stored_pixels
-    from labeler.prediction import logits
     from labeler.runs import load_run
 
     if not isinstance(teacher, ZeroShotTeacher):

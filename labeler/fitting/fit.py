@@ -40,17 +40,18 @@ from labeler.fitting.trainer import (
     history_of,
 )
 from labeler.fitting.watching import Watch
+from labeler.inference import choose_device, logits, model_outputs
 from labeler.layers import checkpoint_activations
 from labeler.losses import TrainingLoss, labelling_loss
 from labeler.memory import give_back_freed_memory, keep_few_shapes, keep_freed_memory
 from labeler.models import Building, Built, constant, model_module
 from labeler.pixels import Pixels, stored_pixels
-from labeler.prediction import choose_device, logits, model_outputs
 from labeler.runs import read_json
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import METRICS, TrainOptions
 
+NAMED = 10  # labels that no train row carries
 HEAD_PAIRS = 20_000  # that the head is fitted to before training, at most
 
 log = logging.getLogger("labeler")
@@ -91,7 +92,7 @@ class Fit:
         self.averaged: AveragedWeights | None = None
         self.device = choose_device(device)
         refuse_idle(teachers, self.store)
-        labelled_rows, validation_rows = self.store.rows_of("train"), chosen_by(self.store)
+        labelled_rows, validation_rows = learned_from(self.store, bool(teachers)), chosen_by(self.store)
         train_rows = self.store.rows_of("train", unlabelled=True) if teachers else labelled_rows
         self.model: Any  # one of `labeler.models`, or EndToEnd around it
         self.model, self.tokenizer = self.built(init)
@@ -287,6 +288,25 @@ class Fit:
             thresholds = fit_thresholds(taxonomy.scores(scores), truth)
             write_json(folder / "thresholds.json", {"fitted_on": "validation", "thresholds": thresholds})
         write_named(folder / VALIDATION, taxonomy, predictions_of(self.store, rows, scores, thresholds))
+
+
+def learned_from(store: Store, taught: bool) -> np.ndarray:
+    """Return the train rows that somebody has labelled; say which labels none of them carries.
+
+    Raises BadInputError where they carry too few labels to tell any apart, unless teachers label others (`taught`).
+    """
+    rows, names = store.rows_of("train"), store.label_set.names
+    carried = store.truth(rows).any(axis=0)
+    least = 2 if store.label_set.task == "single" else 1
+    if carried.sum() < least and not taught:
+        found = "one label alone" if carried.any() else "no label"
+        raise BadInputError(f"{store.folder}: the rows of the train split carry {found}, so that there is nothing to learn; "
+                            "label others, or let ingest draw the splits")  # fmt: skip
+    lacking = [names[number] for number in np.flatnonzero(~carried)]
+    if lacking:
+        log.warning("%s: no train row carries %d of the %d labels, which cannot be learned: %s%s", store.folder, len(lacking),
+                    len(names), ", ".join(lacking[:NAMED]), ", ..." if len(lacking) > NAMED else "")  # fmt: skip
+    return rows
 
 
 def chosen_by(store: Store) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import remove
-from labeler.batches import DroppedModalities, DroppedTokens, Pair, collate
+from labeler.batches import DrawnPairs, DroppedModalities, DroppedTokens, Pair, collate
 from labeler.end_to_end import AugmentedPictures, EndToEnd, augmentation
 from labeler.errors import DivergedError, LabelerError
 from labeler.fitting import workers
@@ -275,7 +275,7 @@ class LabelTrainer(ValidatingTrainer):
             self.fit.averaged.save(folder)
 
 
-def drawn_from(fit: Fit) -> list[AugmentedPictures | DroppedModalities | DroppedTokens]:
+def drawn_from(fit: Fit) -> list[DrawnPairs]:
     """Return the data sets that put what is otherwise each epoch on the train pairs; the last of them is trained on."""
     options = fit.options
     found: list[Any] = [fit.train_pairs]

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +32,7 @@ TIME_LIMIT = 60.0  # seconds of CPU time for one picture
 WAITING = 5  # times as long by the clock, since other work on the machine may leave a process little of it
 MEMORY_LIMIT = 4 << 30  # bytes of address space a process; the largest picture allowed takes a quarter
 AHEAD = 128  # pictures in flight or waiting for their turn: 20 MB at 224 pixels
+NEAR = 128  # rows within which a picture that several of them share is decoded once: so many results are kept
 # One thread, since there is a process a core. glibc is to keep what a picture frees for the next one: getting its pages
 # anew from the system takes a third of the time.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
@@ -61,6 +62,41 @@ def prepare_images(
 
     items = (None if item is None else (item[0], side, *(*item[1:], None)[:2], looks) for item in pictures)
     return in_workers(prepare_image, items, ahead=ahead, then=stretched)
+
+
+def asked_once(ask: Callable[[Iterator[Any]], Iterator[Any]], items: Iterable[Any]) -> Generator[Any, None, None]:
+    """Yield what `ask` yields for each of `items`, in order; it is not asked again for what was among the last NEAR of them.
+
+    Rows that share a picture mostly stand together. Equal items are given the very same object. Lazy as `ask` is; None is
+    always passed on.
+    """
+    asked: dict[Any, int] = {}  # what may come again: its number among the items
+    waiting: deque[int] = deque()  # of each item that was drawn: the number of the one that was asked for in its place
+    unanswered: deque[int] = deque()
+    answers: dict[int, Any] = {}
+    given = 0
+
+    def questions() -> Iterator[Any]:
+        for number, item in enumerate(items):
+            if asked and asked[oldest := next(iter(asked))] <= number - NEAR:
+                del asked[oldest]
+            first = number if item is None else asked.setdefault(item, number)
+            waiting.append(first)
+            if first == number:
+                unanswered.append(number)
+                yield item
+
+    def ready() -> Iterator[Any]:
+        nonlocal given
+        while waiting and waiting[0] in answers:
+            yield answers[waiting.popleft()]
+            answers.pop(given - NEAR, None)
+            given += 1
+
+    for answer in ask(questions()):
+        answers[unanswered.popleft()] = answer
+        yield from ready()
+    yield from ready()  # what came after the last that was asked for
 
 
 def in_workers(
@@ -104,6 +140,16 @@ def in_workers(
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def python_command(code: str) -> list[str]:
+    """Return the command that runs `code` in a new process, which imports from where this one does, but nothing from the working
+    folder: a file there may be called as a module is. Where the package itself lies there, that is meant.
+    """
+    package, places = Path(__file__).parents[2], [place or "." for place in sys.path]
+    here = [place for place in places if os.path.exists(place) and os.path.samefile(place, ".")]
+    path = [place for place in places if place not in here or os.path.samefile(place, package)]
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
 
 
 class Workers:
@@ -183,13 +229,10 @@ class Worker:
     def __init__(self, seconds: float):
         self.channel, theirs = socket.socketpair()
         with theirs:
-            code = (
-                f"import sys; sys.path[:] = {sys.path!r}; from labeler.pictures.decoding import serve; "
-                f"serve({theirs.fileno()}, {seconds})"
-            )
-            # -I: nothing is imported from the working folder. What libraries write about broken files is not shown.
+            code = f"from labeler.pictures.decoding import serve; serve({theirs.fileno()}, {seconds})"
+            # What libraries write about broken files is not shown.
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-c", code], pass_fds=[theirs.fileno()], env=os.environ | ENVIRONMENT,
+                python_command(code), pass_fds=[theirs.fileno()], env=os.environ | ENVIRONMENT,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
 

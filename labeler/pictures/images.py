@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from labeler.artifacts import sha256_bytes
@@ -44,6 +44,9 @@ THUMBNAIL_SIDE = 320
 STRETCHED_BY = "torch bicubic"  # a store records it: its tokens are those of these pixels
 STRETCHED, FEW = itertools.count(), 256  # pictures of this process; so many take as long as importing PyTorch
 MAX_SENT = 4_000_000  # pixels of a picture that is stretched in another process than it is decoded in
+PngImagePlugin.MAX_TEXT_CHUNK = (
+    MAX_FILE_BYTES  # a long note beside a picture, which Pillow would refuse, is not read here
+)
 HASH_SIDE = 16
 NOISE = 2
 
@@ -217,7 +220,7 @@ def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Im
             if side:
                 image.draft(None, enough(image.size, side))
             image.load()  # verify() would pass a truncated JPEG
-            ImageOps.exif_transpose(image, in_place=True)  # else an upright picture is copied
+            turn_upright(image)
             return to_rgb(image)
     except (ImageError, MemoryError):
         raise
@@ -227,6 +230,16 @@ def decode_image(data: bytes, place: float = 0.0, side: int | None = None) -> Im
         raise ImageError("image-unreadable", f"not a picture of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken data
         raise ImageError("image-unreadable", f"a broken picture ({error})"[:300]) from None
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn the picture as its EXIF says, in place; leave it as it stands where that is broken, since its pixels are not."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)  # else an upright picture is copied
+    except MemoryError:
+        raise
+    except Exception:  # of as many kinds as there are broken tags
+        return
 
 
 def is_avif(data: bytes) -> bool:

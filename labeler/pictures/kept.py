@@ -17,9 +17,9 @@ class Pictures:
     """Where the pictures of an artifact lie: in the end, and while it is being made."""
 
     def __init__(self, artifact: Path, root: Path, folder: Path | None = None):
-        """Keep pictures for `artifact`, whose image paths are relative to `root`, in `folder`; without one, keep none."""
+        """Keep pictures for `artifact`, whose image paths lead from the real path `root`, in `folder`; none without one."""
         self.root, self.folder = root, folder
-        self.prefix = Path(os.path.relpath(artifact.absolute() / PICTURES, root)).as_posix() + "/"
+        self.prefix = Path(os.path.relpath(os.path.realpath(artifact / PICTURES), root)).as_posix() + "/"
 
     def keep(self, row: Row) -> Row:
         """Return the row with what a record calls its picture, whose bytes are now in a file; one without bytes as it is.
@@ -44,7 +44,7 @@ class Pictures:
         """Return the file of a record's image: as long as the artifact is being made, ours lie elsewhere than in the end."""
         if self.folder and image.startswith(self.prefix):
             return self.folder / PICTURES / image.removeprefix(self.prefix)
-        # the names were made by words alone, and the artifact, from which `..` would lead, may not be there yet
+        # the root is a real path, whose `..` words tell, and the artifact, from which they would lead, may not be there yet
         return Path(os.path.normpath(self.root / image))
 
     def keep_only(self, images: Iterable[str]) -> None:

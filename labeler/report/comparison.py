@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from itertools import combinations
-from statistics import mean, stdev
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from labeler.artifacts import SCHEMA_VERSION, sha256_file
 from labeler.errors import BadInputError
-from labeler.evaluation import (
-    ANSWERS,
-    HEADLINE,
-    SECOND,
-    Predictions,
-    Resampled,
-    compare,
-    differences,
-    judge,
-    mean_of,
-    resample,
-)
+from labeler.evaluation import ANSWERS, HEADLINE, Predictions
+from labeler.model_card import aimed_at
+from labeler.report.contenders import compared, contenders, entry, seeds_of
 from labeler.report.runs import Run, read_rows
 
 METRICS = {
@@ -31,6 +21,7 @@ METRICS = {
 }  # fmt: skip
 COSTS = ("parameters", "trainable_parameters", "train_seconds", "pairs_per_second", "evaluate_pairs_per_second")
 BASELINES = ("majority", "logistic-regression")
+SAME = 1e-3  # scores of a baseline that was fitted twice differ less
 STRONGEST = "logistic-regression"
 WORDS = {"accuracy": "accuracy", "mean_average_precision": "mean average precision"}
 
@@ -54,10 +45,14 @@ def collect(runs: list[Run]) -> list[Model]:
     seen = set()
     baselines = [(run, metrics) for run in runs for metrics in run.metrics["baselines"]]
     for run, metrics in sorted(baselines, key=_baseline_order):
-        key = (metrics["name"], sha256_file(run.folder / metrics["predictions"]))
-        if key not in seen:
-            found.append((True, run, metrics, read_rows(run, metrics["predictions"], metrics["n"])))
+        key = (metrics["name"], run.metrics.get("aim"), sha256_file(run.folder / metrics["predictions"]))
+        if key in seen:
+            continue
         seen.add(key)
+        rows = read_rows(run, metrics["predictions"], metrics["n"])
+        if not any(key[:2] == (one["name"], other.metrics.get("aim")) and _same_scores(rows, before)
+                   for _, other, one, before in found):  # fmt: skip
+            found.append((True, run, metrics, rows))
     for run in runs:
         predictions = f"predictions-{run.metrics['data']['split']}.jsonl"
         found.append((False, run, run.metrics, read_rows(run, predictions, run.metrics["n"])))
@@ -70,6 +65,11 @@ def collect(runs: list[Run]) -> list[Model]:
             )
     names = _unique([(metrics["name"], run) for _, run, metrics, _ in found])
     return [Model(name, *parts) for name, parts in zip(names, found, strict=True)]
+
+
+def _same_scores(one: Predictions, other: Predictions) -> bool:
+    """Return whether two fits of a baseline are the same: with labels in another order, sums differ in their last digits."""
+    return one.scores.shape == other.scores.shape and np.allclose(one.scores, other.scores, rtol=0, atol=SAME)
 
 
 def _baseline_order(pair: tuple[Run, dict[str, Any]]) -> int:
@@ -90,32 +90,26 @@ def _unique(pairs: list[tuple[str, Run]]) -> list[str]:
 
 
 def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
-    """Return what `comparison.json` holds: the data, a row for each model, all pairs in table order, seeds, the answer.
+    """Return what `comparison.json` holds: the data, a row for each model, all pairs of contenders, seeds, the answer.
 
-    `comparisons` say how b differs from a (see `evaluation.compare`), judged over all pairs; `seeds` has the mean and the
-    standard deviation for each model that was trained more than once, and measured, with nothing but another seed,
-    `seed_comparisons` how these means differ.
+    `seeds` has the mean and the standard deviation for each model that was trained more than once, and measured, with nothing but
+    another seed. Such runs are one of the `contenders`, by their mean; `comparisons` say how b differs from a (see
+    `evaluation.compare_means`), judged over all pairs of these.
     """
     first = runs[0].metrics
     task = first["task"]
     figures = (*METRICS[task], *([ANSWERS] if any(ANSWERS in model.metrics for model in models) else []))
-    compared = (HEADLINE[task], SECOND[task])
-    drawn = {model.name: resample(task, model.predictions, wanted=compared) for model in models}
-    comparisons = [
-        {"a": a.name, "b": b.name}
-        | compare(task, a.predictions, b.predictions, resampled=(drawn[a.name], drawn[b.name]))
-        for a, b in combinations(models, 2)
-    ]
-    judge(comparisons)
+    seeds = seeds_of(figures, models)
+    found = contenders(task, models, seeds)
     result = {
         "schema_version": SCHEMA_VERSION,
         "data": {key: first["data"][key] for key in ("name", "sha256", "split")} | {"n": first["n"]},
         "task": task,
         "models": [_row(task, figures, model) for model in models],
-        "comparisons": comparisons,
+        "contenders": [entry(task, one) for one in found],
+        "comparisons": compared(task, found),
         "cautions": cautions(models),
-        "seeds": (seeds := _seeds(figures, models)),
-        "seed_comparisons": _compare_seeds(task, seeds, drawn, first["n"]),
+        "seeds": seeds,
     }
     return result | {"answer": answer(result), "against_baseline": against_baseline(result)}
 
@@ -141,63 +135,18 @@ def _row(task: str, figures: tuple[str, ...], model: Model) -> dict[str, Any]:
                   "retrieval": metrics.get("retrieval")}  # fmt: skip
 
 
-def _seeds(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, Any]]:
-    """Return for each model trained with several seeds the mean, standard deviation and range of its metrics."""
-    groups: dict[str, list[Model]] = {}
-    for model in models:
-        if not model.baseline:
-            settings = {key: value for key, value in model.metrics["settings"].items() if key != "seed"}
-            # the store, the run that it started from, the teachers
-            learned = [item["sha256"] for item in model.run.manifest["inputs"]]
-            measured = [model.metrics.get("aim") or "f1", model.metrics.get("zero_shot")]
-            same = [model.metrics["name"], model.metrics.get("preset"), settings, learned, measured]
-            groups.setdefault(json.dumps(same, sort_keys=True), []).append(model)
-    rows = []
-    for group in groups.values():
-        seeds = [model.metrics["seed"] for model in group]
-        if len(set(seeds)) < 2:
-            continue
-        row: dict[str, Any] = {"name": group[0].metrics["name"], "runs": [m.name for m in group], "seeds": seeds}
-        for metric in figures:
-            values: list[Any] = [model.metrics.get(metric) for model in group]
-            if None not in values:
-                row[metric] = {"mean": mean(values), "sd": stdev(values), "min": min(values), "max": max(values)}
-        rows.append(row)
-    return rows
-
-
-def _compare_seeds(
-    task: str, seeds: list[dict[str, Any]], drawn: dict[str, Resampled], rows: int
-) -> list[dict[str, Any]]:
-    """Return how the mean over b's seeds differs from that over a's, for all pairs of models with several seeds.
-
-    Differences as in `evaluation.compare`, on the same draws of rows, without McNemar's test: that knows of two runs only. The
-    seeds count as they are; `seeds` of each model say how far they spread.
-    """
-    names = [row["name"] for row in seeds]
-    labels = [
-        name if names.count(name) == 1 else f"{row['runs'][0]} and others"
-        for name, row in zip(names, seeds, strict=True)
-    ]
-    means = {label: mean_of([drawn[name] for name in row["runs"]]) for label, row in zip(labels, seeds, strict=True)}
-    found = [
-        {"a": a, "b": b, "n": rows, **differences(means[b].minus(means[a]), HEADLINE[task], SECOND[task])}
-        for a, b in combinations(means, 2)
-    ]
-    judge(found)
-    return found
-
-
 def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the models from the best down, by accuracy or mean average precision; equals in table order."""
+    """Return the contenders from the best down, by accuracy or mean average precision; equals in table order."""
     headline = HEADLINE[comparison["task"]]
-    return sorted(comparison["models"], key=lambda model: -(model[headline] or 0.0))
+    return sorted(comparison["contenders"], key=lambda one: -(one[headline] or 0.0))
 
 
 def trained(comparison: dict[str, Any], models: list[Model]) -> list[Model]:
-    """Return the runs, no baseline, from the best down."""
-    order = [model["name"] for model in ranked(comparison)]
-    return sorted((model for model in models if not model.baseline), key=lambda model: order.index(model.name))
+    """Return the runs, no baseline, from the best contender's down; of runs that differ in their seed the best first."""
+    headline = HEADLINE[comparison["task"]]
+    places = {run: place for place, one in enumerate(ranked(comparison)) for run in one["runs"]}
+    runs = [model for model in models if not model.baseline]
+    return sorted(runs, key=lambda model: (places[model.name], -model.metrics[headline]))
 
 
 def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
@@ -230,6 +179,8 @@ def cautions(models: Sequence[Any]) -> list[str]:
         lines.append(
             f"Thresholds were fitted for different aims ({told}): what hangs on them, F1 first, cannot be compared."
         )
+    elif own and (aim := aimed_at(own[0].metrics)):
+        lines.append(f"{aim}.")
     return lines
 
 
@@ -256,10 +207,13 @@ def answer(comparison: dict[str, Any]) -> str:
 
 
 def against_baseline(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return for each run whether it beats the strongest logistic regression: {name, baseline, beats, text, ...pair}."""
+    """Return for each contender that is no baseline whether it beats the strongest logistic regression.
+
+    Each is {name, baseline, beats, text, ...pair}.
+    """
     baselines = [model for model in ranked(comparison) if model["baseline"] and model["name"].startswith(STRONGEST)]
     rows: list[dict[str, Any]] = []
-    for model in comparison["models"] if baselines else []:
+    for model in comparison["contenders"] if baselines else []:
         if model["baseline"]:
             continue
         other = baselines[0]["name"]

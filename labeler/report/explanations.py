@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from labeler.artifacts import Input, Recipe, adding, already_made, input_of, read_manifest, sha256_json, write_json
 from labeler.errors import BadInputError, LockedError
+from labeler.evaluating import refuse_mismatch
 from labeler.evaluation import Predictions
 from labeler.explaining.explanation import (
     Explanation,
@@ -29,7 +30,6 @@ from labeler.inspection import named
 from labeler.pictures.images import decode_image
 from labeler.report.comparison import Model
 from labeler.report.pictures import confidence, data_uri, examples_of, right_rows
-from labeler.scoring import refuse_mismatch
 from labeler.store import Store
 
 log = logging.getLogger("labeler")
@@ -58,20 +58,20 @@ class Explained(NamedTuple):
 
 
 def asked_rows(task: str, predictions: Predictions, count: int) -> list[Asked]:
-    """Return `count` rows, fewer where there are no more: confident mistakes, other mistakes, rights, a third of each.
+    """Return `count` rows, fewer where there are no more: confident mistakes, other mistakes, correct ones, a third of each.
 
-    Rows are drawn by a fixed seed. Where mistakes are too few, rights fill their places, and the reverse.
+    Rows are drawn by a fixed seed. Where mistakes are too few, correct ones fill their places, and the reverse.
     """
     right = right_rows(predictions)
     order = np.argsort(-confidence(task, predictions), kind="stable")
-    wrong, rights = order[~right[order]], np.random.default_rng(0).permutation(np.flatnonzero(right))
-    n_rights = min(len(rights), max(count // 3, count - len(wrong)))
-    n_sure = min(len(wrong), -(-(count - n_rights) // 2))
-    others = np.random.default_rng(0).permutation(wrong[n_sure:])[: max(count - n_rights - n_sure, 0)]
+    wrong, correct = order[~right[order]], np.random.default_rng(0).permutation(np.flatnonzero(right))
+    n_correct = min(len(correct), max(count // 3, count - len(wrong)))
+    n_sure = min(len(wrong), -(-(count - n_correct) // 2))
+    others = np.random.default_rng(0).permutation(wrong[n_sure:])[: max(count - n_correct - n_sure, 0)]
     chosen = (
         ("one of the most confident mistakes", wrong[:n_sure]),
         ("a mistake, drawn at random", np.sort(others)),
-        ("right, drawn at random", np.sort(rights[:n_rights])),
+        ("right, drawn at random", np.sort(correct[:n_correct])),
     )
     return [Asked(why, int(row), asked_label(task, predictions, int(row))) for why, rows in chosen for row in rows]
 

@@ -167,9 +167,13 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
     """Return what both templates show: the comparison, with the row above and the interval's axis for each model."""
     headline = HEADLINE[comparison["task"]]
     rows: list[dict[str, Any]] = []
+    names, highest = {one["name"] for one in comparison["contenders"]}, ranked(comparison)[0][headline]
+    best = {run for one in comparison["contenders"] if one[headline] == highest for run in one["runs"]}
     for model in comparison["models"]:
-        above = pair(comparison, rows[-1]["name"], model["name"]) if rows else None
-        rows.append(model | {"above": above, "is_best": model[headline] == ranked(comparison)[0][headline]})
+        # one of several seeds is not compared by itself
+        both = bool(rows) and {rows[-1]["name"], model["name"]} <= names
+        above = pair(comparison, rows[-1]["name"], model["name"]) if both else None
+        rows.append(model | {"above": above, "is_best": model["name"] in best})
     intervals = [row[f"{headline}_ci95"] or [row[headline], row[headline]] for row in rows]
     return {
         "comparison": comparison,

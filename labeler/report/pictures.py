@@ -35,7 +35,7 @@ class Section(NamedTuple):
 
 
 def sections(task: str, best: Model, rival: Model | None) -> list[Section]:
-    """Return the rows to show: confident mistakes, unsure rights, random rights, and where two models disagree.
+    """Return the rows to show: confident mistakes, unsure and random correct labels, and where two models disagree.
 
     The choice depends on the predictions alone: of equals the first row, and random rows by a fixed seed.
     """
@@ -44,13 +44,13 @@ def sections(task: str, best: Model, rival: Model | None) -> list[Section]:
     sure = confidence(task, predictions)
     order = np.argsort(-sure, kind="stable")
     wrong_rows = [int(row) for row in order if not right[row]][:MISTAKES]
-    rights = [int(row) for row in order[::-1] if right[row] and (predictions.truth[row].any())]
-    rest = sorted(rights[UNSURE:])
+    correct = [int(row) for row in order[::-1] if right[row] and (predictions.truth[row].any())]
+    rest = sorted(correct[UNSURE:])
     chosen = np.random.default_rng(0).permutation(len(rest))[:RANDOM]
     found = [
         Section("Most confident mistakes", wrong_rows, [best]),
-        Section("Least confident rights", rights[:UNSURE], [best]),
-        Section("Some other rights, drawn at random", [rest[i] for i in sorted(chosen)], [best]),
+        Section("Least confident correct labels", correct[:UNSURE], [best]),
+        Section("Other correct labels, drawn at random", [rest[i] for i in sorted(chosen)], [best]),
     ]
     if rival:
         other = right_rows(rival.predictions)

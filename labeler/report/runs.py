@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,10 +37,10 @@ class Run(NamedTuple):
 
 
 def read_runs(folders: list[Path], split: str) -> list[Run]:
-    """Return the runs in the order given; one that is given twice, or by a link too, counts once.
+    """Return the runs in the order given, with labels in the first one's order; one given twice, or by a link too, counts once.
 
     Raises UsageError without folders, and BadInputError when one is no run or not evaluated on `split`, or when the
-    runs differ in data, split, task or labels.
+    runs differ in data, split, task, labels or their parents.
     """
     if not folders:
         raise UsageError("no runs given to report on; type `labeler report checkpoints/RUN...`")
@@ -51,7 +52,19 @@ def read_runs(folders: list[Path], split: str) -> list[Run]:
     runs = [_read_run(folder, split) for folder in distinct.values()]
     for run in runs[1:]:
         _refuse_other_rows(runs[0], run)
-    return runs
+    return [runs[0], *(_in_order_of(runs[0], run) for run in runs[1:])]
+
+
+def _in_order_of(first: Run, run: Run) -> Run:
+    """Return the run with its labels in the order of those of `first`: they stand by how frequent its data had them."""
+    places = {name: place for place, name in enumerate(first.names)}
+
+    def ordered(metrics: dict[str, Any]) -> dict[str, Any]:
+        return metrics | {"per_class": sorted(metrics["per_class"], key=lambda row: places[row["label"]])}
+
+    baselines = [ordered(baseline) for baseline in run.metrics["baselines"]]
+    metrics = ordered(run.metrics) | {"baselines": baselines}
+    return run._replace(metrics=metrics, names=first.names, taxonomy=first.taxonomy)
 
 
 def _read_run(folder: Path, split: str) -> Run:
@@ -61,7 +74,8 @@ def _read_run(folder: Path, split: str) -> Run:
     pretrained = manifest["stage"] == "pretrain"
     manifest = read_manifest(folder, "pretrain" if pretrained else "train")
     trained_on = manifest["inputs"][0]["path"] if manifest["inputs"] else "STORE"
-    command = f"labeler evaluate {folder} --data {trained_on} --split {split}" + " --zero-shot" * pretrained
+    words = ["labeler", "evaluate", str(folder), "--data", trained_on, "--split", split, *["--zero-shot"] * pretrained]
+    command = shlex.join(words)
     if not (folder / f"metrics-{split}.json").is_file():
         raise BadInputError(f"{folder}: no metrics-{split}.json in it, the run is not evaluated; type `{command}`")
     metrics = _read_json(folder / f"metrics-{split}.json", command)
@@ -86,6 +100,11 @@ def _read_run(folder: Path, split: str) -> Run:
     return Run(folder, manifest, metrics, curve, labels.names, taxonomy_of(labels), store, tuple(inputs))
 
 
+def _to_evaluate(run: Path, store: Path, *options: str) -> str:
+    """Return what to type to evaluate a run on a store."""
+    return shlex.join(["labeler", "evaluate", str(run), "--data", str(store), *options])
+
+
 def _refuse_unfinished(folder: Path) -> None:
     """Raise BadInputError where `folder` is a run that is not trained to its end, or a folder of runs of several seeds."""
     if (folder / MANIFEST).is_file():
@@ -97,7 +116,8 @@ def _refuse_unfinished(folder: Path) -> None:
         )
     if any(folder.glob(f"seed-*/{MANIFEST}")):
         raise BadInputError(
-            f"{folder}: a folder of runs of several seeds; type `labeler report {folder}/seed-*`, each evaluated"
+            f"{folder}: a folder of runs of several seeds; evaluate each, then type "
+            f"`labeler report {shlex.quote(str(folder))}/seed-*`"
         )
 
 
@@ -110,7 +130,13 @@ def _read_json(path: Path, command: str) -> Any:
 
 def _refuse_other_rows(first: Run, run: Run) -> None:
     """Raise BadInputError when `run` was not measured on the rows and labels of `first`."""
-    for what, one, other in (("task", first.metrics["task"], run.metrics["task"]), ("labels", first.names, run.names)):
+    parents = [{run.taxonomy.names[child]: run.taxonomy.names[parent] for child, parent in run.taxonomy.pairs}
+               for run in (first, run)]  # fmt: skip
+    for what, one, other in (
+        ("task", first.metrics["task"], run.metrics["task"]),
+        ("labels", sorted(first.names), sorted(run.names)),
+        ("labels' parents", *parents),
+    ):
         if one != other:
             raise BadInputError(
                 f"{run.folder}: its {what} is {other!s:.80}, that of {first.folder} is {one!s:.80}; only runs of the same labels "
@@ -123,7 +149,7 @@ def _refuse_other_rows(first: Run, run: Run) -> None:
         if one != other:
             raise BadInputError(
                 f"{run.folder}: its {what} is {other!s:.80}, that of {first.folder} is {one!s:.80}; only runs measured "
-                f"on the same rows can be compared: type `labeler evaluate {run.folder} --data {first.store}`, or report on one"
+                f"on the same rows can be compared: type `{_to_evaluate(run.folder, first.store)}`, or report on one"
             )
 
 
@@ -133,6 +159,6 @@ def read_rows(run: Run, name: str, count: int) -> Predictions:
     if len(predictions.ids) != count:
         raise BadInputError(
             f"{run.folder / name}: {len(predictions.ids)} rows, the metrics beside it say {count}; "
-            f"type `labeler evaluate {run.folder} --data {run.store} --force`"
+            f"type `{_to_evaluate(run.folder, run.store, '--force')}`"
         )
     return predictions

@@ -33,7 +33,12 @@ def sureness(models: list[Model], best: Model) -> dict[str, Any] | None:
         "calibration": calibration,
         "charts": [
             line_chart(f"Reliability of {shown.name}", lines, "score", shares=True, diagonal=True),
-            line_chart("Wrong labels among the surest", risks, "share of labels that is given", shares=True),
+            line_chart(
+                "Risk–coverage curve: wrong among the surest",
+                risks,
+                "coverage: share of labels given",
+                shares=True,
+            ),
         ],
         "runs": [(model.name, model.metrics["calibration"], model.metrics["abstention"]["aurc"]) for model in runs],
         "promises": [(model.name, one) for model in curves for one in model.metrics["abstention"]["promises"]],

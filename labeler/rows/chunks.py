@@ -9,8 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -26,11 +24,15 @@ from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import Piece, plain_columns, rows_of
-from labeler.values import SPLITS, RowError, Split, parse_labels, parse_split
+from labeler.values import SPLITS, RowError, Split, closest, parse_labels, parse_split
 
 LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired
 BREAK = ord("\n")
+MOST_TOLD, MOST_COMPARED = (
+    100,
+    100_000,
+)  # of a chunk: wrong labels with their closest, names compared for that in 1 to 3 s
 PLACES: dict[Split | None, int] = {None: -1} | {split: place for place, split in enumerate(SPLITS)}
 
 
@@ -178,6 +180,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
     mapping = tuple(how.mapping.items())
     shapes: Counter[tuple[tuple[str, ...], bool]] = Counter()  # the fields of rows, and whether they bring a picture
     several = False
+    told: dict[str, str] = {}
     for row in rows:
         if isinstance(row, Reject):
             rejects.append(row)
@@ -200,7 +203,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
                 fields["image"] = relative_image(row, fields["image"], how)
             labels = fields["labels"]
             if how.labels is not None:
-                refuse_unknown(labels or (), how.labels, how.labels_file)
+                refuse_unknown(labels or (), how.labels, how.labels_file, told)
             if how.answers is not None and labels is not None:
                 fields["labels"] = with_unknown(labels, how.answers)
         except (RowError, ImageError) as error:
@@ -273,18 +276,17 @@ def numbered(names: Iterable[str]) -> dict[str, int]:
     return {name: place for place, name in enumerate(dict.fromkeys(names))}
 
 
-def refuse_unknown(labels: Iterable[str], vocabulary: frozenset[str], file: str) -> None:
-    """Raise RowError, naming the closest label, for one that is not in the vocabulary of `file`."""
+def refuse_unknown(labels: Iterable[str], vocabulary: frozenset[str], file: str, told: dict[str, str]) -> None:
+    """Raise RowError for a label that is not in the vocabulary of `file`.
+
+    It names the closest one, which is kept in `told`, for as many wrong labels as there is time for: to find it takes a look at
+    the whole vocabulary.
+    """
     for name in labels:
         if name not in vocabulary:
-            raise RowError("label-unknown", f"the label {name!r} is not in {file}{closest(name, vocabulary)}")
-
-
-@lru_cache(maxsize=4096)  # a wrong label is often one of many rows
-def closest(name: str, vocabulary: frozenset[str]) -> str:
-    """Return what in the vocabulary is spelt most like `name`, in words; nothing where none is near."""
-    close = get_close_matches(name, sorted(vocabulary), n=1)
-    return f"; the closest there is {close[0]!r}" if close else ""
+            if name not in told and len(told) < min(MOST_TOLD, MOST_COMPARED / len(vocabulary)):
+                told[name] = closest(name, vocabulary)
+            raise RowError("label-unknown", f"the label {name!r} is not in {file}{told.get(name, '')}")
 
 
 def with_unknown(labels: Iterable[str], vocabulary: Collection[str]) -> tuple[str, ...]:
@@ -294,7 +296,12 @@ def with_unknown(labels: Iterable[str], vocabulary: Collection[str]) -> tuple[st
 
 def relative_image(row: Row, name: str, how: RowReading) -> str:
     """Return the row's image relative to the root; raises ImageError where it must not be read."""
-    path = resolve_image(image_root(Path(row.source), how.reading.image_folder), name, allow_outside=how.allow_outside)
+    base = Path(os.path.realpath(image_root(Path(row.source), how.reading.image_folder)))  # as `how.root` is
+    path = resolve_image(base, name, allow_outside=how.allow_outside)
+    if ".." in path.parts or not path.is_relative_to(
+        base
+    ):  # by words `..` would lead back out of a link, not on from its target
+        path = Path(os.path.realpath(path.parent)) / path.name
     return Path(os.path.relpath(path, how.root)).as_posix()
 
 

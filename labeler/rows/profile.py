@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,12 +17,15 @@ from labeler.records import LabelSet, Reject
 from labeler.rows.chunks import FIXED, Columns
 from labeler.rows.collecting import Records
 from labeler.rows.selection import Selected
-from labeler.rows.splits import Keys, RowLabels, leaks, repeated
+from labeler.rows.splits import Keys, RowLabels, leaks, repeated, sharing
 from labeler.sources.captions import LEFT_OUT
 from labeler.sources.class_folders import with_pictures
 from labeler.sources.jsonl import LITERAL
 from labeler.sources.text import ENCODING
 from labeler.values import SPLITS, shown_names
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 MOST_PAIRS = 50
 MOST_LABELS = 12
@@ -71,6 +74,9 @@ def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], fi
             f". Are the labels the sub-folders' names ({shown_names([path.name for path in classes])})? --format class-folders "
             "takes those; else a metadata.jsonl gives each picture its label"
         )
+    elif rejects["label-missing"]:
+        told = "In a folder, a metadata.jsonl gives each picture its label; " if source.is_dir() else ""
+        text += f". {told}--allow-unlabelled takes pairs without any"
     return text + (MISSING if rejects["image-missing"] else "")
 
 
@@ -100,9 +106,11 @@ def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
     keys = {kind: values[kept] for kind, values in selected.keys.items()}
     splits, names = selected.split[kept], selected.names
     sizes = np.bincount(selected.group[kept])
-    found = leaks(keys | {"text, verbatim": columns.text}, splits)
+    compared = keys | {"text, verbatim": columns.text}
+    found = leaks(compared, splits)
+    tested = sharing(compared, splits == SPLITS.index("test"), splits == SPLITS.index("validation"))
     leaked = np.any(list(found.values()), axis=0)
-    together = labels_together(labels, names)
+    totals = label_counts(labels, names, np.ones(len(splits), bool))
     text = columns.characters >= 0
     lengths = {
         "text_characters": columns.characters[text],
@@ -117,8 +125,8 @@ def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
         "splits": {split: int((splits == place).sum()) for place, split in enumerate(SPLITS)},
         "labels": {split: label_counts(labels, names, splits == place) for place, split in enumerate(SPLITS)},
         "labels_alike": alike(names[code] for code in np.unique(labels.codes)),
-        "labels_together": [list(pair) for pair in together[:MOST_PAIRS]],
-        "label_matrix": label_matrix(label_counts(labels, names, np.ones(len(splits), bool)), together),
+        "labels_together": [list(pair) for pair in labels_together(labels, names)],
+        "label_matrix": label_matrix(labels, names, list(totals)[:MOST_LABELS]),
         "groups": int((sizes > 0).sum()),
         "joined_rows": int(sizes[sizes > 1].sum()),
         "duplicates": duplicates(keys),
@@ -132,6 +140,8 @@ def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
             for place, split in enumerate(SPLITS)
             if split != "train"
         },
+        "leaked_from_validation": int(np.any(list(tested.values()), axis=0).sum()),
+        "leaks_from_validation": {kind: int(rows.sum()) for kind, rows in sorted(tested.items()) if rows.any()},
         "without_image": int((columns.image == 0).sum()),
         "without_text": int((columns.characters < 0).sum()),
         **{name: quantiles(values) for name, values in lengths.items()},
@@ -176,27 +186,39 @@ def taxonomy_line(profile: dict[str, Any]) -> str:
 
 
 def labels_together(labels: RowLabels, names: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Return all pairs of labels that stand on one row, most frequent first: (label, label, rows)."""
+    """Return the MOST_PAIRS pairs of labels that most often stand on one row: (label, label, rows), ties by name."""
     if not (labels.counts > 1).any():
         return []
-    from scipy.sparse import csr_array, triu
+    from scipy.sparse import triu
 
-    ones = np.ones(len(labels.codes), np.int64)
-    table = csr_array((ones, labels.codes, np.append(0, np.cumsum(labels.counts))), (len(labels.counts), len(names)))
+    table = row_label_table(labels, len(names))
     pairs = triu(table.T @ table, k=1).tocoo()
-    found = [(*sorted((names[a], names[b])), int(count)) for a, b, count in zip(*pairs.coords, pairs.data, strict=True)]
-    return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))
+    least = np.partition(pairs.data, -MOST_PAIRS)[-MOST_PAIRS] if pairs.nnz > MOST_PAIRS else 0
+    many = pairs.data >= least
+    place = np.argsort(sorted(range(len(names)), key=names.__getitem__))  # of each label among all of them by name
+    low, high = np.sort(place[np.stack(pairs.coords)[:, many]], axis=0)
+    order = np.lexsort((high, low, -pairs.data[many]))[:MOST_PAIRS]
+    ordered = sorted(names)
+    found = zip(low[order].tolist(), high[order].tolist(), pairs.data[many][order].tolist(), strict=True)
+    return [(ordered[a], ordered[b], count) for a, b, count in found]
 
 
-def label_matrix(totals: dict[str, int], together: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
-    """Return how often each two of the MOST_LABELS most frequent labels stand together: {labels, counts: [[int]]}.
+def label_matrix(labels: RowLabels, names: Sequence[str], shown: Sequence[str]) -> dict[str, Any]:
+    """Return how often each two of the labels `shown` stand together: {labels, counts: [[int]]}.
 
     The diagonal holds how often a label stands at all.
     """
-    names = list(totals)[:MOST_LABELS]
-    pairs = {(a, b): count for a, b, count in together}
-    counts = [[pairs.get((min(a, b), max(a, b)), 0) if a != b else totals[a] for b in names] for a in names]
-    return {"labels": names, "counts": counts}
+    numbers = {name: code for code, name in enumerate(names)}
+    columns = row_label_table(labels, len(names))[:, [numbers[name] for name in shown]]
+    return {"labels": list(shown), "counts": (columns.T @ columns).toarray().tolist()}
+
+
+def row_label_table(labels: RowLabels, number: int) -> csr_array:
+    """Return [N, number] int, sparse: 1 where a row carries a label."""
+    from scipy.sparse import csr_array
+
+    ends = np.append(0, np.cumsum(labels.counts))
+    return csr_array((np.ones(len(labels.codes), np.int32), labels.codes, ends), (len(labels.counts), number))
 
 
 def duplicates(keys: Keys) -> dict[str, dict[str, int]]:
@@ -239,6 +261,10 @@ def described(profile: dict[str, Any]) -> list[str]:
     lines += [f"leaks       {profile['leaked_rows']:,} rows outside train share a picture, text or group with train"]
     lines += [f"  {split:<12} the same {KINDS[kind]:<22} {count:>6,} rows"
               for split, kinds in profile["leaks"].items() for kind, count in kinds.items()]  # fmt: skip
+    if tested := profile.get("leaked_from_validation"):  # a profile from before there was such a count has none
+        lines += [f"            {tested:,} test rows share a picture, text or group with validation"]
+        lines += [f"  {'test':<12} the same {KINDS[kind]:<22} {count:>6,} rows"
+                  for kind, count in profile["leaks_from_validation"].items()]  # fmt: skip
     return lines + quality_lines(profile)
 
 

@@ -18,7 +18,7 @@ from labeler.rows.chunks import with_unknown
 from labeler.rows.collecting import Records
 from labeler.rows.keys import keys_of
 from labeler.rows.lines import in_split, in_splits, json_id, with_id, with_labels
-from labeler.rows.splits import Keys, RowLabels, group_rows, leaking, places, repeated, split_groups
+from labeler.rows.splits import Keys, RowLabels, group_rows, leaking, places, repeated, sharing, split_groups
 from labeler.values import SPLITS
 
 KEPT, DUPLICATE, ID_CONFLICT, LABEL_COUNT, LEAK = range(5)
@@ -121,12 +121,20 @@ def select(
 def for_validation(keys: Keys, train: np.ndarray, labels: RowLabels, labelled: np.ndarray, seed: int) -> np.ndarray:
     """Return the train rows, of N, to choose epochs by where the data bring none for that: whole groups, a share of each label.
 
-    None where these are all the rows with a label that there are to learn from.
+    Of groups that share no key with a row outside train, unless all do: leaks must not move into the rows that a model is
+    chosen by. None where these are all the rows with a label that there are to learn from.
     """
     rows = np.flatnonzero(train)
     groups = group_rows(only(keys, rows), len(rows))
-    parts = split_groups(groups, labels.of(train), (1 - FOR_VALIDATION, FOR_VALIDATION), seed)
-    parts[only_to_learn_from(groups, labelled[rows])] = 0
+    measuring = ~only_to_learn_from(groups, labelled[rows])
+    leaked = np.any(list(sharing(keys, train, ~train).values()), axis=0)[rows]
+    free = ~np.isin(groups, groups[leaked])
+    if not (free & measuring).any():
+        free[:] = True
+    _, first, which = np.unique(groups[free], return_index=True, return_inverse=True)
+    parts = np.zeros(len(rows), np.int8)
+    parts[free] = split_groups(first[which], labels.of(train).of(free), (1 - FOR_VALIDATION, FOR_VALIDATION), seed)
+    parts[~measuring] = 0
     return rows[parts == 1] if labelled[rows[parts == 0]].any() else rows[:0]
 
 

@@ -195,12 +195,17 @@ def shuffled(count: int, seed: int) -> np.ndarray:
 
 def leaks(keys: Keys, splits: np.ndarray) -> dict[str, np.ndarray]:
     """Return {kind: [N] bool}: the rows outside train that share a key of that kind with a train row."""
+    return sharing(keys, splits != TRAIN, splits == TRAIN)
+
+
+def sharing(keys: Keys, some: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """Return {kind: [N] bool}: the rows of `some` [N] bool that share a key of that kind with one of `others` [N] bool."""
     found = {}
     for kind, values in keys.items():
         rows = repeated(values)
-        others, train = rows[splits[rows] != TRAIN], rows[splits[rows] == TRAIN]
-        found[kind] = np.zeros(len(splits), bool)
-        found[kind][others] = places(values[others], np.sort(values[train])) >= 0
+        ours, theirs = rows[some[rows]], rows[others[rows]]
+        found[kind] = np.zeros(len(some), bool)
+        found[kind][ours] = places(values[ours], np.sort(values[theirs])) >= 0
     return found
 
 

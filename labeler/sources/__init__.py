@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def named_format(place: str) -> str:
         return SUFFIXES[suffix]
     if suffix in folder.PICTURES:
         return "picture"
-    hint = "; a table of text is read by --format csv" if suffix == ".txt" else ""
+    hint = '; put texts into a .jsonl file, {"text": "..."} a line, or name a table .csv' if suffix == ".txt" else ""
     if suffix in SPREADSHEETS:
         hint = "; save the sheet as CSV UTF-8"
     raise BadInputError(
@@ -156,11 +156,24 @@ def brings_pictures(path: Path) -> bool:
     return hub.claims(path) or lance.claims(path) or parquet.brings_pictures(path)
 
 
-def common_root(paths: Sequence[Path], artifact: Path, image_folder: Path | None = None) -> Path:
+def common_root(
+    paths: Sequence[Path],
+    artifact: Path,
+    image_folder: Path | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> Path:
     """Return the folder to which records name their images: of all sources, `artifact` standing for those with bytes.
 
-    A parquet table may have both, bytes and paths.
+    A parquet table may have both, bytes and paths. Links are followed, since `..` in a name leads on from where they lead.
+    `mapping`: what fields are called.
     """
     roots = [artifact for path in paths if brings_pictures(path)]
-    roots += [image_root(path, image_folder) for path in paths if not (hub.claims(path) or lance.claims(path))]
-    return Path(os.path.commonpath([os.path.abspath(root) for root in roots]))
+    roots += [image_root(path, image_folder) for path in paths if names_pictures(path, mapping or {})]
+    return Path(os.path.commonpath([os.path.realpath(root) for root in roots]))
+
+
+def names_pictures(path: Path, mapping: Mapping[str, str]) -> bool:
+    """Return whether a source's rows may name pictures as files."""
+    if parquet.brings_pictures(path):
+        return parquet.names_pictures(path, mapping)
+    return not (hub.claims(path) or lance.claims(path))

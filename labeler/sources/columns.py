@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from labeler.errors import BadInputError
-from labeler.records import ALIASES, field_called
+from labeler.records import ALIASES, Row, field_called, find_field
 from labeler.values import shown_names
+
+if TYPE_CHECKING:
+    from pyarrow import DataType
 
 PICTURE_PARTS = {"bytes": "binary", "path": "string"}  # of a struct that is a picture, and their types
 
@@ -36,3 +40,35 @@ def named_picture(value: Any) -> tuple[str | None, bytes | None]:
 def class_name(names: list[str], value: int | None) -> str | None:
     """Return the name of a class; None for -1, which stands for a label that is kept secret, and for other numbers."""
     return names[value] if value is not None and 0 <= value < len(names) else None
+
+
+def is_bytes(kind: DataType) -> bool:
+    """Return whether a column holds bytes."""
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def is_picture(kind: DataType) -> bool:
+    """Return whether a column is a struct of a picture's bytes and its path, or of one of them."""
+    from pyarrow import types
+
+    if not types.is_struct(kind) or not kind.num_fields or not {part.name for part in kind} <= PICTURE_PARTS.keys():
+        return False
+    return all(str(part.type).removeprefix("large_") in (PICTURE_PARTS[part.name], "null") for part in kind)
+
+
+def has_bytes(kind: DataType) -> bool:
+    """Return whether there are bytes in a column's values: in themselves, in their lists, or in their fields."""
+    return is_bytes(kind) or any(has_bytes(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def with_picture(row: Row, column: str | None, mapping: Mapping[str, str]) -> Row:
+    """Return the row with its picture's bytes, and the picture's name in their place, under a name of our field's."""
+    if column is None:
+        return row
+    name, data = named_picture(row.fields[column])
+    ours = column if find_field(row.fields, "image", mapping) == column else "image"
+    fields = {ours if key == column else key: value for key, value in row.fields.items()}
+    shown = name if data is None or name is None else Path(name).name
+    return row._replace(fields=fields | {ours: shown}, picture=data)

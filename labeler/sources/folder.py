@@ -6,6 +6,8 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from labeler.errors import BadInputError
 from labeler.pictures.images import frame_of, spelt
 from labeler.records import Reject, Row, find_field
 from labeler.sources import jsonl
-from labeler.sources.text import EncodingError, decode_text, encoding_note
+from labeler.sources.text import SAMPLE_BYTES, EncodingError, decode_text, encoding_note, guess_encoding, is_utf8
 
 METADATA = "metadata.jsonl"
 MAX_SIDECAR_BYTES = 1 << 20
@@ -48,8 +50,9 @@ def read(root: Path, encoding: str | None = None, mapping: Mapping[str, str] | N
     without a picture is a pair without a picture. Rows of a `metadata.jsonl` come in its own order, with all their fields;
     the files that it names are not repeated. Passed over are hidden files and folders, and files whose suffix is that of
     something else than pictures, videos, texts and tables, such as `Thumbs.db`, which is said. `encoding` is the
-    sidecars', by default UTF-8 or else what each one looks like.
+    sidecars', by default UTF-8 or else what each one looks like, short ones what all that are not UTF-8 look like together.
     """
+    likely = cache(lambda: common_encoding(root))
     named: set[str] = set()  # by a metadata.jsonl of this folder or one above
     failed: list[OSError] = []
     strays: list[str] = []
@@ -64,11 +67,31 @@ def read(root: Path, encoding: str | None = None, mapping: Mapping[str, str] | N
                 message = f"{place}: a link to a folder, which is not followed; name its target as a source of its own"
                 yield Reject(str(root), 0, place, "folder-linked", message)
         shown = sorted(name for name in names if not name.startswith("."))
-        yield from read_one(root, Path(current), shown, named, encoding, mapping or {}, strays)
+        yield from read_one(root, Path(current), shown, named, encoding, mapping or {}, strays, likely)
     say_strays(str(root), strays)
     for error in failed:
         place = os.path.relpath(str(error.filename), root)
         yield Reject(str(root), 0, place, "folder-unreadable", f"{place}: {error.strerror}")
+
+
+def common_encoding(root: Path) -> str | None:
+    """Return the encoding that the texts below `root` that are not UTF-8 look like together; None where they look like none.
+
+    Those in UTF-16, which tell it themselves, are left out.
+    """
+    sample = bytearray()
+    for current, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            with suppress(OSError):  # to read it is a reject
+                data = read_sidecar(root, Path(current, name)) if is_text(name) and not name.startswith(".") else None
+                sample += data + b"\n" if data and b"\0" not in data and not is_utf8(data) else b""
+        if len(sample) > SAMPLE_BYTES:
+            break
+    try:
+        return guess_encoding(bytes(sample))
+    except EncodingError:
+        return None
 
 
 def read_picture(
@@ -122,15 +145,16 @@ def read_one(
     encoding: str | None,
     mapping: Mapping[str, str],
     strays: list[str],
+    likely: Callable[[], str | None],
 ) -> Iterator[Row | Reject]:
     """Yield the rows of one folder, its sub-folders left out; the files that its metadata names are added to `named`, those
-    that are passed over to `strays`.
+    that are passed over to `strays`. `likely`: see `decode_text`.
     """
     if METADATA in names and (current / METADATA).is_file():  # a FIFO of that name would never end
         for item in metadata_rows(current / METADATA, root, current, named, mapping):
-            yield with_sidecar(item, root, mapping, encoding) if isinstance(item, Row) else item
+            yield with_sidecar(item, root, mapping, encoding, likely=likely) if isinstance(item, Row) else item
     for entry in entries(root, current, names, named, strays):
-        yield text_row(root, entry, encoding, mapping=mapping)
+        yield text_row(root, entry, encoding, mapping=mapping, likely=likely)
 
 
 def metadata_rows(
@@ -169,8 +193,12 @@ def with_sidecar(
     mapping: Mapping[str, str],
     encoding: str | None,
     read: Callable[[Path, Path], bytes | None] | None = None,
+    likely: Callable[[], str | None] | None = None,
 ) -> Row | Reject:
-    """Return a row of metadata with the text beside its picture, where it has none of its own; `read`: see `text_row`."""
+    """Return a row of metadata with the text beside its picture, where it has none of its own.
+
+    `read`, `likely`: see `text_row`.
+    """
     text, image = (find_field(row.fields, ours, mapping) for ours in ("text", "image"))
     name = row.fields.get(image) if image else None
     if not isinstance(name, str) or (text and row.fields.get(text) is not None):
@@ -180,7 +208,7 @@ def with_sidecar(
         return row
     place = root / below
     for sidecar in sidecars(place):
-        beside = text_row(root, Entry(row.line, place, sidecar), encoding, read or read_sidecar)
+        beside = text_row(root, Entry(row.line, place, sidecar), encoding, read or read_sidecar, likely=likely)
         if isinstance(beside, Reject):
             return beside
         if beside.fields["text"] is not None:
@@ -253,8 +281,11 @@ def text_row(
     encoding: str | None,
     read: Callable[[Path, Path], bytes | None] = read_sidecar,
     mapping: Mapping[str, str] | None = None,
+    likely: Callable[[], str | None] | None = None,
 ) -> Row | Reject:
-    """Return the row of a pair; `read` gives the bytes of its text, as `read_sidecar` does; `mapping`: what fields are called."""
+    """Return the row of a pair; `read` gives the bytes of its text, as `read_sidecar` does; `mapping`: what fields are called;
+    `likely`: see `decode_text`.
+    """
     line, image, sidecar = entry
     place = (image or sidecar).relative_to(root)
     name = place.as_posix()
@@ -265,7 +296,7 @@ def text_row(
         data = read(root, sidecar)
         if data is not None and len(data) > MAX_SIDECAR_BYTES:
             raise OSError(f"over {MAX_SIDECAR_BYTES:,} bytes")
-        text, found = (None, "utf-8") if data is None else decode_text(data, encoding)
+        text, found = (None, "utf-8") if data is None else decode_text(data, encoding, likely)
     except (OSError, EncodingError) as error:
         return Reject(str(root), line, name, "text-unreadable", f"{sidecar.name}: {error}")
     values = {"id": name, "image": name if image else None, "text": text and text.strip()}

@@ -6,13 +6,10 @@ JSON is tried first and `ast.literal_eval` second, never `eval`: the line is dat
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
-import tokenize
 import warnings
 from collections.abc import Iterator
-from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +18,7 @@ import numpy as np
 import orjson
 
 from labeler.records import Reject, Row
-from labeler.values import MAX_TEXT_CHARACTERS
+from labeler.values import MAX_TEXT_CHARACTERS, two_strings
 
 MAX_LINE_BYTES = 8 << 20  # ast's parser needs about a hundred times a line's size in memory
 PIECE_BYTES = 256 << 10  # what is made of it stays in a core's cache
@@ -30,7 +27,6 @@ MARK = b"\xef\xbb\xbf"  # of byte order; it says UTF-8
 BREAK, BRACE = ord("\n"), ord("{")
 BLANK = re.compile(rb"^[ \t\r\x0b\x0c]*\n", re.MULTILINE)
 LITERAL = "python literal"
-SIDE_BY_SIDE = re.compile(r"""['"]\s*['"]""")
 
 
 class LineError(ValueError):
@@ -209,14 +205,6 @@ def parse_literal(text: str, json_error: json.JSONDecodeError) -> Any:
         raise
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         raise LineError("not-json", f"not JSON: {json_error.msg} at column {json_error.colno}") from None
-
-
-def two_strings(text: str) -> bool:
-    """Return whether two strings stand side by side in Python's code, as where JSON's quotes are doubled inside of a text."""
-    if not SIDE_BY_SIDE.search(text):
-        return False
-    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-    return any(one == other == tokenize.STRING for one, other in pairwise(kinds))
 
 
 def unique_keys(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:

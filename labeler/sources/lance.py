@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labeler.errors import BadInputError
 from labeler.records import LabelSet, Reject, Row, read_label_set
-from labeler.sources.columns import picture_column
+from labeler.sources.columns import has_bytes, is_bytes, is_picture, picture_column, with_picture
 
 if TYPE_CHECKING:
     import pyarrow
 
 ROWS_AT_A_TIME = 16  # of up to 64 MiB each
 READ_AHEAD = 32 << 20  # bytes; by default Lance would hold 2 GiB of what slower stages wait for
+
+log = logging.getLogger("labeler")
 
 
 def claims(path: Path) -> bool:
@@ -25,9 +28,10 @@ def claims(path: Path) -> bool:
 def read(path: Path, image: str | None = None) -> Iterator[Row | Reject]:
     """Yield the rows of the newest version of a dataset, a few in memory at a time; `line` counts rows from 1.
 
-    The picture is the column of bytes that `image` names, or that an alias names, or the only one; a column of strings
-    holds paths relative to the dataset's parent folder. Vectors and other bytes are passed over. In a store of ours
-    (pictures of at most 320 px) the label numbers become the names in its labels.json.
+    The picture is the column of bytes that `image` names, or that an alias names, or the only one, or a struct of `bytes` and
+    `path`, as in parquet; a column of strings holds paths relative to the dataset's parent folder. Vectors and other columns
+    with bytes in them are passed over, lists of pictures with a word. In a store of ours (pictures of at most 320 px) the label
+    numbers become the names in its labels.json.
 
     Raises BadInputError where it is no Lance dataset, is damaged, or has several columns of bytes and none is named.
     """
@@ -36,7 +40,7 @@ def read(path: Path, image: str | None = None) -> Iterator[Row | Reject]:
     number = 0
     try:
         dataset = lance.dataset(str(path))
-        plain, pictures = columns(dataset.schema)
+        plain, pictures, structs = columns(path, dataset.schema)
         picture = picture_column(str(path), pictures, image)
         taken = [*plain, *([picture] if picture else [])]
         labels = label_set_beside(path, dataset.schema)
@@ -47,31 +51,40 @@ def read(path: Path, image: str | None = None) -> Iterator[Row | Reject]:
         for batch in scanner.to_batches():
             for fields in batch.to_pylist():
                 number += 1
-                data = fields.pop(picture, None) if picture else None
-                yield Row(str(path), number, named_labels(fields, labels), picture=data)
+                row = Row(str(path), number, named_labels(fields, labels))
+                if picture in structs:
+                    yield with_picture(row, picture, {"image": image} if image else {})
+                else:
+                    yield row._replace(picture=row.fields.pop(picture, None) if picture else None)
     except (OSError, ValueError, RuntimeError, LookupError) as error:
         reason = str(error).splitlines()[0][:200]
         raise BadInputError(f"{path}: after row {number}: not a whole Lance dataset ({reason})") from error
 
 
-def columns(schema: pyarrow.Schema) -> tuple[list[str], list[str]]:
-    """Return the names of the columns with plain values, and of those with bytes; vectors are in neither."""
+def columns(path: Path, schema: pyarrow.Schema) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the columns with plain values, of those with pictures, and which of these are structs.
+
+    Vectors are in none of them, nor are other columns with bytes in them, which is said.
+    """
     plain: list[str] = []
     pictures: list[str] = []
+    others: list[str] = []
     for field in schema:
-        if holds_bytes(field):
+        if holds_bytes(field) or is_picture(field.type):
             pictures.append(field.name)
+        elif has_bytes(field.type):
+            others.append(field.name)
         elif not is_vector(field.type):
             plain.append(field.name)
-    return plain, pictures
+    if others:
+        log.info("%s: passed over: %s", path, ", ".join(others))
+    return plain, pictures, [name for name in pictures if is_picture(schema.field(name).type)]
 
 
 def holds_bytes(field: pyarrow.Field) -> bool:
     """Return whether a column holds bytes, in itself or as Lance's blobs."""
-    from pyarrow import types
-
     blob = str(getattr(field.type, "extension_name", "")).startswith("lance.blob")
-    return blob or types.is_binary(field.type) or types.is_large_binary(field.type)
+    return blob or is_bytes(field.type)
 
 
 def is_vector(kind: pyarrow.DataType) -> bool:

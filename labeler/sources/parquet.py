@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from labeler.errors import BadInputError
 from labeler.records import Reject, Row, find_field, named_fields
-from labeler.sources.columns import PICTURE_PARTS, class_name, named_picture, picture_column
+from labeler.sources.columns import class_name, has_bytes, is_bytes, is_picture, picture_column, with_picture
 
 if TYPE_CHECKING:
-    from pyarrow import DataType, Schema
+    from pyarrow import Schema
+    from pyarrow.parquet import FileMetaData
 
 UNNAMED = "__index_level_0__"  # an index without a name, which numbers the rows
 ROWS = 4096  # held in memory at a time
@@ -27,7 +28,8 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Iterator[Row |
 
     A picture is a column of bytes that `mapping` or an alias names, or a struct of `bytes` and `path`, as the library
     `datasets` writes it: its bytes are the row's picture, and where there are none its path is the image's name. Numbers of
-    that library's classes become the classes' names.
+    that library's classes become the classes' names. Other columns with bytes in them, such as lists of pictures, are passed
+    over, which is said.
 
     Raises BadInputError where the file is no parquet table, or its picture cannot be told among several columns.
     """
@@ -37,6 +39,8 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Iterator[Row |
     try:
         with ParquetFile(path) as file:
             picture, unused = picture_columns(path, file.schema_arrow, mapping or {})
+            if unused:
+                log.info("%s: passed over: %s", path, ", ".join(unused))
             classes = class_columns(file.schema_arrow)
             wanted = [name for name in file.schema_arrow.names if name not in unused] if unused else None
             for batch in file.iter_batches(PICTURES if picture else ROWS, columns=wanted):
@@ -65,17 +69,39 @@ def brings_pictures(path: Path) -> bool:
     return any(is_bytes(kind) or is_picture(kind) for kind in kinds)
 
 
+def names_pictures(path: Path, mapping: Mapping[str, str]) -> bool:
+    """Return whether rows of the parquet table `path` may name pictures as files: not where each brings its picture's bytes."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        picture, _ = picture_columns(path, file.schema_arrow, mapping)
+        return picture is None or not (
+            is_bytes(file.schema_arrow.field(picture).type) or nulls(file.metadata, f"{picture}.bytes") == 0
+        )
+
+
+def nulls(metadata: FileMetaData, column: str) -> int | None:
+    """Return how many rows of a table lack a value in a column, `name.part` of a struct; None where the file does not say."""
+    count = 0
+    for group in range(metadata.num_row_groups):
+        columns = (metadata.row_group(group).column(number) for number in range(metadata.num_columns))
+        found = next((part for part in columns if part.path_in_schema == column), None)
+        if found is None or found.statistics is None or not found.statistics.has_null_count:
+            return None
+        count += found.statistics.null_count
+    return count
+
+
 def picture_columns(path: Path, schema: Schema, mapping: Mapping[str, str]) -> tuple[str | None, list[str]]:
-    """Return the column with the picture, None where there is none, and others of bytes that are none of our fields'."""
+    """Return the column with the picture, None where there is none, and others with bytes that are none of our fields'."""
     kinds = dict(zip(schema.names, schema.types, strict=True))
     image = find_field(kinds, "image", mapping)
     pictures = [name for name, kind in kinds.items() if is_picture(kind) or (name == image and is_bytes(kind))]
     known = image in pictures or image is None
     picture = picture_column(str(path), pictures, image) if known else None
     others = named_fields(tuple(kinds), tuple(mapping.items())).others
-    unused = [name for name in others if name != picture and (is_picture(kinds[name]) or is_bytes(kinds[name]))]
-    if unused:
-        log.info("%s: passed over: %s", path, ", ".join(unused))
+    nested = [name for name, kind in kinds.items() if has_bytes(kind) and not (is_picture(kind) or is_bytes(kind))]
+    unused = [name for name in kinds if name != picture and has_bytes(kinds[name]) and name in (*others, *nested)]
     return picture, unused
 
 
@@ -101,33 +127,6 @@ def named(value: Any, names: list[str]) -> Any:
     if isinstance(value, list):
         return [named(item, names) for item in value]
     return class_name(names, value) if isinstance(value, int) else value
-
-
-def is_bytes(kind: DataType) -> bool:
-    """Return whether a column holds bytes."""
-    from pyarrow import types
-
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-
-def is_picture(kind: DataType) -> bool:
-    """Return whether a column is a struct of a picture's bytes and its path, or of one of them."""
-    from pyarrow import types
-
-    if not types.is_struct(kind) or not kind.num_fields or not {part.name for part in kind} <= PICTURE_PARTS.keys():
-        return False
-    return all(str(part.type).removeprefix("large_") in (PICTURE_PARTS[part.name], "null") for part in kind)
-
-
-def with_picture(row: Row, column: str | None, mapping: Mapping[str, str]) -> Row:
-    """Return the row with its picture's bytes, and the picture's name in their place, under a name of our field's."""
-    if column is None:
-        return row
-    name, data = named_picture(row.fields[column])
-    ours = column if find_field(row.fields, "image", mapping) == column else "image"
-    fields = {ours if key == column else key: value for key, value in row.fields.items()}
-    shown = name if data is None or name is None else Path(name).name
-    return row._replace(fields=fields | {ours: shown}, picture=data)
 
 
 def plain(value: Any) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from labeler.sources.alphabets import latin_page
 
 SAMPLE_BYTES = 1 << 20
+FEW = 16  # bytes beyond ASCII: eight or fewer characters of two bytes, a word of one
 ENCODING = "encoding "  # a row's note: its text was read in this encoding, which nobody named
 
 
@@ -15,12 +18,16 @@ class EncodingError(ValueError):
     """Bytes that are text in no encoding that was asked for or found."""
 
 
-def decode_text(data: bytes, encoding: str | None = None) -> tuple[str, str]:
+def decode_text(
+    data: bytes, encoding: str | None = None, likely: Callable[[], str | None] | None = None
+) -> tuple[str, str]:
     """Return the text in `data` without its byte order mark, and its encoding's name.
 
     Args:
         data: the whole of a text.
         encoding: the encoding; by default UTF-8, and where the bytes are none what charset-normalizer finds.
+        likely: returns the encoding that the texts beside this one look like together, None for none; it is asked where this
+            one has under FEW bytes beyond ASCII, which say little, and is not UTF-16.
 
     Raises EncodingError where the bytes are not text in that encoding, or in none that is known.
     """
@@ -30,6 +37,9 @@ def decode_text(data: bytes, encoding: str | None = None) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         if encoding:
             raise EncodingError(f"byte {error.start} is not {encoding}") from None
+    if likely and b"\0" not in data and sum(byte > 0x7F for byte in data) < FEW and (shared := likely()):
+        with suppress(UnicodeDecodeError):
+            return data.decode(shared), shared
     name = guess_encoding(data)
     try:
         return data.decode(name).removeprefix("\ufeff"), name
@@ -79,12 +89,17 @@ def is_mostly_utf8(path: Path) -> bool:
     with open(path, "rb") as file:
         while line := file.readline(SAMPLE_BYTES):
             if not line.isascii():
-                try:
-                    line.decode()
-                    more += 1
-                except UnicodeDecodeError:
-                    more -= 1
+                more += 1 if is_utf8(line) else -1
     return more > 0
+
+
+def is_utf8(data: bytes) -> bool:
+    """Return whether `data` is text in UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def guess_encoding(data: bytes) -> str:

@@ -14,23 +14,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from labeler.artifacts import read_manifest, work_folder
+from labeler.artifacts import read_manifest
 from labeler.decisions import Rule, aimed, read_rule, rule_of
 from labeler.engines import Choice, Precision
 from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.evaluation import Aim
-from labeler.exporting import MANY, choose_engine
 from labeler.items import ItemReading, key_of, read_items
 from labeler.labeller import WINDOW, Labeller, Settings, least_score
-from labeler.output import LineFormat, Stream, check_output, writing
+from labeler.output import LineFormat, Stream, writing
+from labeler.output_places import absolute, lies_in, output_format, place_to_write
+from labeler.own_export import MANY, choose_engine
 from labeler.pictures.decoding import AHEAD
 from labeler.pictures.images import MISSING, TEXTS_ALONE
-from labeler.ray_labelling import label_on_ray
+from labeler.ray_predicting import label_on_ray
 from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.remote import PREFIX
 from labeler.remote_rows import format_of
 from labeler.remote_rows import read as read_remote
-from labeler.shards import ERROR, Counts, Line, Shards, refuse_foreign
+from labeler.shards import ERROR, Counts, Line, Shards
 from labeler.sources import Reading, brings_pictures, check_image_folder, find_format, read_source, refuse_encoding
 from labeler.sources.text import ENCODING
 from labeler.taxonomy import taxonomy_of
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("labeler")
 
-FORMATS = ("jsonl", "csv")
-FEW = 16  # rows that are looked at where each may bring a picture
-NOT_WRITTEN = (".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".gz", ".zst", ".bz2", ".xz", ".zip")
+FEW = 16  # pictures that may be held before the first row is labelled
 OWN = ("id", "image", "text", "labels", "label", "scores", "model", "error", "review", "source")  # fields of a line
 
 
@@ -65,17 +64,18 @@ def predict(
     Images of rows are relative to `image_folder`, by default to where their input lies. Where there are several inputs, `source`
     in a line is that of its item; a line carries the fields `keep` of its row, and with `allow_missing_image` a row whose picture
     is not there is labelled by its text.
-    `out` None is standard output. `format` is jsonl or csv, by default what `out` ends in. An input and `out` may be strings,
-    s3://BUCKET/KEY (see `labeler.remote`); a line then has the picture's URL as its `image`.
+    `out` None is standard output, a link the file that it leads to; a pipe or a device gets lines as they come. `format`
+    is jsonl or csv, by default what `out` ends in. An input and `out` may be strings, s3://BUCKET/KEY (see `labeler.remote`); a
+    line then has the picture's URL as its `image`.
 
     A file appears whole or not at all, and unless `force` replaces none that was not written like this, or has been changed
     since. What an interrupted run has labelled, and what stands in `out` from a run of the same model and options, is kept where
     neither the row nor its picture's file has changed, unless `force`; items that had an error are tried again.
 
-    `runtime` and `precision` say what computes (see `labeler.exporting.choose_engine`).
+    `runtime` and `precision` say what computes (see `labeler.own_export.choose_engine`).
 
     With the engine `ray`, `workers` processes label, on the cluster at `ray_address` or on this machine (see
-    `labeler.ray_labelling`); the lines are the same.
+    `labeler.ray_predicting`); the lines are the same.
 
     Raises BadInputError when an input is missing, or has no field that can be a picture or a text, when `model` is neither, or
     `out` something else's; UsageError for an unknown format, or a field that no row has; LockedError when another process writes
@@ -85,7 +85,7 @@ def predict(
     refuse_options(batch_size, engine == "ray", workers, ray_address)
     if prompts:
         refuse_with_prompts(aim, min_precision, runtime, precision)
-    refuse_output(inputs, out, force)
+    out = place_to_write(inputs, out, force)
     how = ItemReading(mapping or {}, allow_outside, allow_missing_image, kept_fields(keep), len(inputs) > 1,
                       image_folder)  # fmt: skip
     refuse_image_folder(inputs, image_folder)
@@ -152,12 +152,22 @@ def opened(inputs: Sequence[Path | str], how: ItemReading, encoding: str | None,
     again = partial(read_inputs, inputs, how, encoding, out)
     streams = any(isinstance(place, Path) and brings_pictures(place) for place in inputs)
     rows = again()
-    most = FEW if streams else MANY
-    first = list(islice(rows, most))
-    whole = len(first) < most
+    first, whole = first_of(rows)
     look_at(first, how, whole=whole)
     fetched = streams or any(isinstance(place, str) for place in inputs)
     return Job(chain(first, rows), again, streams or not whole, fetched, len(first) if whole else None)
+
+
+def first_of(rows: Iterator[Row | Reject]) -> tuple[list[Row | Reject], bool]:
+    """Draw MANY rows, or as many as hold FEW pictures as bytes; return them, and whether there are no more."""
+    first: list[Row | Reject] = []
+    held = 0
+    for row in rows:
+        first.append(row)
+        held += isinstance(row, Row) and isinstance(row.picture, bytes)
+        if len(first) == MANY or held == FEW:
+            return first, False
+    return first, True
 
 
 def look_at(first: Sequence[Row | Reject], how: ItemReading, *, whole: bool) -> None:
@@ -230,21 +240,6 @@ def refuse_with_prompts(aim: Aim | None, min_precision: float | None, runtime: s
         raise UsageError("zero-shot labels are computed by PyTorch in float32: leave out --runtime and --precision")
 
 
-def output_format(format: str | None, out: Path | str | None) -> str:
-    """Return the format to write `out` in; raises as `predict` does."""
-    suffix = os.path.splitext(str(out))[1].lower()
-    if format is None and suffix in NOT_WRITTEN:
-        raise UsageError(f"--out {out}: {suffix} is not written; end it in .csv or .jsonl, or say --format")
-    form = format or ("csv" if suffix == ".csv" else "jsonl")
-    if form not in FORMATS:
-        raise UsageError(f"--format {form}: expected {' or '.join(FORMATS)}")
-    if isinstance(out, str):
-        check_output(out)
-    elif out is not None and out.is_dir():
-        raise BadInputError(f"{out}: a folder; --out takes the file to write")
-    return form
-
-
 def label_job(
     job: Job, settings: Settings, label_windows: Callable[..., Generator[list[Line], None, None]], written: LineFormat,
     output: Shards | Stream, out: Path | str | None,
@@ -306,21 +301,6 @@ def label_here(
             yield [written(line) for line in labeller(window)]
 
 
-def refuse_output(inputs: Sequence[Path | str], out: Path | str | None, force: bool) -> None:
-    """Raise UsageError where `out` is one of the inputs, BadInputError where it is something else's: labels would replace it."""
-    if out is not None and absolute(out) in map(absolute, inputs):
-        raise UsageError(f"--out {out}: an input itself, which the labels would replace; choose another --out")
-    if (
-        isinstance(out, Path) and not force and not work_folder(out).exists()
-    ):  # else what was interrupted is ended first
-        refuse_foreign(out)
-
-
-def absolute(place: Path | str) -> str:
-    """Return where a file or folder really is; a URL without a slash at its end."""
-    return os.path.realpath(place) if isinstance(place, Path) else place.rstrip("/")
-
-
 def read_inputs(
     inputs: Sequence[Path | str], how: ItemReading, encoding: str | None = None, out: Path | str | None = None
 ) -> Iterator[Row | Reject]:
@@ -332,9 +312,11 @@ def read_inputs(
     ])  # fmt: skip
     if out is None:
         return rows
-    where = {place.rstrip("/") if isinstance(place, str) else str(place): f"{absolute(place)}/" for place in inputs}
     identity = how.mapping.get("id", "id")
-    own = {source: absolute(out)[len(root) :] for source, root in where.items() if absolute(out).startswith(root)}
+    own = {
+        place.rstrip("/") if isinstance(place, str) else str(place): absolute(out)[len(absolute(place)) + 1 :]
+        for place in inputs if lies_in(out, place)
+    }  # fmt: skip
     return (
         (
             row

@@ -22,6 +22,7 @@ from labeler.artifacts import (
     already_made,
     input_of,
     read_manifest,
+    remove,
     verify,
     write_json,
     write_text,
@@ -42,9 +43,10 @@ from labeler.evaluation import (
     scores_of,
     write_named,
 )
-from labeler.inputs import found_again
+from labeler.inputs import verified_store
 from labeler.measuring import MODALITIES, asked, learned_from, make_baselines, measured, measured_parents
 from labeler.model_card import model_card
+from labeler.origins import has_seen, note_origins
 from labeler.records import differing_names
 from labeler.sources.answers import UNKNOWN
 from labeler.taxonomy import taxonomy_of
@@ -55,10 +57,6 @@ from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_ru
 
 log = logging.getLogger("labeler")
 PROMISES = (0.8, 0.9, 0.95, 0.99)
-SEEN = {
-    "train": "it was trained on these rows",
-    "validation": "its epoch, temperature and thresholds were chosen by these rows",
-}
 
 
 class ZeroShotOptions(NamedTuple):
@@ -110,7 +108,7 @@ def evaluate(
         raise UsageError(f"--aim {aim}: thresholds are fitted on labels, and zero-shot labels have learned none")
     if not zero_shot:
         refuse_towers(run, "--zero-shot")
-    trained, stored = verify(run, "pretrain" if zero_shot else "train"), verify(data, "preprocess")
+    trained, stored = verify(run, "pretrain" if zero_shot else "train"), verified_store(data)
     name = f"manifest-{split}.json"
     arguments = asked(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), arguments)
@@ -123,13 +121,13 @@ def evaluate(
     refuse_mismatch(opened, store)
     warn_of_replacing(run, store, split, name)
     fitted_on, origin = learned_from(store, run, trained)
-    baselines = fitted_on and make_baselines(store, split, aim, fitted_on)
     with adding(run, recipe, name) as folder:
         promises = () if zero_shot or has_seen(trained, store, split) else PROMISES
         predictions, figures = measure_run(opened, store, split, batch_size, promises)
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         metrics = describe(opened, store, split, trained) | figures | {"aim": str(aim) if aim else None}
-        metrics["baselines"] = taken_over(baselines, folder) if baselines else []
+        made = make_baselines(store, split, aim, fitted_on, folder) if fitted_on else None
+        metrics["baselines"] = taken_over(made, folder) if made else []
         note_origins(metrics, trained, store, split, origin)
         if zero_shot:
             metrics["zero_shot"] = arguments["zero_shot"]
@@ -156,39 +154,18 @@ def warn_of_replacing(run: Path, store: Any, split: Split, name: str) -> None:
 
 
 def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:
-    """Copy the baselines' predictions to `folder`; return their figures."""
+    """Copy the baselines' predictions to `folder`; return their figures. What was made in `folder` is removed."""
     for path in baselines.glob("baseline-*.jsonl"):
         shutil.copyfile(path, folder / path.name)
     found: list[dict[str, Any]] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
+    if baselines.parent == folder:
+        remove(baselines)
     return found
-
-
-def has_seen(trained: dict[str, Any], store: Any, split: Split) -> bool:
-    """Return whether these are the rows that the run was trained on, or chosen by."""
-    return split != "test" and trained["inputs"][0]["sha256"] == store.sha256
-
-
-def note_origins(
-    metrics: dict[str, Any], trained: dict[str, Any], store: Any, split: Split, origin: str | None
-) -> None:
-    """Note in the metrics, and say, where run (or, in `origin`, the baselines) learned from another store than is measured."""
-    notes = []
-    if note := elsewhere(Path(metrics["run"]), trained, store, split):
-        metrics["data"]["caution"] = note
-        metrics["data"]["trained_on_it"] = False
-        notes.append(note)
-    elif has_seen(trained, store, split):
-        metrics["data"]["caution"] = f"{SEEN[split]}: these are no figures of rows that it has not seen"
-        notes.append(metrics["data"]["caution"])
-    notes += [origin] if origin else []
-    metrics["notes"] = [*metrics["notes"], *notes]
-    for note in notes:
-        log.warning("%s on %s: %s", metrics["run"], store.folder, note)
 
 
 def opened_for(store: Any, run: Path, device: str, aim: Aim | None, zero_shot: ZeroShotOptions | None) -> Any:
     """Return the run in `run`, with thresholds for the `aim`, or as a model of zero-shot labels for those of the store."""
-    from labeler.prediction import choose_device
+    from labeler.inference import choose_device
     from labeler.runs import load_run
 
     if zero_shot is None:
@@ -253,7 +230,7 @@ def score_split(
 ) -> tuple[Predictions, Predictions, float]:
     """Return the run's predictions on the split's rows, those without its temperature, and the seconds that scoring took."""
     from labeler.batches import StorePairs
-    from labeler.prediction import logits
+    from labeler.inference import logits
 
     rows = store.rows_of(split)
     pairs = StorePairs(store, rows, run.tokenizer, run.preprocessor["max_text_tokens"], pixels)
@@ -283,7 +260,7 @@ def score_modalities(
     import torch
 
     from labeler.batches import StorePairs, without
-    from labeler.prediction import model_outputs
+    from labeler.inference import model_outputs
 
     def alone(**batch: torch.Tensor) -> torch.Tensor:  # [B, 2, L]
         return torch.stack([run.model(**without(batch, missing)).logits for missing in ("image", "text")], dim=1)
@@ -313,6 +290,7 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
     # runs of earlier versions lack options that came later, and had what is their default now
     arguments, towers = asdict(TrainOptions()) | manifest["arguments"], store.towers
     parameters = list(run.model.parameters())
+    place = store.folder.resolve()  # a relative `store` lies in no folder that has a name
     embedded = all(tower["name"] == "embedded" for tower in towers.values())
     return {
         "schema_version": 1,
@@ -321,7 +299,7 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
         "preset": "embedded" if embedded else f"{towers['text']['name']} + {towers['image']['name']}",
         "task": store.label_set.task,
         "seed": manifest["seed"],
-        "data": {"name": store.folder.parent.name if store.folder.name == "store" else store.folder.name,
+        "data": {"name": place.parent.name if place.name == "store" else place.name,
                  "sha256": store.sha256, "split": split, "store": str(store.folder)},
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable_parameters": sum(
@@ -334,32 +312,6 @@ def describe(run: Any, store: Any, split: Split, manifest: dict[str, Any]) -> di
         "settings": {key: value for key, value in arguments.items() if key != "model"}
         | {"precision": run.history["precision"]},
     }  # fmt: skip
-
-
-def elsewhere(run: Path, trained: dict[str, Any], store: Any, split: Split) -> str | None:
-    """Return what is to be said where `run` was trained on another store, whose train rows may stand in this split; else None."""
-    from labeler.embedding import pair_keys
-    from labeler.store import Store
-
-    given = trained["inputs"][0]
-    if given["sha256"] == store.sha256:
-        return None
-    note = f"it was trained on another store, {given['path']}"
-    try:
-        other = Store(found_again(run, given), check=False)
-    except BadInputError:
-        return f"{note}, which is not there any more: whether it has seen rows of this split cannot be told"
-    if other.sha256 != given["sha256"]:
-        return f"{note}, which has changed since: whether it has seen rows of this split cannot be told"
-    rows = store.rows_of(split)
-    known = np.flatnonzero(np.isin(other.rows["split"], ["train", "validation"]))
-    ours, theirs = pair_keys(store, rows), pair_keys(other, known)
-    alike = [np.isin(a, b[b != 0]) for a, b in zip(ours.T, theirs.T, strict=True)]  # 0: without a text, or a picture
-    seen = int(np.logical_or(*alike).sum())
-    return (
-        f"{note}; {seen} of {len(rows)} rows here share their text or picture with its train and validation rows, not counting "
-        "copies of pictures that were re-encoded, resized or recoloured"
-    )
 
 
 def measured_retrieval(run: Any, store: Any, split: Split, batch_size: int) -> dict[str, Any]:
