@@ -266,10 +266,36 @@ def ingested(tmp_path):
     return run
 
 
+_shared: dict[Path, dict[Path, tuple[int, int]]] = {}
+
+
+def shared(folder: Path) -> Path:
+    """Return `folder`, an artifact of several tests; the one that leaves it changed fails."""
+    _shared[folder] = contents(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return the size and the time of change of every file below `folder`."""
+    found = ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in found}
+
+
+@pytest.fixture(autouse=True)
+def shared_artifacts_stay_as_they_were():
+    """Fail the test that changes what others read: which of them would fail for it hangs on the order that they run in."""
+    yield
+    for folder, before in _shared.items():
+        if (now := contents(folder)) != before:
+            _shared[folder] = now  # told of once
+            changed = sorted(str(path) for path, _ in set(before.items()) ^ set(now.items()))
+            pytest.fail(f"changed in {folder}, which other tests read: {changed}")
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory, text_tower, image_tower) -> Path:
     """Return the store of the shapes, task single; `source` and `records` lie beside it."""
-    return make_store(tmp_path_factory.mktemp("single"), "single", text_tower, image_tower)
+    return shared(make_store(tmp_path_factory.mktemp("single"), "single", text_tower, image_tower))
 
 
 @pytest.fixture
@@ -281,7 +307,7 @@ def pictures(store) -> Path:
 @pytest.fixture(scope="session")
 def multi_store(tmp_path_factory, text_tower, image_tower) -> Path:
     """Return the store of the shapes and their colours, task multi."""
-    return make_store(tmp_path_factory.mktemp("multi"), "multi", text_tower, image_tower)
+    return shared(make_store(tmp_path_factory.mktemp("multi"), "multi", text_tower, image_tower))
 
 
 @pytest.fixture(scope="session")
@@ -301,7 +327,7 @@ def trained(tmp_path_factory, store, options) -> Callable[[str], Path]:
 
     @functools.cache
     def run(model: str) -> Path:
-        return train(model, store, folder / model, options, device="cpu").out
+        return shared(train(model, store, folder / model, options, device="cpu").out)
 
     return run
 
@@ -312,7 +338,7 @@ def exported(tmp_path_factory, trained, store) -> Callable[[str], Path]:
     from labeler.exporting import export
 
     folder = tmp_path_factory.mktemp("exports")
-    return lambda model: export(trained(model), folder / model, data=store).out
+    return functools.cache(lambda model: shared(export(trained(model), folder / model, data=store).out))
 
 
 @pytest.fixture(scope="session")
@@ -322,7 +348,7 @@ def pretrained(tmp_path_factory, store) -> Path:
 
     given = {"epochs": 4, "learning_rate": 1e-3, "new_learning_rate": 5e-3, "precision": "fp32"}
     out = tmp_path_factory.mktemp("pretrained") / "clip"
-    return pretrain("clip", store, out, pretrain_options("clip", given), device="cpu").out
+    return shared(pretrain("clip", store, out, pretrain_options("clip", given), device="cpu").out)
 
 
 @pytest.fixture(scope="session")
@@ -335,7 +361,7 @@ def evaluated(tmp_path_factory, trained, store) -> Callable[[str], Path]:
     @functools.cache
     def run(model: str) -> Path:
         shutil.copytree(trained(model), folder / model)
-        return evaluate(folder / model, store, device="cpu").out
+        return shared(evaluate(folder / model, store, device="cpu").out)
 
     return run
 

@@ -177,8 +177,19 @@ def test_fault_25_ctrl_c_keeps_the_shards_and_the_next_run_goes_on(run, tmp_path
     rows = "".join(json.dumps({"id": n, "text": f"{n} red circle"}) + "\n" for n in range(60_000))
     (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
     out = tmp_path / "out.jsonl"
-    process = subprocess.Popen(command(tmp_path / "rows.jsonl", "--model", run, "--out", out, "--batch-size", 1),
-                               env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    how = [
+        "--model",
+        run,
+        "--out",
+        out,
+        "--batch-size",
+        1,
+        "--runtime",
+        "native",
+    ]  # no export is made in the shared run
+    process = subprocess.Popen(
+        command(tmp_path / "rows.jsonl", *how), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     try:
         while not list(work_folder(out).glob("*.json")):
             assert process.poll() is None, process.stderr.read()
