@@ -115,7 +115,8 @@ def main() -> None:
     """Run the command; turn what goes wrong into one sentence and the right exit code."""
     open_streams()
     logger = logging.getLogger("labeler")
-    logger.addHandler(Messages())
+    if not any(isinstance(handler, Messages) for handler in logger.handlers):  # of a call before, in this process
+        logger.addHandler(Messages())
     # hubs' libraries draw bars and give advice of their own
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
