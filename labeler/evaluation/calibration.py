@@ -34,9 +34,9 @@ def scores_of(task: str, logits: np.ndarray, temperature: float = 1.0) -> np.nda
 def fit_temperature(task: str, logits: np.ndarray, truth: np.ndarray) -> float:
     """Return the temperature of the lowest log loss on N rows [N, L] that the model was not trained on (Guo et al. 2017).
 
-    One number for all labels: it changes no order of scores, neither within a row nor within a label. A share of 1 / (N + 1)
-    of each target goes to all labels alike, so that a few rows that happen to be right make no model certain (after Platt 1999).
-    1.0 for no rows.
+    One number for all labels: it changes no order within a row, and for task `multi` none within a label; for `single`, which of
+    two rows is the surer can change, since a softmax weighs the row's other labels. A share of 1 / (N + 1) of each target goes to
+    all labels alike, so that a few rows that happen to be right make no model certain (after Platt 1999). 1.0 for no rows.
     """
     if not len(logits):
         return 1.0
