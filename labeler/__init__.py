@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from labeler.runs import load_run as load_run
 
 __version__ = "0.1.0"
+__all__ = ["label", "load_run"]
 _OFFERED = {"label": "labeler.predicting", "load_run": "labeler.runs"}
 
 
@@ -21,3 +22,8 @@ def __getattr__(name: str) -> Any:
     if name in _OFFERED:
         return getattr(importlib.import_module(_OFFERED[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the module's names, those that are brought on demand among them: what completion and `help` show."""
+    return sorted({*globals(), *_OFFERED})

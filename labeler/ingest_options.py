@@ -55,6 +55,9 @@ class IngestOptions:
             raise UsageError("--labels, --answers and --top-answers: expected one of them")
         if self.taxonomy and self.top_answers:
             raise UsageError("--taxonomy and --top-answers: expected one of them; --labels names the labels that stay")
+        for ours, option, theirs in (("labels", "--label", self.label), ("group", "--group-by", self.group_by)):
+            if theirs and self.mapping.get(ours, theirs) != theirs:
+                raise UsageError(f"--map {ours}={self.mapping[ours]} and {option} {theirs}: expected one of them")
         read_taxonomy(self.taxonomy)  # its own faults before any work
         check_image_folder(sources, self.reading())
         self.refuse_idle(sources)

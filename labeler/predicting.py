@@ -317,15 +317,12 @@ def read_inputs(
         place.rstrip("/") if isinstance(place, str) else str(place): absolute(out)[len(absolute(place)) + 1 :]
         for place in inputs if lies_in(out, place)
     }  # fmt: skip
-    return (
-        (
-            row
-            for row in rows
-            if own.get(row.source, row) != (row.id if isinstance(row, Reject) else row.fields.get(identity))
-        )
-        if own
-        else rows
-    )
+
+    def is_output(row: Row | Reject) -> bool:
+        name = row.id if isinstance(row, Reject) else row.fields.get(identity)
+        return row.source in own and own[row.source] == name
+
+    return (row for row in rows if not is_output(row)) if own else rows
 
 
 def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:
@@ -334,8 +331,10 @@ def label(run: Run, pairs: Iterable[Mapping[str, Any]], batch_size: int = 32) ->
     A pair has an `image` (a file's path, or a file's bytes), a `text`, or both, and an `id` if it likes. An empty path is no
     image. A pair that cannot be read has an error and no labels.
 
-    Raises TypeError where `pairs` are no pairs, or an image is something else.
+    Raises TypeError where `run` is a folder, `pairs` are no pairs, or an image is something else.
     """
+    if isinstance(run, str | os.PathLike):
+        raise TypeError(f"run: expected an opened run, not its folder; load_run({os.fspath(run)!r}) opens it")
     if isinstance(pairs, Mapping):
         raise TypeError("pairs: expected a list of pairs, not one pair; put it into a list")
     rows = []

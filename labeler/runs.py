@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 def load_run(folder: Path | str, device: Any = "cpu") -> Run:
-    """Return the run in `folder`, every file compared with its sha256 first.
+    """Return the run in `folder`, every file compared with its sha256 first; on `device`, where `auto` is a GPU if there is one.
 
     Raises BadInputError when it is no run, damaged, lacks weights of today's model or has others, or holds a pickle (which could
     run code when opened).
@@ -49,6 +49,7 @@ def load_run(folder: Path | str, device: Any = "cpu") -> Run:
     from transformers import AutoTokenizer
 
     from labeler.encoders.pretrained import load_model
+    from labeler.inference import choose_device
 
     name = manifest["arguments"]["model"]
     model: Any = load_model(model_module(name).Model, folder, name, "train")
@@ -64,7 +65,7 @@ def load_run(folder: Path | str, device: Any = "cpu") -> Run:
     return Run(
         folder=folder,
         name=name,
-        model=model.to(device).eval(),
+        model=model.to(choose_device(device) if isinstance(device, str) else device).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True),
         label_set=read_label_set(folder),
         thresholds=thresholds,

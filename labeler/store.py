@@ -30,7 +30,7 @@ class Example(NamedTuple):
 
 
 class Store:
-    """A preprocessed data set, read by row numbers; nothing is held in memory."""
+    """A preprocessed data set, read by row numbers: pictures and tokens as they are asked for, texts and labels once."""
 
     def __init__(self, folder: Path, *, check: bool = True):
         """Open `folder`; with `check`, compare every file with its sha256 first, since Lance reads flipped bits silently.

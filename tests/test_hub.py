@@ -199,6 +199,13 @@ def test_a_table_of_texts_is_read_too(tmp_path, name):
     assert [row.fields for row in found] == [{"id": f"train/{n}"} | row for n, row in enumerate(rows, 1)]
 
 
+@pytest.mark.parametrize("name", ["ID", "uid"])
+def test_an_id_of_another_name_is_the_row_s_own(tmp_path, name):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(json.dumps({name: "a-17", "text": "one"}) + "\n")
+    assert [row.fields for row in rows_of(source(tmp_path / "set"))] == [{name: "train/a-17", "text": "one"}]
+
+
 def test_a_table_cannot_name_files_outside_its_folder(tmp_path, picture_bytes):
     (tmp_path / "secret.jpg").write_bytes(picture_bytes(0))
     pictures = [{"bytes": None, "path": str(tmp_path / "secret.jpg")}, {"bytes": None, "path": "../secret.jpg"}]

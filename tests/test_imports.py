@@ -36,7 +36,8 @@ coattention  encoders.image  classifier
 encoders.visualbert  end_to_end
 models
 models.*
-inference  runs  training_options  published_towers
+inference
+runs  training_options  published_towers
 embedding
 zero_shot_model
 zero_shot

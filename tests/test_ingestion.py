@@ -10,7 +10,7 @@ import pytest
 from ingesting import kept, picture, rejected, rejects, row, write
 
 from labeler.artifacts import sha256_file
-from labeler.errors import BadInputError
+from labeler.errors import BadInputError, UsageError
 from labeler.ingestion import IngestOptions, ingest
 from labeler.records import read_label_set
 
@@ -132,6 +132,43 @@ def test_lists_of_captions_of_pictures_called_alike_are_told_apart(run, tmp_path
         ("rows.jsonl:2-1#2", None, "two"), ("rows.jsonl:2-2#2", None, "b"),
     ]  # fmt: skip
     assert not rejected(result)
+
+
+def test_captions_without_a_value_of_their_group_are_their_picture_s_group(run, tmp_path):
+    rows = [
+        {"text": ["a b", "c d"], "label": "joy", "Author": None},
+        {"text": ["e", "f"], "label": "joy", "Author": "x"},
+    ]
+    source = write(tmp_path / "rows.jsonl", [*rows, {"text": "g", "label": "fear", "Author": "y"}])
+    groups = [record.meta["group"] for record in kept(run(sources=[source], caption="each", group_by="author"))]
+    assert groups == ["rows.jsonl:1", "rows.jsonl:1", "x", "x", "y"]
+    with pytest.raises(UsageError, match="no row has the field 'writer'"):
+        run(sources=[source], out="none", caption="each", group_by="writer")
+
+
+def test_a_field_called_group_that_is_not_the_group_is_carried_along(run):
+    rows = [row(number, group=f"site-{number}", dialog=f"d{number // 2}") for number in range(6)]
+    result = run(rows, group_by="dialog")
+    assert kept(result)[3].meta == {"group": "site-3", "dialog": "d1"}
+    assert kept(result)[2].group == kept(result)[3].group
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"label": "topic", "mapping": {"labels": "mood"}},
+            "--map labels=mood and --label topic: expected one of them",
+        ),
+        (
+            {"group_by": "user", "mapping": {"group": "site"}},
+            "--map group=site and --group-by user: expected one of them",
+        ),
+    ],
+)
+def test_a_field_is_named_once(run, given, message):
+    with pytest.raises(UsageError, match=message):
+        run([row(1)], **given)
 
 
 @pytest.mark.parametrize(

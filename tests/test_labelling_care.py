@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 from pyarrow.fs import LocalFileSystem, copy_files
 
+from labeler.encoders.image import recorded_image_encoder
+from labeler.engines import native
 from labeler.errors import UsageError
 from labeler.items import ItemReading, read_items
 from labeler.output import LineFormat
@@ -165,9 +169,27 @@ def test_an_encoding_is_refused_where_no_input_has_one(tmp_path, s3):
 
 
 def test_an_empty_path_is_no_picture(run):
+    with pytest.raises(TypeError, match=r"expected an opened run, not its folder; load_run\(.*\) opens it"):
+        label(run, [{"text": "a red circle"}])
     [line] = label(load_run(run, "cpu"), [{"image": "", "text": "a red circle"}])
     assert (line["image"], line["error"]) == (None, None)
     assert line["labels"]
+
+
+def test_pair_by_pair_the_image_tower_is_loaded_once(run, pictures, monkeypatch):
+    loads = []
+    monkeypatch.setattr(
+        native, "recorded_image_encoder", lambda *given: loads.append(given) or recorded_image_encoder(*given)
+    )
+    opened = load_run(run, "cpu")
+    pairs = [{"image": pictures / "circle-red-one.png"}, {"text": "a red circle"}]
+    one_by_one = [label(opened, [pair])[0]["scores"] for pair in pairs]
+    assert one_by_one == [line["scores"] for line in label(opened, pairs, batch_size=1)]
+    assert len(loads) == 1
+    model = weakref.ref(opened.model)
+    del opened
+    gc.collect()
+    assert model() is None  # nothing else holds it
 
 
 @pytest.mark.parametrize("redirected", ["", ">&-"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
+from torch import nn
 
 from labeler.batches import Pair, tokenize
 from labeler.decisions import Rule, rule_of
@@ -15,6 +17,9 @@ from labeler.inference import PairList, logits
 from labeler.items import Item
 from labeler.runs import Run
 from labeler.store import region_mask
+
+# of models that are still in use: `labeler.label` is called for a pair at a time, and loading a tower takes a second
+_towers: WeakKeyDictionary[nn.Module, ImageEncoder] = WeakKeyDictionary()
 
 
 class Native(Reader):
@@ -44,11 +49,15 @@ class Native(Reader):
 def image_tower(run: Run) -> ImageEncoder:
     """Return the image tower that the run was trained with, on the run's device; its own where that was fine-tuned.
 
-    Raises LabelerError when its weights have changed since, or what is read of them has.
+    It is loaded once for an opened run.
+
+    Raises LabelerError when its weights have changed since training, or what is read of them has.
     """
     if isinstance(run.model, EndToEnd):
         return run.model.encoder
-    tower = recorded_image_encoder(run.preprocessor["image"], run.folder)
+    tower = _towers.get(run.model)
+    if tower is None:
+        tower = _towers[run.model] = recorded_image_encoder(run.preprocessor["image"], run.folder)
     tower.module.to(run.model.device)
     return tower
 

@@ -58,7 +58,8 @@ class Progress:
     def load(cls, checkpoint: Path) -> Progress:
         """Return what `save` wrote into a checkpoint."""
         values = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-        return cls(**values | {"started": time.perf_counter() - values.pop("elapsed")})
+        elapsed = values.pop("elapsed")
+        return cls(**values | {"started": time.perf_counter() - elapsed})
 
 
 def seal(checkpoint: Path) -> None:

@@ -201,6 +201,8 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
                 fields["image"] = row.picture
             elif fields["image"] is not None:
                 fields["image"] = relative_image(row, fields["image"], how)
+            if fields["group"] is not None and "group" in fields["meta"]:  # a field of that name which is not the group
+                fields["meta"][names.group] = fields["group"]
             labels = fields["labels"]
             if how.labels is not None:
                 refuse_unknown(labels or (), how.labels, how.labels_file, told)
@@ -235,7 +237,7 @@ def chunk_from(
     if any(records.group):
         for group, meta in zip(records.group, records.meta, strict=True):
             if group is not None:
-                meta["group"] = group
+                meta.setdefault("group", group)
     lines = lines_of(records)
     columns = Columns(
         line=np.array(records.line, np.int64),

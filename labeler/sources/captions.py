@@ -35,7 +35,10 @@ def with_captions(row: Row, take: str, mapping: Mapping[str, str]) -> Iterator[R
         yield row._replace(fields=row.fields | {name: longest}, notes=notes)
     else:
         identity, borrowed = identity_of(row, mapping)
-        group = {} if find_field(row.fields, "group", mapping) else {"group": identity}
+        grouping = find_field(row.fields, "group", mapping) or "group"
+        # a field that was named and is nowhere is not made here, where it would hide that it is nowhere
+        lacks = row.fields.get(grouping) is None and (grouping in row.fields or "group" not in mapping)
+        group = {grouping: identity} if lacks else {}
         for number, caption in numbered:
             own = {mapping.get("id", "id"): f"{identity}-{number}", name: caption}
             yield row._replace(fields=row.fields | group | own, borrowed=borrowed)

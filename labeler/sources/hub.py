@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from labeler.encoders.weights import unreachable
 from labeler.errors import BadInputError
 from labeler.pictures.images import ImageError, read_image_file, resolve_image
-from labeler.records import Reject, Row, field_called
+from labeler.records import Reject, Row, find_field
 from labeler.sources.columns import PICTURE_PARTS, class_name, named_picture, picture_column
 from labeler.values import SPLIT_ALIASES
 
@@ -60,10 +60,10 @@ def root_of(path: Path) -> Path:
 def read(path: Path, image: str | None = None, identity: str | None = None) -> Iterator[Row | Reject]:
     """Yield the rows of every split of a data set, or of the one that is named, a few in memory at a time.
 
-    Their ids are SPLIT/ID (the field `identity`, or `id`), or SPLIT/NUMBER, since splits number their rows each from the start.
-    With several splits, each row has its own as `split`; with one, none, so that train, validation and test are drawn. The
-    picture is the column of images that `image` names, or that an alias names, or the only one. Numbers of a ClassLabel
-    become names, lists of them lists of names.
+    Their ids are SPLIT/ID (the field `identity`, or one that an alias names), or SPLIT/NUMBER, since splits number their rows
+    each from the start. With several splits, each row has its own as `split`; with one, none, so that train, validation and test
+    are drawn. The picture is the column of images that `image` names, or that an alias names, or the only one. Numbers of a
+    ClassLabel become names, lists of them lists of names.
 
     Raises BadInputError: no such data set, configuration or split; the hub out of reach (within 10 s); a split that is
     none of train, validation and test beside others; a picture's column not found among several.
@@ -138,7 +138,8 @@ def read_split(
             number += 1
             found = {name: named[name](value) if name in named else value
                      for name, value in fields.items() if name not in unused}  # fmt: skip
-            key = (identity and field_called(found, identity)) or "id"
+            key = find_field(found, "id", {"id": identity} if identity else {})
+            key = key if key in found else "id"
             found[key] = f"{split}/{number if found.get(key) is None else found[key]}"
             yield with_picture(Row(place, number, found | given), picture, folder)
     except BadInputError:
