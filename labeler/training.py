@@ -34,10 +34,9 @@ from labeler.fitting.distributed import check_can_shard, check_device, check_ray
 from labeler.inputs import verified_store
 from labeler.interrupts import stop_on_interrupt
 from labeler.models import check_name, constant, model_names
-from labeler.training_options import TrainOptions, options_for
+from labeler.training_options import SAVE_MINUTES, TrainOptions, options_for
 
 RECIPE = "recipe.json"
-SAVE_MINUTES = 5.0
 MOST_SEEDS = 2**32
 
 log = logging.getLogger("labeler")

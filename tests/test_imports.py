@@ -49,8 +49,7 @@ own_export  output_places
 fitting
 ray_predicting
 training
-contrastive_fitting
-contrastive
+pretraining
 measuring  origins
 tuning  evaluating  predicting  searching
 explaining
@@ -206,7 +205,7 @@ def test_figures_and_pages_are_made_without_torch(module):
 
 
 LIGHT = ["errors", "paths", "artifacts", "records", "ingest_options", "ingestion", "preprocessing",
-         "training", "contrastive", "tuning", "fitting.distillation", "fitting.distributed", "evaluating", "origins",
+         "training", "pretraining", "tuning", "fitting.distillation", "fitting.distributed", "evaluating", "origins",
          "predicting", "items", "output", "shards", "memory", "labeller",
          "engines", "engines.exported", "engines.onnx", "engines.openvino",
          "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export_tasks",
