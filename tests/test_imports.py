@@ -18,7 +18,7 @@ ORDER = """
 labeler  encoders  memory  versions
 errors
 paths
-artifacts  interrupts  replacing
+artifacts  interrupts  processes  replacing
 inputs
 values
 records  encoders.weights
@@ -204,7 +204,7 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["errors", "paths", "artifacts", "records", "ingest_options", "ingestion", "preprocessing",
+LIGHT = ["errors", "paths", "artifacts", "processes", "records", "ingest_options", "ingestion", "preprocessing",
          "training", "pretraining", "tuning", "fitting.distillation", "fitting.distributed", "evaluating", "origins",
          "predicting", "items", "output", "shards", "memory", "labeller",
          "engines", "engines.exported", "engines.onnx", "engines.openvino",
