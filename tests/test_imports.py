@@ -45,7 +45,7 @@ towers_card
 items  output
 engines  graphs  quantizing
 labeller  exporting
-own_export  output_places
+own_export  output_places  ray_cluster
 fitting
 ray_predicting
 training
@@ -209,7 +209,7 @@ LIGHT = ["errors", "paths", "artifacts", "processes", "records", "ingest_options
          "predicting", "items", "output", "shards", "memory", "labeller",
          "engines", "engines.exported", "engines.onnx", "engines.openvino",
          "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export_tasks",
-         "inspection", "models", "explaining.explanation", "explaining.heat_maps", "ray_predicting",
+         "inspection", "models", "explaining.explanation", "explaining.heat_maps", "ray_cluster", "ray_predicting",
          "remote", "remote_rows", "encoders.weights"]  # fmt: skip
 
 
