@@ -33,8 +33,9 @@ import numpy as np
 import orjson
 from PIL import Image, ImageOps
 
-from labeler.pictures.decoding import cores, prepare_images
+from labeler.pictures.decoding import prepare_images
 from labeler.pictures.images import difference_hash, load_image
+from labeler.processes import cores
 from labeler.rows.looks import NEAR, near_pairs
 
 SIDE = 224

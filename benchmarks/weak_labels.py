@@ -18,10 +18,10 @@ import numpy as np
 
 from benchmarks.zero_shot import DESCRIBED
 from labeler.artifacts import versions, write_json
-from labeler.contrastive import pretrain
 from labeler.evaluating import evaluate
 from labeler.evaluation import Resampled, mean_of, read_predictions, resample
 from labeler.fitting.distillation import ZeroShotTeacher
+from labeler.pretraining import pretrain
 from labeler.records import read_label_set
 from labeler.store import Store
 from labeler.training import train

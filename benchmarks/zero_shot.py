@@ -14,9 +14,9 @@ from typing import Any
 import click
 import numpy as np
 
-from labeler.contrastive import pretrain
 from labeler.evaluating import ZeroShotOptions, evaluate
 from labeler.evaluation import mean_of, read_predictions, resample
+from labeler.pretraining import pretrain
 from labeler.records import read_label_set
 from labeler.values import Split
 

@@ -27,7 +27,6 @@ from labeler.artifacts import (
     write_json,
     write_text,
 )
-from labeler.contrastive import pretrain_command
 from labeler.decisions import aimed, promised
 from labeler.embedding import refuse_other_tower
 from labeler.errors import BadInputError, UsageError
@@ -47,6 +46,7 @@ from labeler.inputs import verified_store
 from labeler.measuring import MODALITIES, asked, learned_from, make_baselines, measured, measured_parents
 from labeler.model_card import model_card
 from labeler.origins import has_seen, note_origins
+from labeler.pretraining import pretrain_command
 from labeler.records import differing_names
 from labeler.sources.answers import UNKNOWN
 from labeler.taxonomy import taxonomy_of

@@ -34,12 +34,13 @@ from labeler.artifacts import (
     sha256_json,
     write_json,
 )
-from labeler.errors import BadInputError, LabelerError
+from labeler.errors import BadInputError
 from labeler.ingest_options import IngestOptions, read_vocabulary
 from labeler.paths import refuse_bytes
-from labeler.pictures.decoding import asked_once, cores, examine_images, in_workers
+from labeler.pictures.decoding import asked_once, examine_images
 from labeler.pictures.images import Examined, ImageError, read_image_file
 from labeler.pictures.kept import Pictures
+from labeler.processes import cores, in_workers
 from labeler.records import IMAGE_SHA256, Reject, Row, label_set
 from labeler.rows.chunks import Chunk, Columns, RowReading, chunk_of, chunk_of_lines, chunk_of_piece, row_labels
 from labeler.rows.collecting import Collected, Records
@@ -269,10 +270,7 @@ def kept_pictures(rows: Iterable[Row | Reject], pictures: Pictures) -> Iterator[
 def in_processes(work: Iterable[Piece], how: RowReading) -> Generator[Chunk, None, None]:
     """Yield the chunk of each piece, in order, by a process a core; raises LabelerError where one dies of a piece."""
     named = ((f"{piece.path}:{piece.first}", piece, how) for piece in work)
-    for found in in_workers(chunk_of_lines, named, ahead=4 * cores()):
-        if isinstance(found, ImageError):  # what such a process ends in, whatever its work is
-            raise LabelerError(str(found))
-        yield found
+    return in_workers(chunk_of_lines, named, ahead=4 * cores())
 
 
 def with_pictures(chunks: Iterable[Chunk], pictures: Pictures, look: Look) -> Generator[Chunk, None, None]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from labeler.pictures.decoding import AHEAD, prepare_images
+from labeler.pictures.decoding import prepare_images
 from labeler.pictures.images import ImageError, check_size, frame_of, resolve_image, spelt
+from labeler.processes import AHEAD
 from labeler.records import Record, Reject, Remote, Row, field_called, pair_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root

@@ -14,7 +14,7 @@ from labeler.engines import CHECK, Choice, Precision, choose_way
 from labeler.errors import BadInputError, LabelerError, LockedError, UsageError
 from labeler.exporting import EXACT, KEPT
 from labeler.inputs import found_again, replaced
-from labeler.pictures.decoding import python_command
+from labeler.processes import python_command
 
 log = logging.getLogger("labeler")
 

@@ -24,8 +24,8 @@ from labeler.labeller import WINDOW, Labeller, Settings, least_score
 from labeler.output import LineFormat, Stream, writing
 from labeler.output_places import absolute, lies_in, output_format, place_to_write
 from labeler.own_export import MANY, choose_engine
-from labeler.pictures.decoding import AHEAD
 from labeler.pictures.images import MISSING, TEXTS_ALONE
+from labeler.processes import AHEAD
 from labeler.ray_predicting import label_on_ray
 from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.remote import PREFIX

@@ -17,10 +17,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from labeler.errors import LabelerError
-from labeler.fitting.distributed import check_ray, cpus_each, ray_running
 from labeler.items import read_items
 from labeler.labeller import Labeller, Settings
 from labeler.output import LineFormat
+from labeler.ray_cluster import check_ray, cpus_each, ray_running
 from labeler.records import Reject, Row
 from labeler.shards import Line
 

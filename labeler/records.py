@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -175,22 +175,6 @@ class LabelSet(BaseModel):
         return [label.name for label in self.labels]
 
 
-def record_from(row: Row, mapping: Mapping[str, str], *, labelled: bool = True, separator: str = "|") -> Record:
-    """Return the record that a source's row stands for.
-
-    Args:
-        row: the row as read.
-        mapping: {our field: their field}; what is not in it is found by ALIASES.
-        labelled: whether the row must carry a label.
-        separator: what stands between labels where one string holds several.
-
-    Raises RowError with the reject's code where a field is missing or cannot be used.
-    """
-    names = named_fields(tuple(row.fields), tuple(mapping.items()))
-    fields = canonical_fields(row, names, labelled=labelled, separator=separator)
-    return Record(**fields | {"id": fields["id"] or borrowed_id(row, fields["image"])})
-
-
 def pair_from(row: Row, mapping: Mapping[str, str]) -> Record:
     """Return the record of a row that is to be labelled: its id, image and text; whatever else it holds is not looked at.
 
@@ -226,7 +210,13 @@ def named_fields(names: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -
 def canonical_fields(row: Row, names: FieldNames, *, labelled: bool = True, separator: str = "|") -> dict[str, Any]:
     """Return the fields of the record that a row stands for, in a record's order, None for an id that it does not give.
 
-    See `record_from`.
+    Args:
+        row: the row as read.
+        names: what our fields are called in it (see `named_fields`).
+        labelled: whether the row must carry a label.
+        separator: what stands between labels where one string holds several.
+
+    Raises RowError with the reject's code where a field is missing or cannot be used.
     """
     fields = row.fields
     get = fields.get  # a name that is None is no field's
@@ -332,12 +322,6 @@ def json_bytes(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:  # an integer of over 64 bits
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write records as canonical jsonl: fixed field order, UTF-8, one line each."""
-    with open(path, "wb") as file:
-        file.writelines(json_bytes(record.model_dump()) + b"\n" for record in records)
 
 
 def read_records(folder: Path) -> Iterator[Record]:

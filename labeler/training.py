@@ -30,14 +30,14 @@ from labeler.artifacts import (
 )
 from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.fitting.distillation import ZeroShotTeacher, teacher_inputs
-from labeler.fitting.distributed import check_can_shard, check_device, check_ray, fit_on_workers
+from labeler.fitting.distributed import check_can_shard, check_device, fit_on_workers
 from labeler.inputs import verified_store
 from labeler.interrupts import stop_on_interrupt
 from labeler.models import check_name, constant, model_names
-from labeler.training_options import TrainOptions, options_for
+from labeler.ray_cluster import check_ray
+from labeler.training_options import SAVE_MINUTES, TrainOptions, options_for
 
 RECIPE = "recipe.json"
-SAVE_MINUTES = 5.0
 MOST_SEEDS = 2**32
 
 log = logging.getLogger("labeler")

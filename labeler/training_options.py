@@ -12,6 +12,7 @@ from labeler.errors import BadInputError, UsageError
 from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, constant, model_names, training_defaults
 
 LEAST_TEXT_TOKENS = 3
+SAVE_MINUTES = 5.0  # between checkpoints within an epoch
 COATTENTION_OPTIONS = ("n_coattn", "coattention", "coattn_place")  # of models whose own defaults name them
 METRICS = {"single": "macro_f1", "multi": "mean_average_precision"}
 CHOICES = {
@@ -46,7 +47,7 @@ class TrainOptions:
     logit_adjustment, label_smoothing, focal_gamma: see `labeler.losses`; modality_dropout: share of the pairs that go
     without their picture or their text in an epoch; visual_token_dropout: share of each picture's visual tokens that are left out
     of a step, see `labeler.batches.DroppedTokens`; ema: decay of the weights' moving average, 0 for none; pretrain:
-    epochs without labels before the first with them, see `labeler.fitting.pretraining`; finetune_image: train the image tower
+    epochs without labels before the first with them, see `labeler.fitting.pretext`; finetune_image: train the image tower
     too, with weights of its own in the run, image_learning_rate: its rate, augment: what is done to its training pictures, `none`
     or `light` (`labeler.end_to_end.augmentation`); teacher_weight, teacher_temperature: share of the loss that is the
     teachers', and what logits are divided by in it (`labeler.losses`); freeze: train the head alone, what is below it stays;

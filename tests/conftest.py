@@ -344,7 +344,7 @@ def exported(tmp_path_factory, trained, store) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory, store) -> Path:
     """Return a run of `labeler pretrain clip` on the shapes; not to be changed by a test."""
-    from labeler.contrastive import pretrain, pretrain_options
+    from labeler.pretraining import pretrain, pretrain_options
 
     given = {"epochs": 4, "learning_rate": 1e-3, "new_learning_rate": 5e-3, "precision": "fp32"}
     out = tmp_path_factory.mktemp("pretrained") / "clip"

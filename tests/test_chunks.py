@@ -11,7 +11,7 @@ from unicodedata import category
 import numpy as np
 import pytest
 
-from labeler.records import Record, Reject, Row, record_from
+from labeler.records import Record, Reject, Row, borrowed_id, canonical_fields, named_fields
 from labeler.rows.chunks import Chunk, Columns, RowReading, chunk_of, expanded, plain_records
 from labeler.rows.keys import comparable, keys_of
 from labeler.rows.lines import in_split, in_splits, json_id, with_meta, without_image
@@ -29,6 +29,12 @@ ODD = [
     "a:b",
     "x\u2028y\x7f",
 ]
+
+
+def plain_record(row: Row) -> Record:
+    """Return the row's record, its image as the row calls it, made without a line; raises RowError where it has none."""
+    fields = canonical_fields(row, named_fields(tuple(row.fields), ()))
+    return Record(**fields | {"id": fields["id"] or borrowed_id(row, fields["image"])})
 
 
 def rows_with(odd: str) -> list[Row]:
@@ -59,7 +65,7 @@ def test_lines_are_the_records(tmp_path, odd):
     chunk = chunk_of(rows, RowReading(tmp_path, {"id": "id"}, allow_outside=True))
     assert chunk.rejects == []
     for row, line, image in zip(rows, chunk.lines.splitlines(keepends=True), chunk.images, strict=True):
-        record = record_from(row, {})
+        record = plain_record(row)
         meta = record.meta | ({"group": record.group} if record.group else {})
         expected = record.model_copy(update={"split": "test", "group": record.id, "meta": meta})
         if record.image:
@@ -178,7 +184,7 @@ def test_rows_that_are_no_records_are_rejects_with_the_same_words(tmp_path):
     ):
         row = Row("a", 1, {"id": 7, **fields})
         with pytest.raises(RowError, match=words) as caught:
-            record_from(row, {})
+            plain_record(row)
         assert chunk_of([row], RowReading(tmp_path)).rejects == [
             Reject("a", 1, "7", caught.value.code, str(caught.value))
         ]

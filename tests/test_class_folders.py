@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from recording import record_from
 
 from labeler.errors import BadInputError
 from labeler.ingestion import IngestOptions, ingest
-from labeler.records import Reject, Row, record_from
+from labeler.records import Reject, Row
 from labeler.sources.class_folders import read_class_folders
 from labeler.values import RowError
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import record_from
 
 from labeler.errors import BadInputError
-from labeler.records import Reject, Row, record_from
+from labeler.records import Reject, Row
 from labeler.sources import coco, label_studio
 
 IMAGES = [{"id": 9, "file_name": "a.jpg", "height": 3}, {"id": 4, "file_name": "sub/b.jpg"}]

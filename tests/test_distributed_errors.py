@@ -9,7 +9,8 @@ from test_resume import interrupt_at
 
 from labeler.artifacts import work_folder
 from labeler.errors import InterruptedRun, LabelerError, UsageError
-from labeler.fitting.distributed import cpus_each, say_if_waiting
+from labeler.fitting.distributed import say_if_waiting
+from labeler.ray_cluster import cpus_each
 from labeler.training import train
 
 

@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 
 import click
 import pytest
+from recording import record_from, write_records
 
 from labeler.cli import cli
 from labeler.errors import BadInputError, UsageError
 from labeler.export_tasks import Exported, export_tasks
-from labeler.records import Label, LabelSet, Record, Row, record_from, write_records
+from labeler.records import Label, LabelSet, Record, Row
 from labeler.sources import label_studio
 
 ODD = [

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recording import record_from, write_records
 
 from labeler.ingestion import IngestOptions, ingest
-from labeler.records import ALIASES, Record, Reject, Row, read_records, record_from, write_records
+from labeler.records import ALIASES, Record, Reject, Row, read_records
 from labeler.sources import jsonl
 from labeler.sources.answers import with_answer
 from labeler.sources.captions import with_captions

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from labeler.batches import collate
-from labeler.contrastive_fitting import in_chunks, pairs_loss
+from labeler.fitting.contrastive import in_chunks, pairs_loss
 from labeler.fitting.grad_cache import cached_backward
 from labeler.models import model_module
 

@@ -18,7 +18,7 @@ ORDER = """
 labeler  encoders  memory  versions
 errors
 paths
-artifacts  interrupts  replacing
+artifacts  interrupts  processes  replacing
 inputs
 values
 records  encoders.weights
@@ -46,12 +46,11 @@ towers_card
 items  output
 engines  graphs  quantizing
 labeller  exporting
-own_export  output_places
+own_export  output_places  ray_cluster
 fitting
 ray_predicting
 training
-contrastive_fitting
-contrastive
+pretraining
 measuring  origins
 tuning  evaluating  predicting  searching
 explaining
@@ -206,12 +205,12 @@ def test_figures_and_pages_are_made_without_torch(module):
     assert not names & {"torch", "torchvision", "transformers"}
 
 
-LIGHT = ["errors", "paths", "artifacts", "records", "ingest_options", "ingestion", "preprocessing",
-         "training", "contrastive", "tuning", "fitting.distillation", "fitting.distributed", "evaluating", "origins",
+LIGHT = ["errors", "paths", "artifacts", "processes", "records", "ingest_options", "ingestion", "preprocessing",
+         "training", "pretraining", "tuning", "fitting.distillation", "fitting.distributed", "evaluating", "origins",
          "predicting", "items", "output", "shards", "memory", "labeller",
          "engines", "engines.exported", "engines.onnx", "engines.openvino",
          "exporting", "quantizing", "decisions", "runs", "embedding", "zero_shot", "searching", "store", "export_tasks",
-         "inspection", "models", "explaining.explanation", "explaining.heat_maps", "ray_predicting",
+         "inspection", "models", "explaining.explanation", "explaining.heat_maps", "ray_cluster", "ray_predicting",
          "remote", "remote_rows", "encoders.weights"]  # fmt: skip
 
 

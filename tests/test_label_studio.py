@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import record_from
 
 from labeler.errors import BadInputError
 from labeler.pictures.images import ImageError, resolve_image
-from labeler.records import Record, Reject, Row, record_from
+from labeler.records import Record, Reject, Row
 from labeler.rows.chunks import RowReading, chunk_of
 from labeler.sources import Reading, label_studio, read_source
 from labeler.values import RowError

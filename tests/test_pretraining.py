@@ -1,221 +1,199 @@
-"""Pretraining: words are hidden and pictures swapped as said, no label is read, and it can be stopped anywhere."""
+"""Pretraining of two towers: what belongs together is learned without labels, can be stopped anywhere, and starts a model."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
+from lacking_memory import lacking_memory
 from safetensors.torch import load_file
-from torch.nn import functional
-from transformers import set_seed
 
-from labeler.artifacts import work_folder
+from labeler.artifacts import read_manifest, work_folder
 from labeler.batches import collate
-from labeler.encoders.weights import TOWER
-from labeler.errors import BadInputError, InterruptedRun, UsageError
+from labeler.embedding import load_towers_run, pair_keys
+from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, UsageError
 from labeler.fitting.arguments import training_arguments
-from labeler.fitting.fit import Fit
-from labeler.fitting.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
-from labeler.fitting.pretraining import PretrainingTrainer, check_can_pretrain, pretrain, told
+from labeler.fitting.contrastive import ContrastiveFit, ContrastiveTrainer
 from labeler.fitting.watching import Watch
+from labeler.layers import LogitScale
+from labeler.pretraining import pretrain, pretrain_options
+from labeler.runs import load_run
+from labeler.store import Store
 from labeler.training import train
 
-FUSED = ["visualbert", "visualbert-coattn", "flava"]
+GIVEN = {"epochs": 2, "batch_size": 10, "chunk_size": 4, "precision": "fp32", "new_learning_rate": 5e-3}
 
 
-@pytest.fixture(scope="module")
-def pretraining(options):
-    """Return settings with two epochs of pretraining before one epoch with labels."""
-    return dataclasses.replace(options, epochs=1, pretrain=2)
+def weights(run):
+    return load_file(run / "model.safetensors")
 
 
-def test_words_are_hidden_as_in_bert():
-    torch.manual_seed(0)
-    ids = torch.randint(5, 1000, (400, 100))
-    hideable = torch.rand(ids.shape) < 0.7
-    masked = mask_words(ids, hideable, 4, 1000)
-    guessed = masked.targets != IGNORED
-    assert not (guessed & ~hideable).any()
-    assert torch.equal(masked.targets[guessed], ids[guessed])
-    assert torch.equal(masked.input_ids[~guessed], ids[~guessed])
-    assert guessed.sum() / hideable.sum() == pytest.approx(0.15, abs=0.01)
-    hidden, before = masked.input_ids[guessed], ids[guessed]
-    assert (hidden == 4).float().mean() == pytest.approx(0.8, abs=0.02)
-    assert (hidden == before).float().mean() == pytest.approx(0.1, abs=0.02)
-
-
-def test_half_of_the_pairs_get_another_pairs_picture():
-    torch.manual_seed(0)
-    has_both = torch.arange(40) % 5 > 0
-    source, own = swap_pictures(has_both, torch.eye(40, dtype=torch.bool))
-    assert torch.equal(own, (source == torch.arange(40)).float())
-    assert (own == 0).sum() == 16
-    assert not (own[~has_both] == 0).any()
-    assert has_both[source[own == 0]].all()
-    assert source[own == 0].unique().numel() == 16
-    for lonely in (torch.tensor([True, False]), torch.tensor([True, True, True])):
-        assert swap_pictures(lonely, torch.eye(len(lonely), dtype=torch.bool))[1].all()
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_the_losses_are_those_of_a_plain_loop(build, pairs, monkeypatch, name):
-    built = build(name)
-    objectives = Objectives(built.model, built.tokenizer).eval()
-    torch.nn.init.normal_(objectives.matching.weight, std=0.3)
-    batch = collate(pairs(36), built.tokenizer.pad_token_id)
-    del batch["labels"]
-    torch.manual_seed(3)
-    losses = objectives(**batch)
-
-    torch.manual_seed(3)
-    both = batch["text_mask"].any(1) & batch["visual_mask"].any(1)
-    source, own = swap_pictures(both, right_for(batch["input_ids"], batch["visual_tokens"]) > 0)
-    special = torch.isin(batch["input_ids"], torch.tensor(built.tokenizer.all_special_ids))
-    masked = mask_words(
-        batch["input_ids"], batch["text_mask"] & ~special, built.tokenizer.mask_token_id, len(objectives.words.special)
+def test_what_belongs_together_is_learned(store, tmp_path):
+    options = pretrain_options(
+        "clip", {**GIVEN, "epochs": 12, "batch_size": 24, "chunk_size": 24, "learning_rate": 1e-3}
     )
-    words, matching = [], []
-    for row in range(36):
-        visual = batch["visual_tokens"][source[row]], batch["visual_mask"][source[row]]
-        one = (masked.input_ids[[row]], batch["text_mask"][[row]], visual[0][None], visual[1][None])
-        text = built.model.streams(*one).text[0]
-        for place in (masked.targets[row] != IGNORED).nonzero().flatten().tolist() if own[row] else []:
-            scores = (
-                built.model.get_input_embeddings().weight @ objectives.words.transform(text[place])
-                + objectives.words.bias
-            )
-            words.append(-scores.log_softmax(0)[masked.targets[row, place]].item())
-        if both[row]:
-            means = text[one[1][0]].mean(0), built.model.streams(*one).visual[0][one[3][0]].mean(0)
-            alike = torch.stack([(mean - mean.mean()) / mean.std(correction=0) for mean in means]).prod(0)
-            score = objectives.matching(alike)[0]
-            matching.append(-functional.logsigmoid(score if own[row] else -score).item())
-    assert len(words) > 3
-    assert 0 < own.sum() < 36
-    assert losses["words"].item() == pytest.approx(np.mean(words), rel=1e-4)
-    assert losses["matching"].item() == pytest.approx(np.mean(matching), rel=1e-4)
-    assert losses["loss"].item() == pytest.approx(np.mean(words) + np.mean(matching), rel=1e-4)
+    result = pretrain("clip", store, tmp_path / "run", options, device="cpu")
+    epochs = result.history["epochs"]
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] - 0.5
+    assert result.history["train_pairs"] == 23  # one has no picture, one no text
+    manifest = read_manifest(result.out, "pretrain")
+    assert manifest["arguments"]["batch_size"] == 24
+    assert not (result.out / "trainer").exists()
+    assert pretrain("clip", store, tmp_path / "run", options, device="cpu").already
 
 
-def test_a_batch_without_pictures_or_words_has_a_loss_and_a_slope(build, pairs):
-    built = build("visualbert")
-    objectives = Objectives(built.model, built.tokenizer)
-    words = [pair._replace(has_image=False, visual_tokens=pair.visual_tokens * 0) for pair in pairs(3)]
-    pictures = [pair._replace(input_ids=[]) for pair in pairs(3)]
-    for batch in (words, pictures):
-        losses = objectives(**collate([pair._replace(label=None) for pair in batch], built.tokenizer.pad_token_id))
-        assert losses["matching"].item() == 0
-        assert math.isfinite(losses["loss"].item())
-        losses["loss"].backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in objectives.parameters())
+def test_no_label_and_no_test_row_is_read(store, tmp_path, monkeypatch):
+    first = pretrain("clip", store, tmp_path / "first", pretrain_options("clip", GIVEN), device="cpu").out
+    asked = []
+    before = Store.rows_of
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "rows_of", lambda self, split, **how: asked.append(split) or before(self, split, **how))
+        patch.setattr(Store, "truth", lambda self, rows: np.zeros((len(rows), 3), dtype=bool))
+        second = pretrain("clip", store, tmp_path / "second", pretrain_options("clip", GIVEN), device="cpu").out
+    assert set(asked) == {"train", "validation"}
+    assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
 
 
-@pytest.mark.parametrize("name", [*FUSED, "albef"])
-def test_words_and_pictures_are_learned_without_labels(store, options, tmp_path, name):
-    fits = []
-    for folder in ("one", "other"):
-        fit = Fit(name, store, dataclasses.replace(options, pretrain=12), 0, "cpu")
-        if folder == "other":
-            fit.train_pairs.labels[:] = 0
-        before = {key: value.clone() for key, value in fit.model.state_dict().items()}
-        pretrain(fit, tmp_path / folder / "pretraining", resume=False)
-        fits.append(fit)
-    after, unlabelled = (fit.model.state_dict() for fit in fits)
-    assert all(torch.equal(after[key], unlabelled[key]) for key in after)
-    for key in after:
-        assert torch.equal(after[key], before[key]) == key.startswith("head."), key
-    curve = told(tmp_path / "one" / "pretraining")["epochs"]
-    assert [entry["epoch"] for entry in curve] == list(range(1, 13))
-    falls = "contrast_loss" if name == "albef" else "words_loss"
-    assert curve[-1][falls] < curve[0][falls] - 0.3
+def test_chunks_that_memory_does_not_hold_are_halved_and_change_no_gradient(store, tmp_path, caplog):
+    gradients, losses = [], []
+    for limit in (10, 3):
+        options = pretrain_options("clip", GIVEN | {"chunk_size": 10})
+        fit = ContrastiveFit("clip", store, options, 0, "cpu")
+        lacking_memory(fit.model, limit)
+        trainer = ContrastiveTrainer(fit, args=training_arguments(tmp_path, fit.options, 0, torch.device("cpu")))
+        batch = collate(fit.train_pairs.__getitems__(range(10)), fit.tokenizer.pad_token_id)
+        losses.append(trainer.training_step(fit.model, batch).item())
+        gradients.append([parameter.grad for parameter in fit.model.parameters() if parameter.grad is not None])
+    assert fit.chunk_size == 2
+    assert "batches go in chunks of 2 pairs from here on, which changes no loss; --chunk-size 2 does so" in caplog.text
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_that_memory_does_not_hold_is_one_step_and_is_said_to_have_another_loss(
-    store, options, tmp_path, caplog
-):
-    fit = Fit("albef", store, dataclasses.replace(options, pretrain=1), 0, "cpu")
-    objectives, tries = AlignedObjectives(fit.model, fit.tokenizer), []
-
-    def fail(module, inputs, named):
-        tries.append(len(named["input_ids"]))
-        if len(tries) in (1, 3):  # the whole batch, and the second of its halves
-            torch.empty(1 << 50)
-
-    objectives.register_forward_pre_hook(fail, with_kwargs=True)
-    trainer = PretrainingTrainer(
-        fit, objectives, args=training_arguments(tmp_path, fit.options, 0, torch.device("cpu"), eval_strategy="no",
-                                                 load_best_model_at_end=False)
-    )  # fmt: skip
-    batch = collate(fit.train_pairs.__getitems__(range(8)), fit.tokenizer.pad_token_id)
-    loss = trainer.training_step(objectives, batch).item()
-    assert tries == [8, 4, 4, 2, 2, 2, 2]
-    assert sum(fit.progress.losses[-1].values()) == pytest.approx(loss, rel=1e-5)
-    assert objectives.momentum.n_averaged == 1
-    assert "in 4 parts from here on, where each pair has fewer others to be told from" in caplog.text
-    assert "changes no gradient" not in caplog.text
+def test_memory_that_does_not_hold_a_chunk_of_one_pair_is_an_error(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("labeler.models.clip.TwoTowers.forward", lambda *_, **__: torch.empty(1 << 50))
+    options = pretrain_options("clip", GIVEN)
+    with pytest.raises(LabelerError, match="out of memory with a chunk of one pair; lower --batch-size or --max-text"):
+        pretrain("clip", store, tmp_path / "run", options, device="cpu")
 
 
-@pytest.mark.parametrize(("name", "tuned"), [("visualbert", False), ("visualbert-coattn", True), ("albef", True)])
-def test_a_run_with_pretraining_says_so(store, pretraining, tmp_path, name, tuned):
-    chosen = dataclasses.replace(pretraining, finetune_image=tuned)
-    run = train(name, store, tmp_path / "run", chosen, device="cpu").out
-    assert (run / TOWER).is_dir() == tuned
-    history = json.loads((run / "history.json").read_text(encoding="utf-8"))
-    assert [entry["epoch"] for entry in history["pretraining"]["epochs"]] == [1, 2]
-    assert len(history["epochs"]) == 1
-    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["arguments"]["pretrain"] == 2
-    assert not (run / "trainer").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "step"), [("visualbert", 2), ("visualbert", 4), ("visualbert", 8), ("visualbert", 10), ("albef", 6)]
-)
-def test_an_interrupt_changes_no_weight(store, pretraining, tmp_path, monkeypatch, name, step):
-    """Of 8 steps of pretraining and 4 with labels; press Ctrl-C in that step of all of them."""
-    whole = train(name, store, tmp_path / "whole", pretraining, device="cpu").out
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_an_interrupt_changes_no_weight(store, tmp_path, monkeypatch, step):
+    """Of 6 steps, press Ctrl-C in that one."""
+    options = pretrain_options("clip", GIVEN)
+    whole = pretrain("clip", store, tmp_path / "whole", options, device="cpu").out
     before, taken = Watch.on_step_end, []
 
-    def press(self, *arguments, **options):
+    def press(self, *arguments, **others):
         taken.append(0)
         if len(taken) == step:
             signal.raise_signal(signal.SIGINT)
-        before(self, *arguments, **options)
+        before(self, *arguments, **others)
 
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "on_step_end", press)
         with pytest.raises(InterruptedRun, match="--resume goes on"):
-            train(name, store, tmp_path / "run", pretraining, device="cpu")
-    assert work_folder(tmp_path / "run").exists()
-    run = train(name, store, tmp_path / "run", pretraining, device="cpu", resume=True)
-    ours, theirs = load_file(run.out / "model.safetensors"), load_file(whole / "model.safetensors")
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert [entry["epoch"] for entry in run.history["pretraining"]["epochs"]] == [1, 2]
+            pretrain("clip", store, tmp_path / "run", options, device="cpu")
+    run = pretrain("clip", store, tmp_path / "run", options, device="cpu", resume=True).out
+    assert all(torch.equal(value, weights(run)[name]) for name, value in weights(whole).items())
 
 
-def test_what_cannot_be_pretrained_is_said_before_anything_is_done(store, pretraining, tmp_path):
-    for name in ("late-fusion", "resnet-gru"):
-        with pytest.raises(UsageError, match=f"{name} has no fused streams .* train visualbert"):
-            train(name, store, tmp_path / "run", pretraining, device="cpu")
-    assert not work_folder(tmp_path / "run").exists()
-    fit = Fit("visualbert", store, pretraining, 0, "cpu")
-    rows = fit.store.rows
-    labels = [None if row % 2 else own for row, own in enumerate(rows["labels"])]
-    texts = [text if row % 2 else None for row, text in enumerate(rows["text"])]
-    fit.store.rows = rows | {"labels": labels, "text": texts}
-    check_can_pretrain(fit)  # those without a label have texts
-    fit.store.rows = rows | {"text": [None] * len(texts)}
-    with pytest.raises(BadInputError, match="no train row has a text"):
-        check_can_pretrain(fit)
+def test_a_temperature_that_runs_away_stops_training_and_loses_nothing(store, tmp_path, monkeypatch):
+    kept = pretrain("clip", store, tmp_path / "run", pretrain_options("clip", GIVEN), device="cpu").out
+    before = read_manifest(kept)
+    calls, forward = [], LogitScale.forward
+
+    def runs_away(self):
+        calls.append(0)
+        return forward(self) * (float("nan") if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(LogitScale, "forward", runs_away)
+    with pytest.raises(DivergedError, match="the loss is nan at step 5"):
+        pretrain("clip", store, tmp_path / "run", pretrain_options("clip", GIVEN), seed=1, device="cpu")
+    assert read_manifest(kept) == before
+    assert list((work_folder(kept) / "trainer").glob("checkpoint-*"))
 
 
-def test_the_random_state_afterwards_is_the_seeds(store, options, tmp_path):
-    fit = Fit("visualbert", store, dataclasses.replace(options, pretrain=1), 5, "cpu")
-    pretrain(fit, tmp_path / "pretraining", resume=False)
-    drawn = torch.rand(3)
-    set_seed(5)
-    assert torch.equal(drawn, torch.rand(3))
+def test_what_cannot_be_pretrained_is_said(store, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"visualbert has no two towers to pretrain; there are: .*clip"):
+        pretrain_options("visualbert")
+    with pytest.raises(LabelerError, match="batch-size 2 or more"):
+        pretrain_options("clip", {"batch_size": 1})
+    monkeypatch.setattr(Store, "complete", lambda self, rows: np.zeros(len(rows), dtype=bool))
+    with pytest.raises(BadInputError, match="0 rows of the train split have both a text and a picture"):
+        pretrain("clip", store, tmp_path / "run", pretrain_options("clip", GIVEN), device="cpu")
+
+
+def test_keys_are_equal_where_texts_or_pictures_are(store):
+    opened = Store(store)
+    rows = opened.rows_of("train")[:4]
+    keys = pair_keys(opened, rows)
+    assert len(np.unique(keys)) == 8
+    opened.rows["text"][rows[1]] = (opened.rows["text"][rows[0]] or "").upper() + "!"
+    again = pair_keys(opened, rows)
+    assert again[1, 0] == again[0, 0] == keys[0, 0]
+
+
+def test_a_head_is_put_on_it(store, options, pretrained, tmp_path):
+    run = train("clip", store, tmp_path / "run", options, init=pretrained, device="cpu")
+    manifest = read_manifest(run.out, "train")
+    assert [item["path"] for item in manifest["inputs"]] == [str(store), str(pretrained)]
+    assert manifest["inputs"][1]["sha256"] == read_manifest(pretrained)["content_sha256"]
+    card = (run.out / "README.md").read_text(encoding="utf-8")
+    assert f"--init {pretrained}" in card
+    assert "--teacher" not in card
+    assert load_run(run.out).name == "clip"
+    assert train("clip", store, tmp_path / "run", options, init=pretrained, device="cpu").already
+    assert not train("clip", store, tmp_path / "run", options, device="cpu").already
+
+
+def test_a_frozen_run_keeps_its_towers(store, options, pretrained, tmp_path):
+    import dataclasses
+
+    frozen = dataclasses.replace(options, freeze=True)
+    run = train("clip", store, tmp_path / "run", frozen, init=pretrained, device="cpu").out
+    before, after = weights(pretrained), weights(run)
+    assert all(torch.equal(value, after[f"towers.{name}"]) for name, value in before.items())
+    with pytest.raises(UsageError, match="resnet-gru has no head apart"):
+        train("resnet-gru", store, tmp_path / "other", frozen, device="cpu")
+
+
+def test_what_cannot_start_a_model_is_said(store, options, pretrained, trained, tmp_path):
+    with pytest.raises(UsageError, match=r"late-fusion starts from no run; leave out --init, or train .*clip"):
+        train("late-fusion", store, tmp_path / "run", options, init=pretrained, device="cpu")
+    with pytest.raises(BadInputError, match="made by `labeler train`, expected the output of `labeler pretrain`"):
+        train("clip", store, tmp_path / "run", options, init=trained("clip"), device="cpu")
+    other = shutil.copytree(pretrained, tmp_path / "other")
+    told = json.loads((other / "preprocessor.json").read_text(encoding="utf-8"))
+    told["image"] |= {"sha256": "0" * 64, "name": "another"}
+    (other / "preprocessor.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"other reads visual tokens of 'another', .* holds those of"):
+        train("clip", store, tmp_path / "run", options, init=other, device="cpu")
+
+
+def test_a_run_opens_as_it_was_saved_or_not_at_all(store, pretrained, tmp_path):
+    run = load_towers_run(pretrained)
+    assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in weights(pretrained).items())
+    import shutil
+
+    broken = shutil.copytree(pretrained, tmp_path / "run")
+    content = bytearray((broken / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (broken / "model.safetensors").write_bytes(content)
+    with pytest.raises(BadInputError, match="damaged"):
+        load_towers_run(broken)
+
+
+def test_of_very_many_validation_pairs_some_are_looked_at(store, monkeypatch, caplog):
+    caplog.set_level("INFO", "labeler")
+    monkeypatch.setattr("labeler.fitting.contrastive.RANKED", 4)
+    fit = ContrastiveFit("clip", store, pretrain_options("clip", GIVEN), 0, "cpu")
+    assert len(fit.validation_pairs) == 4
+    assert len(fit.train_pairs) == 23
+    assert set(fit.validation_pairs.rows) < set(fit.store.rows_of("validation"))
+    assert "4 of the " in caplog.text

@@ -6,9 +6,12 @@ import json
 import warnings
 
 import pytest
+from recording import record_from, write_records
 
 from labeler.errors import BadInputError
-from labeler.records import ALIASES, Record, Row, label_set, read_label_set, read_records, record_from, write_records
+from labeler.records import ALIASES, Record, Row, label_set, read_label_set, read_records
+from labeler.rows.chunks import RowReading, chunk_of
+from labeler.rows.lines import in_splits
 from labeler.values import MAX_DEPTH, MAX_TEXT_CHARACTERS, SPLIT_ALIASES, RowError, parse_labels
 
 
@@ -209,9 +212,13 @@ def test_a_record_takes_no_other_fields_and_cannot_be_changed():
 
 
 def test_records_are_written_in_one_way(tmp_path):
-    write_records(tmp_path / "records.jsonl", [Record(id="1", text="é\u2028x", labels=("b", "a"), meta={"z": 1})])
-    expected = '{"id":"1","image":null,"text":"é\u2028x","labels":["b","a"],"split":null,"group":null,"meta":{"z":1}}\n'
-    assert (tmp_path / "records.jsonl").read_bytes() == expected.encode()
+    row = Row("pairs.jsonl", 7, {"id": 1, "text": "é\u2028x", "labels": ["b", "a"], "z": 1})
+    written = in_splits(chunk_of([row], RowReading(tmp_path)).lines, [b'"test"'])
+    expected = (
+        '{"id":"1","image":null,"text":"é\u2028x","labels":["b","a"],"split":"test","group":"1","meta":{"z":1}}\n'
+    )
+    assert written == expected.encode()
+    (tmp_path / "records.jsonl").write_bytes(written)
     assert next(read_records(tmp_path)).text == "é\u2028x"
 
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from labeler.artifacts import read_manifest
 from labeler.cli import cli
-from labeler.contrastive import pretrain_options
 from labeler.ingestion import ingest
 from labeler.preprocessing import preprocess
+from labeler.pretraining import pretrain_options
 from labeler.report import report
 from labeler.report.making import preprocess_command, train_command
 from labeler.training_options import options_for

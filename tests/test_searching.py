@@ -15,9 +15,9 @@ from benchmarks.search import main as benchmark
 from labeler import searching
 from labeler.batches import StorePairs
 from labeler.cli import cli
-from labeler.contrastive import pretrain, pretrain_options
 from labeler.embedding import embed_pairs, load_towers_run
 from labeler.errors import BadInputError, UsageError
+from labeler.pretraining import pretrain, pretrain_options
 from labeler.report.found import render_found
 from labeler.searching import Found, Hit, Index, embed_query, index, make_fast, search, table_of
 from labeler.store import Store

@@ -12,13 +12,13 @@ from conftest import draw_source
 from torch.nn import functional
 
 from labeler.artifacts import read_manifest
-from labeler.contrastive import pretrain, pretrain_options
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluating import evaluate
 from labeler.fitting.distillation import ZeroShotTeacher, teachers_say
 from labeler.ingestion import IngestOptions, ingest
 from labeler.losses import TrainingLoss, distillation_loss
 from labeler.preprocessing import preprocess
+from labeler.pretraining import pretrain, pretrain_options
 from labeler.records import read_records
 from labeler.rows.profile import described
 from labeler.store import Store

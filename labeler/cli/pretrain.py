@@ -39,7 +39,7 @@ def command(
     MODEL is clip. Of STORE, the train pairs are read that have a text and a picture; the test split is not. Then: `labeler
     train clip STORE --init RUN`, `labeler predict --zero-shot`, `labeler index`.
     """
-    from labeler.contrastive import pretrain, pretrain_options
+    from labeler.pretraining import pretrain, pretrain_options
 
     result = pretrain(
         model, store, out, pretrain_options(model, given), seed=seed, resume=resume, force=force, device=device

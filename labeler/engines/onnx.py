@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from labeler.engines.exported import Graph
-from labeler.pictures.decoding import cores
+from labeler.processes import cores
 
 
 def open_graph(path: Path) -> Graph:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from labeler.engines.exported import Graph
-from labeler.pictures.decoding import cores
+from labeler.processes import cores
 
 FEWEST = 64  # outputs of a matrix product that is worth 8 bits: what a head says is left as it is
 GROUP = 128  # numbers of a token that share a scale: more are no faster, fewer are slower (docs/LOG.md)

@@ -1,1 +1,1 @@
-"""Fitting: the training loop behind `labeler.training`, on one process or many, with checkpoints, teachers and pretraining."""
+"""Fitting: the training loops behind `labeler.training` and `labeler.pretraining`, on one process or many, with checkpoints."""

@@ -3,22 +3,16 @@
 Each worker trains on its part of every batch and the gradients are averaged, so that N workers take the steps that one would
 take; in pretraining a pair's negatives are those of its worker's part. The first alone validates, saves and says how it goes.
 Where a worker dies, Ray starts all of them again, and they go on from the last checkpoint. Workers of other machines read the
-store and write the run by the same paths.
-
-Ray: Moritz et al. 2018, "Ray: A Distributed Framework for Emerging AI Applications". Imports neither ray nor torch until asked.
+store and write the run by the same paths. Imports neither ray nor torch until asked.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
 import shutil
-import signal
-import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,31 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from labeler.artifacts import write_json
-from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
+from labeler.errors import InterruptedRun, LabelerError, UsageError
 from labeler.interrupts import stop_on_interrupt
+from labeler.ray_cluster import check_ray, cpus_each, ray_running
 from labeler.training_options import TrainOptions
 
 DEVICES = ("auto", "cpu", "cuda")  # which one of several GPUs a worker has is for Ray to say
 MAX_FAILURES = 10  # as often are workers started again
-# no statistics are sent; workers are what the machine is for, by default they wait for everything else (niceness 15)
-RAY_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_worker_niceness": "0",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
-LOOPBACK = "127.0.0.2"  # for 127.0.0.1 Ray takes the machine's address in the network
 LOST, SAID = "error.json", "said.txt"  # what the workers leave for whoever started them
 STOP = "stop"  # and what that leaves for them
 HISTORY = "history.json"
 
 log = logging.getLogger("labeler")
-
-
-def check_ray(asked: str = "--workers and --ray-address need") -> None:
-    """Raise UsageError where Ray is not installed; `asked` says what needs it."""
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError(f"{asked} Ray; install it: pip install 'ray[data,train]'")
 
 
 def check_can_shard(options: TrainOptions, workers: int) -> None:
@@ -63,47 +44,6 @@ def check_can_shard(options: TrainOptions, workers: int) -> None:
             raise UsageError(
                 f"{option} needs the whole model on a worker, --shard divides it; leave out one of the two"
             )
-
-
-@contextlib.contextmanager
-def ray_running(address: str | None, workers: int) -> Iterator[Any]:
-    """Yield the module ray, connected to the cluster at `address`, or to one of this machine alone that ends with the block.
-
-    One that the caller has started is used as it is. What is started here cannot be reached from other machines, and leaves no
-    files.
-
-    Raises BadInputError when nothing answers at `address`.
-    """
-    for name, value in RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    if ray.is_initialized():
-        yield ray
-        return
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    folder = tempfile.mkdtemp(prefix="labeler-ray-")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        if address:
-            connect(ray, address, quiet)
-        else:
-            ray.init("local", num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False,
-                     _node_ip_address=LOOPBACK, _temp_dir=folder, **quiet)  # fmt: skip
-        with contextlib.suppress(ValueError):  # not in the main thread, where Ray sets none either
-            for number, handler in handlers.items():
-                signal.signal(number, handler)  # Ray's would end the process with an exit code that says all is well
-        yield ray
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def cpus_each(nodes: Sequence[Mapping[str, Any]], workers: int) -> int:
-    """Return how many CPUs each of so many workers can have where each has to fit on one of Ray's `nodes`; at least 1."""
-    there = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-    sizes = range(max(there, default=1), 1, -1)
-    return next((size for size in sizes if sum(cpus // size for cpus in there) >= workers), 1)
 
 
 def check_device(device: str, workers: int, address: str | None) -> None:
@@ -128,18 +68,6 @@ def say_if_waiting(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: bool)
     there = sum(int(node["Resources"].get(kind, 0)) for node in nodes if node["Alive"])
     if there < workers:
         log.warning("%d workers, each with a %s of its own, and Ray has %d: waiting for more", workers, kind, there)
-
-
-def connect(ray: Any, address: str, settings: dict[str, Any]) -> None:
-    """Connect to the Ray cluster at `address`; raises BadInputError when none answers."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if host:  # Ray would try for minutes
-            socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address, **settings)
-    except (OSError, ValueError) as error:
-        advice = "start one: ray start --head"
-        raise BadInputError(f"--ray-address {address}: no Ray cluster answers there ({error}); {advice}") from error
 
 
 def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: str | None = None) -> dict[str, Any]:

@@ -33,7 +33,9 @@ from labeler.fitting.arguments import training_arguments, use_bf16
 from labeler.fitting.averaging import AveragedWeights
 from labeler.fitting.checkpoints import Progress, newest_checkpoint, writing
 from labeler.fitting.distillation import ZeroShotTeacher, refuse_idle, teachers_say
-from labeler.fitting.pretraining import check_can_pretrain, pretrain, told
+from labeler.fitting.pretext import check_pretext as check_can_pretrain
+from labeler.fitting.pretext import learn_pretext as pretrain
+from labeler.fitting.pretext import told
 from labeler.fitting.sharding import ShardedTrainer
 from labeler.fitting.trainer import (
     LabelTrainer,

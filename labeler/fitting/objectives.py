@@ -1,6 +1,6 @@
 """What a model learns from pairs without labels: VisualBERT's two objectives, and ALBEF's three.
 
-Both put heads on a model that `labeler.fitting.pretraining` throws away again.
+Both put heads on a model that `labeler.fitting.pretext` throws away again.
 """
 
 from __future__ import annotations

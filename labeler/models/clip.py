@@ -4,7 +4,7 @@
     visual_tokens  [B, V, D_image] -> mean, layer norm -----------> projection -> image embedding [B, S], length 1
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision". `labeler pretrain` trains both by
-which text belongs to which picture, without labels (`labeler.contrastive`); `labeler train` puts a head on them. Differences from
+which text belongs to which picture, without labels (`labeler.pretraining`); `labeler train` puts a head on them. Differences from
 the paper: the image tower is frozen, what is learned of pictures is their projection; words are read by their mean, as MiniLM was
 trained to be; and the shared space starts as the text tower's own (the text projection as the identity), since texts of one
 meaning are near each other there before the first step.

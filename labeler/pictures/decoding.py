@@ -1,47 +1,22 @@
-"""Pictures decoded, and lines of large files read, in processes of their own: what crashes, fills or hangs its process costs
-itself alone.
-
-A process is a fresh interpreter that imports only what decoding needs: forking is not safe beside Lance and torch, and
-multiprocessing's spawn would run the caller's main module again.
-"""
+"""Pictures decoded in processes of their own: a file that crashes, fills or hangs its decoder costs itself alone."""
 
 from __future__ import annotations
 
-import gc
-import os
-import pickle
-import resource
-import select
-import signal
-import socket
-import struct
-import subprocess
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from labeler.errors import LabelerError
 from labeler.pictures.images import Examined, ImageError, Prepared, examine_image, prepare_image, stretch
+from labeler.processes import AHEAD, WorkError, in_workers
 
-TIME_LIMIT = 60.0  # seconds of CPU time for one picture
-WAITING = 5  # times as long by the clock, since other work on the machine may leave a process little of it
-MEMORY_LIMIT = 4 << 30  # bytes of address space a process; the largest picture allowed takes a quarter
-AHEAD = 128  # pictures in flight or waiting for their turn: 20 MB at 224 pixels
 NEAR = 128  # rows within which a picture that several of them share is decoded once: so many results are kept
-# One thread, since there is a process a core. glibc is to keep what a picture frees for the next one: getting its pages
-# anew from the system takes a third of the time.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
-TRIES = 2  # what ended a process may have been another's fault: no memory left, or stopped for longer than the limit
 
 
 def examine_images(paths: Iterable[Path | None]) -> Generator[Examined | ImageError | None, None, None]:
-    """Yield what `ingest` keeps of each picture, or why it cannot be used; None for None. See `in_workers`."""
-    return in_workers(examine_image, (None if path is None else (path,) for path in paths))
+    """Yield what `ingest` keeps of each picture, or why it cannot be used; None for None. See `decoded`."""
+    return decoded(examine_image, (None if path is None else (path,) for path in paths))
 
 
 def prepare_images(
@@ -54,14 +29,26 @@ def prepare_images(
     """Yield what the towers take of each picture, with `looks` its thumbnail too, or why it cannot be used; None for None.
 
     `pictures` are paths, each with the sha256 that its file must have, or None, and with its bytes where they are at
-    hand: then no file is read. They are stretched in this process, which has PyTorch. See `in_workers`.
+    hand: then no file is read. They are stretched in this process, which has PyTorch. See `decoded`.
     """
 
     def stretched(picture: Prepared) -> Prepared:
         return picture._replace(pixels=stretch(picture.pixels, side))
 
     items = (None if item is None else (item[0], side, *(*item[1:], None)[:2], looks) for item in pictures)
-    return in_workers(prepare_image, items, ahead=ahead, then=stretched)
+    return decoded(prepare_image, items, ahead=ahead, then=stretched)
+
+
+def decoded(
+    function: Callable[..., Any],
+    items: Iterable[tuple[Any, ...] | None],
+    ahead: int = AHEAD,
+    then: Callable[[Any], Any] | None = None,
+) -> Generator[Any, None, None]:
+    """Yield what `in_workers` yields for pictures: the ImageError of each that `function` refuses, or that ends its process."""
+    with closing(in_workers(function, items, ahead=ahead, then=then, yielded=(ImageError, WorkError))) as found:
+        for item in found:
+            yield ImageError(f"image-{item.code}", str(item)) if isinstance(item, WorkError) else item
 
 
 def asked_once(ask: Callable[[Iterator[Any]], Iterator[Any]], items: Iterable[Any]) -> Generator[Any, None, None]:
@@ -97,228 +84,3 @@ def asked_once(ask: Callable[[Iterator[Any]], Iterator[Any]], items: Iterable[An
         answers[unanswered.popleft()] = answer
         yield from ready()
     yield from ready()  # what came after the last that was asked for
-
-
-def in_workers(
-    function: Callable[..., Any],
-    items: Iterable[tuple[Any, ...] | None],
-    seconds: float = TIME_LIMIT,
-    ahead: int = AHEAD,
-    then: Callable[[Any], Any] | None = None,
-) -> Generator[Any, None, None]:
-    """Yield `function(*item)` for each of `items`, in their order, or the ImageError that it raised; None for None.
-
-    Where `then` is given, a thread of this process does that with each result, beside the next item's work.
-
-    Lazy: at most `ahead` items are drawn beyond the one whose result is yielded. A process a core does the work, each
-    started when it is first needed and after it has died; closing the iterator ends them. `function` is found by its
-    module and name there; the first value of an item is the path, or what else names it. An item during which its
-    process dies twice, or takes over `seconds` of CPU time, gives an ImageError with code image-crashed or image-timeout;
-    one for which memory does not suffice, image-too-large.
-
-    Raises LabelerError when processes cannot be started, and any other error of `function`.
-    """
-    workers = Workers(seconds, then)
-    # only the main thread, and no worker, is to hear Ctrl-C: a process inherits its mask from the thread that starts it
-    quiet = (signal.SIG_BLOCK, {signal.SIGINT})
-    # twice as many threads as processes, so that none waits for what a thread does between two items
-    pool = ThreadPoolExecutor(2 * cores(), initializer=signal.pthread_sigmask, initargs=quiet)
-    waiting: deque[Future[Any]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(workers.call, function, item))
-            while waiting and (waiting[0].done() or len(waiting) > ahead):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        workers.kill()  # so that no thread waits for one any more
-        pool.shutdown(cancel_futures=True)
-        workers.close()
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def python_command(code: str) -> list[str]:
-    """Return the command that runs `code` in a new process, which imports from where this one does, but nothing from the working
-    folder: a file there may be called as a module is. Where the package itself lies there, that is meant.
-    """
-    package, places = Path(__file__).parents[2], [place or "." for place in sys.path]
-    here = [place for place in places if os.path.exists(place) and os.path.samefile(place, ".")]
-    path = [place for place in places if place not in here or os.path.samefile(place, package)]
-    return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
-
-
-class Workers:
-    """Processes, at most one a core, for any number of threads that call."""
-
-    def __init__(self, seconds: float, then: Callable[[Any], Any] | None = None):
-        self.seconds = seconds
-        self.then = then
-        self.free = threading.Semaphore(cores())
-        self.idle: list[Worker] = []
-        self.started: set[Worker] = set()
-        self.lock = threading.Lock()
-        self.closed = False
-
-    def call(self, function: Callable[..., Any], item: tuple[Any, ...] | None) -> Any:
-        """Return `function(*item)` from a process, or the ImageError that it ended in."""
-        if item is None:
-            return None
-        for _ in range(TRIES):
-            with self.free:
-                worker = self.worker()
-                try:
-                    answer = worker.call(function, item)
-                except (EOFError, OSError):
-                    code = self.stop(worker)
-                    continue
-                self.idle.append(worker)
-            break
-        else:
-            return death(item[0], code, self.seconds)
-        if isinstance(answer, ImageError):
-            return answer
-        if isinstance(answer, Exception):
-            raise answer
-        return self.then(answer) if self.then else answer
-
-    def worker(self) -> Worker:
-        """Return an idle process or a new one; raises LabelerError when it cannot be started."""
-        with self.lock:
-            if self.idle:
-                return self.idle.pop()
-            if self.closed:
-                raise LabelerError("closed")
-            worker = Worker(self.seconds)
-            self.started.add(worker)
-        try:
-            receive(worker.channel)  # it is ready
-        except (EOFError, OSError):
-            code = self.stop(worker)
-            raise LabelerError(
-                f"a process for decoding ended at its start (exit code {code}); is there memory?"
-            ) from None
-        return worker
-
-    def stop(self, worker: Worker) -> int:
-        """Leave nothing of a process that has died; return its exit code."""
-        with self.lock:
-            self.started.discard(worker)
-        return worker.close()
-
-    def kill(self) -> None:
-        """End all processes and start none any more."""
-        with self.lock:
-            self.closed = True
-            for worker in self.started:
-                worker.process.kill()
-
-    def close(self) -> None:
-        """Leave nothing of the processes, after `kill`."""
-        for worker in self.started:
-            worker.close()
-
-
-class Worker:
-    """A process that decodes one picture at a time, and ends when its caller does."""
-
-    def __init__(self, seconds: float):
-        self.channel, theirs = socket.socketpair()
-        with theirs:
-            code = f"from labeler.pictures.decoding import serve; serve({theirs.fileno()}, {seconds})"
-            # What libraries write about broken files is not shown.
-            self.process = subprocess.Popen(
-                python_command(code), pass_fds=[theirs.fileno()], env=os.environ | ENVIRONMENT,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-
-    def call(self, function: Callable[..., Any], item: tuple[Any, ...]) -> Any:
-        """Return `function(*item)`, or the exception it ended with; raises EOFError or OSError when the process dies."""
-        send(self.channel, (function, item))
-        return receive(self.channel)
-
-    def close(self) -> int:
-        """Close this end of the channel, which ends the process; return its exit code."""
-        self.channel.close()
-        return self.process.wait()
-
-
-def send(channel: socket.socket, value: Any) -> None:
-    """Send a value; the memory of its arrays goes as it is, since to pickle it too takes many times as long."""
-    arrays: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
-    parts = [memoryview(head), *(array.raw() for array in arrays)]
-    channel.sendall(struct.pack(f"=Q{len(parts)}Q", len(parts), *map(len, parts)))
-    for part in parts:
-        channel.sendall(part)
-
-
-def receive(channel: socket.socket) -> Any:
-    """Return what was sent; raises EOFError when the other end is closed before."""
-    (count,) = struct.unpack("=Q", received(channel, 8))
-    sizes = struct.unpack(f"={count}Q", received(channel, 8 * count))
-    head, *arrays = [received(channel, size) for size in sizes]
-    return pickle.loads(head, buffers=arrays)
-
-
-def received(channel: socket.socket, size: int) -> bytearray:
-    """Return the next `size` bytes; raises EOFError where there are fewer."""
-    data = bytearray(size)
-    rest = memoryview(data)
-    while rest:
-        count = channel.recv_into(rest)
-        if not count:
-            raise EOFError
-        rest = rest[count:]
-    return data
-
-
-def death(path: Any, code: int, seconds: float) -> ImageError:
-    """Return the error of a picture whose process ended with the exit code `code`."""
-    if code in (-signal.SIGPROF, -signal.SIGALRM):
-        limits = f"{seconds:g} s of CPU time, {WAITING * seconds:g} s by the clock"
-        return ImageError("image-timeout", f"{path}: not decoded within the limit ({limits})")
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return ImageError("image-crashed", f"{path}: the process that read it died ({how})")
-
-
-def serve(descriptor: int, seconds: float) -> None:
-    """Work as a worker: answer calls that come over the socket `descriptor` until its other end is closed."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(ValueError, OSError):  # not every system has it
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    gc.set_threshold(100_000)  # thousands of rows at a time are no reason to look for cycles
-    threading.Thread(target=end_with_caller, args=(descriptor,), daemon=True).start()
-    channel = socket.socket(fileno=descriptor)
-    send(channel, None)  # ready
-    while True:
-        try:
-            function, item = receive(channel)
-            set_limits(seconds)
-            answer = function(*item)
-        except MemoryError:
-            answer = ImageError("image-too-large", f"{item[0]}: over {MEMORY_LIMIT >> 30} GiB of memory are needed")
-        except EOFError:
-            return
-        except Exception as error:
-            answer = error
-        set_limits(0)
-        send(channel, answer)
-
-
-def set_limits(seconds: float) -> None:
-    """Have the kernel end this process, whatever it is doing, after `seconds` of CPU time or WAITING times as long; 0: never."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
-
-
-def end_with_caller(descriptor: int) -> None:
-    """Wait until the other end of the socket is closed, by intention or because its process was killed; end this one."""
-    closed = select.poll()
-    closed.register(descriptor, 0)  # only hang-ups, which are always reported
-    closed.poll()
-    os._exit(1)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from labeler.artifacts import read_manifest
-from labeler.contrastive import pretrain_command
 from labeler.encoders.weights import EMBEDDED
 from labeler.errors import BadInputError, UsageError
 from labeler.inputs import replaced
 from labeler.model_card import command, described
+from labeler.pretraining import pretrain_command
 from labeler.report.comparison import Model
 from labeler.report.runs import Run
 

@@ -32,11 +32,11 @@ from labeler.losses import contrastive_loss, shared_targets
 from labeler.memory import give_back_freed_memory, keep_few_shapes, keep_freed_memory, lacks_memory
 from labeler.models import model_module
 from labeler.store import Store
-from labeler.training import SAVE_MINUTES
+from labeler.training_options import SAVE_MINUTES
 from labeler.values import Split
 
 if TYPE_CHECKING:
-    from labeler.contrastive import PretrainOptions
+    from labeler.pretraining import PretrainOptions
 
 log = logging.getLogger("labeler")
 

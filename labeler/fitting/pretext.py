@@ -1,4 +1,4 @@
-"""Pretraining on a store's own pairs, without their labels, by the objectives of `labeler.fitting.objectives`.
+"""`train --pretrain`: a store's own pairs, without their labels, by the objectives of `labeler.fitting.objectives`.
 
 The embedded towers have never seen the other's output; this is where they can learn to, before any label is looked at. Only the
 train split is read. What is learned besides the model, the heads of the objectives, is thrown away.
@@ -35,7 +35,7 @@ log = logging.getLogger("labeler")
 TOLD = "pretraining.json"
 
 
-class PretrainingTrainer(PairTrainer):
+class PretextTrainer(PairTrainer):
     """Trains the objectives; of each step the parts of the loss are noted.
 
     Negatives, and the pictures that are swapped, are a batch's own: trained on in parts, each has those of its part alone.
@@ -63,7 +63,7 @@ class PretrainingTrainer(PairTrainer):
         return loss
 
 
-class PretrainingWatch(Watch):
+class PretextWatch(Watch):
     """Says after each epoch how well words are guessed and pictures told apart."""
 
     name = "pretraining"
@@ -85,7 +85,7 @@ class PretrainingWatch(Watch):
         self.bar.refresh()
 
 
-def check_can_pretrain(fit: Fit) -> None:
+def check_pretext(fit: Fit) -> None:
     """Raise UsageError where the model has no fusion to pretrain or the tokenizer no mask; BadInputError without any text."""
     if not hasattr(reader(fit.model), "streams"):
         raise UsageError(
@@ -100,7 +100,7 @@ def check_can_pretrain(fit: Fit) -> None:
         raise BadInputError("no train row has a text, so there are no words to hide; leave out --pretrain")
 
 
-def pretrain(fit: Fit, folder: Path, *, resume: bool) -> None:
+def learn_pretext(fit: Fit, folder: Path, *, resume: bool) -> None:
     """Pretrain the model of `fit` for `options.pretrain` epochs, with checkpoints in `folder`.
 
     With `resume` it goes on from the newest whole checkpoint; from one of the last step it takes the weights alone. The
@@ -115,11 +115,11 @@ def pretrain(fit: Fit, folder: Path, *, resume: bool) -> None:
         "eval_strategy": "no",
         "load_best_model_at_end": False,
     }
-    trainer = PretrainingTrainer(
+    trainer = PretextTrainer(
         fit,
         objectives,
         args=training_arguments(folder, fit.options, fit.seed, fit.device, **epochs),
-        callbacks=[PretrainingWatch(fit)],
+        callbacks=[PretextWatch(fit)],
     )
     if workers.count() > 1 and workers.is_first():
         log.warning("pretraining on %d workers: each takes a pair's negatives from its part of a batch, %s", workers.count(),

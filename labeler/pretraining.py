@@ -84,7 +84,7 @@ def pretrain(
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
         return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
     check_free(out, "pretrain")
-    from labeler.contrastive_fitting import ContrastiveFit  # torch, only when there is something to train
+    from labeler.fitting.contrastive import ContrastiveFit  # torch, only when there is something to train
 
     fit = ContrastiveFit(model, data, options, seed, device)
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
