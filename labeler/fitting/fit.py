@@ -33,9 +33,7 @@ from labeler.fitting.arguments import training_arguments, use_bf16
 from labeler.fitting.averaging import AveragedWeights
 from labeler.fitting.checkpoints import Progress, newest_checkpoint, writing
 from labeler.fitting.distillation import ZeroShotTeacher, refuse_idle, teachers_say
-from labeler.fitting.pretext import check_pretext as check_can_pretrain
-from labeler.fitting.pretext import learn_pretext as pretrain
-from labeler.fitting.pretext import told
+from labeler.fitting.pretext import check_pretext, learn_pretext, told
 from labeler.fitting.sharding import ShardedTrainer
 from labeler.fitting.trainer import (
     LabelTrainer,
@@ -112,7 +110,7 @@ class Fit:
         )
         self.loss = TrainingLoss(options, self.task, self.store.truth(labelled_rows))
         if options.pretrain:
-            check_can_pretrain(self)
+            check_pretext(self)
         if teachers:
             self.train_pairs.soft_targets = teachers_say(
                 teachers, self.store, train_rows, options.teacher_temperature, self.device
@@ -175,7 +173,7 @@ class Fit:
         pretraining = folder / "trainer" / "pretraining"
         if self.options.pretrain and not checkpoint:
             with self.every_train_pair():
-                pretrain(self, pretraining, resume=resume)
+                learn_pretext(self, pretraining, resume=resume)
             self.interrupted = workers.from_first(self.interrupted)
             if self.interrupted:
                 return {}
