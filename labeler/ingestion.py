@@ -82,7 +82,7 @@ class Rejects:
         self.strict = strict
         self.file = file
         self.codes: Counter[str] = Counter()
-        self.first: Reject | None = None
+        self.firsts: dict[str, Reject] = {}
 
     def add(self, reject: Reject) -> None:
         """Keep `reject`; raises BadInputError in strict mode."""
@@ -90,10 +90,15 @@ class Rejects:
             place = f"{reject.source}:{reject.line}" if reject.line else reject.source
             raise BadInputError(f"{place}: {reject.message} [{reject.code}] (--strict stops here)")
         self.codes[reject.code] += 1
-        self.first = self.first or reject
+        self.firsts.setdefault(reject.code, reject)
         if self.file:  # half surrogates, which a damaged row may hold, are escaped
             line = json.dumps(reject.written(), ensure_ascii=False) + "\n"
             self.file.write(line.encode("utf-8", "backslashreplace"))
+
+    @property
+    def first(self) -> Reject | None:
+        """Return the first of those with the commonest code, which tells most of what is wrong."""
+        return self.firsts[self.codes.most_common(1)[0][0]] if self.codes else None
 
 
 # What is found out about pictures: an Examined or an ImageError for each path, None for None, in order, lazily.
@@ -132,7 +137,7 @@ def ingest(
             if collected.total or any(isinstance(name, tuple) and name[0] != "mapped" for name in collected.counts):
                 refuse_strange_names(options.fields(), collected.counts)
             if not collected.total:
-                raise BadInputError(nothing_usable(sources[0], collected.counts, rejects.codes, rejects.first))
+                raise BadInputError(nothing_usable(sources, collected.counts, rejects.codes, rejects.first))
             profile = write_all(folder, collected, pictures, rejects, options, seed)
         (folder / SPOOL).unlink()
         profile["root"] = way_to(root, out)
@@ -264,7 +269,7 @@ def kept_pictures(rows: Iterable[Row | Reject], pictures: Pictures) -> Iterator[
         try:
             yield row if isinstance(row, Reject) else pictures.keep(row)
         except ImageError as error:
-            yield Reject(row.source, row.line, row.shown_id, error.code, str(error))  # type: ignore[union-attr]
+            yield Reject(row.source, row.line, row.shown_id(), error.code, str(error))  # type: ignore[union-attr]
 
 
 def in_processes(work: Iterable[Piece], how: RowReading) -> Generator[Chunk, None, None]:

@@ -143,12 +143,12 @@ def read_record(row: Row, mapping: dict[str, str]) -> Item:
     try:
         return Item(pair_from(row, mapping))
     except RowError as error:
-        return Item(unusable(row), error=str(error))
+        return Item(unusable(row, mapping), error=str(error))
 
 
-def unusable(row: Row) -> Record:
+def unusable(row: Row, mapping: dict[str, str]) -> Record:
     """Return a record that names a row which is none."""
-    return Record(id=(row.shown_id or row.place).encode("utf-8", "replace").decode("utf-8"))
+    return Record(id=(row.shown_id(mapping) or row.place).encode("utf-8", "replace").decode("utf-8"))
 
 
 @lru_cache(maxsize=64)

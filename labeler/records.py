@@ -80,10 +80,10 @@ class Row(NamedTuple):
     number: int | None = None
     borrowed: bool = False
 
-    @property
-    def shown_id(self) -> str | None:
+    def shown_id(self, mapping: Mapping[str, str] | None = None) -> str | None:
         """Return the row's id to name it by where it is refused; None where it has none that can be shown."""
-        identity = self.fields.get("id")
+        name = find_field(self.fields, "id", mapping or {})
+        identity = self.fields.get(name) if name else None
         try:
             return str(identity)[:MAX_SHOWN] if isinstance(identity, (str, int, float)) else None
         except ValueError:  # a number of over 4,300 digits

@@ -18,7 +18,7 @@ from labeler.export_tasks import export_tasks
 from labeler.ingestion import IngestOptions, ingest
 from labeler.items import ItemReading, key_of, read_item
 from labeler.preprocessing import preprocess
-from labeler.records import Reject, read_records
+from labeler.records import Reject, Row, read_records
 from labeler.rows.looks import enough, look_groups
 from labeler.rows.splits import joined
 from labeler.sources import Reading, read_source
@@ -90,6 +90,40 @@ def test_nothing_usable_says_what_the_fields_are(tmp_path, labeler):
         "no usable row among 9 (empty 9); the first, line 1: neither an image nor a text. Fields: t, mood; --label"
         in done.said
     )
+
+
+def test_of_several_faults_the_commonest_is_shown(tmp_path, labeler):
+    rows = [{"image": f"{n}.png", "text": "x", "label": "ab"[n % 2]} for n in range(6)]
+    source = write_rows(tmp_path / "pairs.jsonl", [{"text": "no label"}, *rows])
+    other = write_rows(tmp_path / "more.jsonl", [{"image": "7.png", "label": "a"}])
+    said = labeler("ingest", source, other, "--out", tmp_path / "records").said
+    assert (
+        f"{source}, {other}: no usable row among 8 (image-missing 7, label-missing 1); the first image-missing, line 2: "
+        in said
+    )
+    assert "0.png: no such file" in said
+    assert "--allow-unlabelled" not in said
+
+
+def test_a_refused_row_is_named_by_its_id_whatever_that_is_called(tmp_path, labeler):
+    rows = [{"UID": str(n), "text": f"text {n}", "label": "ab"[n % 2]} for n in range(30)]
+    source = write_rows(tmp_path / "pairs.jsonl", [*rows, {"UID": "x-1", "text": "no label"}])
+    labeler("ingest", source, "--out", tmp_path / "records")
+    [reject] = map(json.loads, (tmp_path / "records" / "rejects.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (reject["id"], reject["code"]) == ("x-1", "label-missing")
+    assert Row("t.csv", 3, {"tweet": "x-2"}).shown_id({"id": "Tweet"}) == "x-2"
+    assert read_item(Row("t.csv", 3, {"tweet": "x-2"}), ItemReading({"id": "tweet"})).record.id == "x-2"
+
+
+def test_a_caption_that_most_rows_share_is_told_of(tmp_path, labeler):
+    rows = [{"text": "Untitled" if n < 80 else f"text {n}", "id": n, "label": "ab"[n % 2]} for n in range(200)]
+    done = labeler("ingest", write_rows(tmp_path / "pairs.jsonl", rows), "--out", tmp_path / "records")
+    assert (
+        "warning: 80 rows share a picture, a text or a group, and so lie in one split, whatever its share" in done.said
+    )
+    rows = [row | {"text": f"text {row['id'] // 2}"} for row in rows]
+    done = labeler("ingest", write_rows(tmp_path / "pairs.jsonl", rows), "--out", tmp_path / "other")
+    assert "so lie in one split" not in done.said
 
 
 def test_a_column_that_is_not_taken_for_a_picture_is_asked_about(tmp_path, labeler):

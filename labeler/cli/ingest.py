@@ -178,7 +178,14 @@ def warnings_of(profile: dict[str, Any], split: str, *, rare: bool = False) -> l
             lines.append(
                 f"  warning: no row has a {what}; is it in one of these fields? {shown_names(unused)}: --map {ours}=FIELD"
             )
-    for name, is_drawn in zip(SPLITS, smallest_share(split)[1], strict=True):
+    least, drawn = smallest_share(split)
+    largest = profile.get("largest_group", 0)
+    if profile["split"].startswith("drawn") and largest >= FEW and largest > least * profile["kept"]:
+        lines.append(
+            f"  warning: {largest} rows share a picture, a text or a group, and so lie in one split, whatever its share; a text "
+            "that says nothing, such as 'untitled', is better left out"
+        )
+    for name, is_drawn in zip(SPLITS, drawn, strict=True):
         count = profile["splits"].get(name, 0)
         if is_drawn and count < FEW and (count or not rare):
             lines.append(

@@ -210,7 +210,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
                 fields["labels"] = with_unknown(labels, how.answers)
         except (RowError, ImageError) as error:
             counts.update(("refused", name) for name in row.fields)
-            rejects.append(Reject(row.source, row.line, row.shown_id, error.code, str(error)))
+            rejects.append(Reject(row.source, row.line, row.shown_id(how.mapping), error.code, str(error)))
             continue
         if labels is not None:
             several = several or len(fields["labels"]) > 1 or type(row.fields[names.labels]) is list  # type: ignore[index]

@@ -61,12 +61,13 @@ def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
             raise UsageError(f"{option}: no row has the field {theirs!r} (for {ours}){there}")
 
 
-def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], first: Reject | None) -> str:
+def nothing_usable(sources: Sequence[Path], counts: Counter[Any], rejects: Counter[str], first: Reject | None) -> str:
     """Return why there is nothing to go on with, by the `first` of the rejects, and which options may help."""
+    source, shown = sources[0], ", ".join(map(str, sources))
     if not counts["rows"]:
         what = "no picture, text or metadata.jsonl lies in it" if source.is_dir() else "it holds no rows"
-        return f"{source}: {what}"
-    text, fields = f"{source}: no usable row among {counts['rows']}{left_out(rejects, first)}", other_fields(counts)
+        return f"{shown}: {what}"
+    text, fields = f"{shown}: no usable row among {counts['rows']}{left_out(rejects, first)}", other_fields(counts)
     if fields:
         text += f". Fields: {fields}; --label FIELD, --map image=FIELD and --map text=FIELD name those that are meant"
     if rejects["label-missing"] and source.is_dir() and (classes := with_pictures(source)):
@@ -74,7 +75,7 @@ def nothing_usable(source: Path, counts: Counter[Any], rejects: Counter[str], fi
             f". Are the labels the sub-folders' names ({shown_names([path.name for path in classes])})? --format class-folders "
             "takes those; else a metadata.jsonl gives each picture its label"
         )
-    elif rejects["label-missing"]:
+    elif first and first.code == "label-missing":
         told = "In a folder, a metadata.jsonl gives each picture its label; " if source.is_dir() else ""
         text += f". {told}--allow-unlabelled takes pairs without any"
     return text + (MISSING if rejects["image-missing"] else "")
@@ -89,9 +90,10 @@ def none_kept(rows: int, rejects: Counter[str], first: Reject | None) -> str:
 
 
 def left_out(rejects: Counter[str], first: Reject | None) -> str:
-    """Return how many rows were rejected for what, and why the `first` was, as the end of a sentence."""
+    """Return how many rows were rejected for what, and why the `first` of the commonest was, as the end of a sentence."""
     codes = ", ".join(f"{code} {count}" for code, count in rejects.most_common())
-    return f" ({codes})" + (f"; the first{',' if first.line else ':'} {first.told}" if first else "")
+    kind = f" {first.code}" if first and len(rejects) > 1 else ""
+    return f" ({codes})" + (f"; the first{kind}{',' if first.line else ':'} {first.told}" if first else "")
 
 
 def other_fields(counts: Counter[Any]) -> str:
@@ -129,6 +131,7 @@ def profile_of(records: Records, selected: Selected) -> dict[str, Any]:
         "label_matrix": label_matrix(labels, names, list(totals)[:MOST_LABELS]),
         "groups": int((sizes > 0).sum()),
         "joined_rows": int(sizes[sizes > 1].sum()),
+        "largest_group": int(sizes.max(initial=0)),
         "duplicates": duplicates(keys),
         "leaked_rows": int(leaked.sum()),
         "leaks": {

@@ -197,7 +197,7 @@ def with_picture(row: Row, column: str | None, folder: Path) -> Row | Reject:
         if data is None and name is not None:
             data = file_bytes(name, folder)
     except (ImageError, OSError) as error:
-        return Reject(row.source, row.line, row.shown_id, getattr(error, "code", "image-unreadable"), str(error))
+        return Reject(row.source, row.line, row.shown_id(), getattr(error, "code", "image-unreadable"), str(error))
     shown = None if name is None else Path(name).name
     return row._replace(fields=row.fields | {column: shown}, picture=data)
 
