@@ -220,7 +220,9 @@ def refuse_image_folder(inputs: Sequence[Path | str], image_folder: Path | None)
 def kept_fields(names: Sequence[str]) -> tuple[str, ...]:
     """Return the fields to carry, each once; raises UsageError for one that would stand in the place of a line's own."""
     if strange := [name for name in names if name in OWN]:
-        raise UsageError(f"--keep {strange[0]}: a line has a field of that name already")
+        raise UsageError(
+            f"--keep {strange[0]}: a line has a field of that name already; give it another name in the input"
+        )
     return tuple(dict.fromkeys(names))
 
 

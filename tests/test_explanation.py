@@ -367,6 +367,7 @@ def test_signs_that_no_font_has_are_said_once(trained, monkeypatch, caplog, tmp_
         ([], UsageError, "give a pair's id as ITEM"),
         ([ITEM, "--text", "both"], UsageError, "give a pair's id as ITEM"),
         (["circle-red-on"], BadInputError, "no pair with the id 'circle-red-on'; the closest are 'circle-red-one'"),
+        (["broken.png"], BadInputError, "no pair with the id 'broken.png'; of a file: --image FILE"),
         ([ITEM, "--label", "crcle"], UsageError, "unknown label 'crcle'; did you mean 'circle'"),
         ([ITEM, "--data", "none"], BadInputError, "none"),
         ([ITEM, "--out", "none/x.png"], BadInputError, "none/x.png: cannot be written"),

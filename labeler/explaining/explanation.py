@@ -192,6 +192,7 @@ def stored_subjects(run: Run, store: Store, ids: Sequence[str]) -> list[Subject]
         if identity not in numbers:
             close = get_close_matches(identity, numbers, n=3)
             hint = f"; the closest are {', '.join(map(repr, close))}" if close else ""
+            hint = "; of a file: --image FILE" if not close and Path(identity).is_file() else hint
             raise BadInputError(f"{store.folder}: no pair with the id {identity!r}{hint}")
     if isinstance(run.model, EndToEnd):
         return decoded_subjects(run, original_pictures(store, ids))
