@@ -27,6 +27,17 @@ class LockedError(LabelerError):
     exit_code = 5
 
 
+class CodedError(ValueError):
+    """One row, picture or piece of work among many that cannot be used; `code` is what it is counted under."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(code, message)  # both, so that it can be pickled
+        self.code = code
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
 class DivergedError(LabelerError):
     """Training has come to a loss that is no number."""
 

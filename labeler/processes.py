@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from labeler.errors import LabelerError
+from labeler.errors import CodedError, LabelerError
 
 TIME_LIMIT = 60.0  # seconds of CPU time for one item
 WAITING = 5  # times as long by the clock, since other work on the machine may leave a process little of it
@@ -36,15 +36,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), 
 TRIES = 2  # what ended a process may have been another's fault: no memory left, or stopped for longer than the limit
 
 
-class WorkError(LabelerError):
+class WorkError(LabelerError, CodedError):
     """A piece of work that its process has not survived; `code` says of what: `crashed`, `timeout` or `too-large`."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(code, message)  # both, so that it can be pickled
-        self.code = code
-
-    def __str__(self) -> str:
-        return self.args[1]
 
 
 def in_workers(

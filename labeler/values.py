@@ -15,6 +15,8 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, Literal, cast
 
+from labeler.errors import CodedError
+
 Split = Literal["train", "validation", "test"]
 UNKNOWN_SHARE = 1 / 3  # of a text's tokens: where a vocabulary lacks more, texts look alike to a model
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -25,12 +27,8 @@ MAX_TEXT_CHARACTERS = 20_000
 MAX_DEPTH = 64  # of what is in a field that we do not know; pydantic reads no more than about 200
 
 
-class RowError(ValueError):
+class RowError(CodedError):
     """A row that cannot become a record; `code` is the reject's code."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
 
 
 def clean_text(value: Any, field: str) -> str | None:

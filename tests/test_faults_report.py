@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Answer, draw
+from conftest import Answer
 from report_runs import page, two_runs, write_run
+from shapes import draw
 
 from labeler.artifacts import work_folder
 from labeler.evaluating import evaluate

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_source
+from shapes import draw_source
 from sklearn import metrics as reference
 from test_label_errors import clean
 from test_taxonomy import lines_of, write

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import draw_source
+from shapes import draw_source
 from torch.nn import functional
 
 from labeler.artifacts import read_manifest

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from simplejpeg import decode_jpeg
 
 from labeler.artifacts import sha256_bytes
+from labeler.errors import CodedError
 from labeler.pictures.resizing import resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow opens over forty by default
@@ -51,15 +52,8 @@ HASH_SIDE = 16
 NOISE = 2
 
 
-class ImageError(ValueError):
+class ImageError(CodedError):
     """A picture that cannot be used; `code` is the reject's code."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(code, message)  # both, so that it can be pickled
-        self.code = code
-
-    def __str__(self) -> str:
-        return self.args[1]
 
 
 class Examined(NamedTuple):

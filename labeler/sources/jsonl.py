@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from labeler.errors import CodedError
 from labeler.records import Reject, Row
 from labeler.values import MAX_TEXT_CHARACTERS, two_strings
 
@@ -29,12 +30,8 @@ BLANK = re.compile(rb"^[ \t\r\x0b\x0c]*\n", re.MULTILINE)
 LITERAL = "python literal"
 
 
-class LineError(ValueError):
+class LineError(CodedError):
     """A line that is no row; `code` is the reject's code."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
 
 
 class Piece(NamedTuple):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from labeler.errors import BadInputError
+from labeler.errors import BadInputError, CodedError
 from labeler.records import ALIASES, Reject, Row, field_called, find_field
 from labeler.sources import json_document
 
@@ -23,12 +23,8 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 Answer = dict[str, tuple[str, ...]]  # what one annotation chose, by the name of its Choices
 
 
-class TaskError(ValueError):
+class TaskError(CodedError):
     """A task that is no row; `code` is the reject's code."""
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
 
 
 class Task(NamedTuple):
