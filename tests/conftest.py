@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -373,3 +374,23 @@ def pairs() -> Callable:
         return made
 
     return make
+
+
+modules_at_rest = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Keep what has been imported out of the search for garbage: PyTorch alone is half a million objects.
+
+    A training starts with such a search (see `Fit`), which took longer than a model of the tests takes to train.
+    """
+    global modules_at_rest
+    if len(sys.modules) > modules_at_rest + 200:
+        gc.collect()
+        gc.freeze()
+        modules_at_rest = len(sys.modules)
+
+
+def pytest_sessionfinish() -> None:
+    """Let the interpreter end as ever."""
+    gc.unfreeze()

@@ -3,12 +3,13 @@
     python tests/killing.py train STORE FOLDER KILLS
     python tests/killing.py preprocess RECORDS FOLDER KILLS TEXT_TOWER IMAGE_TOWER
 
-FOLDER/whole is made without a kill, FOLDER/run-0 and so on with them. The processes are forks of this one, so that torch is
-loaded once; this one never opens a store, since Lance must not be forked.
+FOLDER/whole is made without a kill, FOLDER/run-0 and so on with them. The processes are forks of this one, so that what they
+need is loaded once; this one never opens a store, since a process in which Lance works must not be forked.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -46,6 +47,8 @@ def ended(make: Callable[[], object], seconds: float) -> bool:
 
 def main(make: Callable[[Path], object], folder: Path, kills: int) -> None:
     """Make FOLDER/whole; then one artifact after another, each in as many processes as it takes."""
+    gc.collect()
+    gc.freeze()  # a search for garbage in a fork would copy all that it looks at
     begun = time.monotonic()
     assert ended(partial(make, folder / "whole"), 200)
     seconds = time.monotonic() - begun
@@ -61,7 +64,10 @@ def main(make: Callable[[Path], object], folder: Path, kills: int) -> None:
 if __name__ == "__main__":
     stage, source, out, kills, *towers = sys.argv[1:]
     if stage == "train":
-        import labeler.fitting.fit  # loads torch here, once
+        import lance
+        import torch.utils.tensorboard  # noqa: F401
+
+        import labeler.fitting.fit
         from labeler.training import train
         from labeler.training_options import TrainOptions
 
@@ -71,6 +77,8 @@ if __name__ == "__main__":
         main(lambda run: train("late-fusion", Path(source), run, how, resume=True, device="cpu", save_minutes=0),
              Path(out), int(kills))  # fmt: skip
     else:
+        import lance  # noqa: F401
+
         import labeler.encoders.image
         import labeler.encoders.text  # noqa: F401
         from labeler.preprocessing import preprocess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import gc
 import importlib
 import io
 import logging
@@ -114,6 +115,9 @@ class Messages(logging.Handler):
 def main() -> None:
     """Run the command; turn what goes wrong into one sentence and the right exit code."""
     open_streams()
+    # PyTorch comes with half a million objects: to look through them for garbage again and again while they are imported would
+    # take a sixth of the time that the import takes
+    gc.set_threshold(100_000)
     logger = logging.getLogger("labeler")
     if not any(isinstance(handler, Messages) for handler in logger.handlers):  # of a call before, in this process
         logger.addHandler(Messages())
