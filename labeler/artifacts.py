@@ -191,7 +191,8 @@ def differences(manifest: dict[str, Any], recipe: Recipe) -> list[str]:
     lines = ["an input has changed"] if then != now else []
     if manifest["seed"] != recipe.seed:
         lines.append(f"seed was {manifest['seed']}, is {recipe.seed}")
-    before, asked = {**recipe.defaults, **manifest["arguments"]}, json.loads(json.dumps(recipe.arguments))
+    defaults, asked = json.loads(json.dumps([dict(recipe.defaults), recipe.arguments]))  # tuples as lists
+    before = defaults | manifest["arguments"]
     return lines + [f"{key} was {before.get(key)!r}, is {asked.get(key)!r}"
                     for key in sorted(before.keys() | asked.keys()) if before.get(key) != asked.get(key)]  # fmt: skip
 

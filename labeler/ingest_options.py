@@ -12,6 +12,7 @@ from labeler.rows.chunks import RowReading
 from labeler.rows.selection import parse_split_option
 from labeler.sources import Reading, check_image_folder, find_format, refuse_encoding
 from labeler.sources.folder import has_metadata
+from labeler.sources.label_columns import name_of
 from labeler.taxonomy import read_taxonomy
 from labeler.values import RowError, clean_text
 
@@ -41,6 +42,7 @@ class IngestOptions:
     top_answers: int | None = None
     taxonomy: Path | None = None
     image_folder: Path | None = None
+    label_columns: tuple[str, ...] = ()
 
     def check(self, sources: Sequence[Path]) -> None:
         """Raise UsageError for shares that are none, several vocabularies, or an option that the sources do not go with.
@@ -58,6 +60,8 @@ class IngestOptions:
         for ours, option, theirs in (("labels", "--label", self.label), ("group", "--group-by", self.group_by)):
             if theirs and self.mapping.get(ours, theirs) != theirs:
                 raise UsageError(f"--map {ours}={self.mapping[ours]} and {option} {theirs}: expected one of them")
+        if self.label_columns and (self.label or "labels" in self.mapping):
+            raise UsageError("--label-columns and --label, or --map labels=: expected one of them")
         read_taxonomy(self.taxonomy)  # its own faults before any work
         check_image_folder(sources, self.reading())
         self.refuse_idle(sources)
@@ -73,7 +77,8 @@ class IngestOptions:
                 f"--drop-leaks is for given splits; those that --split {self.split} draws leak nothing; leave it out"
             )
         if forms == {"class-folders"} and (label := self.fields().get("labels")):
-            raise UsageError(f"--label {label}: the labels of class folders are the folders' names; leave it out")
+            option = "--label-columns" if self.label_columns else "--label"
+            raise UsageError(f"{option} {label}: the labels of class folders are the folders' names; leave it out")
         named = [f"{ours}={theirs}" for ours, theirs in self.mapping.items() if ours in ("id", "image", "text")]
         if named and forms <= {"folder", "class-folders"} and not any(map(has_metadata, sources)):
             raise UsageError(
@@ -88,15 +93,23 @@ class IngestOptions:
 
     def fields(self) -> dict[str, str]:
         """Return {our field: their field} from `--map`, `--label` and `--group-by`."""
-        named = {"labels": self.label, "group": self.group_by}
+        named = {"labels": self.label or name_of(self.label_columns), "group": self.group_by}
         return self.mapping | {ours: theirs for ours, theirs in named.items() if theirs}
+
+    def asked(self) -> list[tuple[str, str, str]]:
+        """Return (option, their field, our field) of every field that is asked for by its name."""
+        options = {"labels": "--label", "group": "--group-by"}
+        named = {ours: theirs for ours, theirs in self.fields().items() if ours != "labels" or not self.label_columns}
+        return [(options.get(ours, "--map"), theirs, ours) for ours, theirs in named.items()] + [
+            ("--label-columns", column, "labels") for column in self.label_columns
+        ]
 
     def row_reading(self, root: Path) -> RowReading:
         """Return how rows become records whose images are relative to `root`."""
         return RowReading(
             root, self.fields(), self.separator, self.allow_outside, self.fix_text,
             read_vocabulary(self.labels), str(self.labels), read_vocabulary(self.answers, "--answers"), not self.allow_unlabelled,
-            self.reading(),
+            self.reading(), self.label_columns,
         )  # fmt: skip
 
     def arguments(self) -> dict[str, Any]:

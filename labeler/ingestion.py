@@ -135,7 +135,7 @@ def ingest(
             digest = read_all(sources, options, pictures, collected, rejects, examine_images)
             recipe = recipe_of(sources, options, digest, seed)
             if collected.total or any(isinstance(name, tuple) and name[0] != "mapped" for name in collected.counts):
-                refuse_strange_names(options.fields(), collected.counts)
+                refuse_strange_names(options.asked(), collected.counts)
             if not collected.total:
                 raise BadInputError(nothing_usable(sources, collected.counts, rejects.codes, rejects.first))
             profile = write_all(folder, collected, pictures, rejects, options, seed)
@@ -217,7 +217,8 @@ def recipe_of(sources: Sequence[Path], options: IngestOptions, digest: str, seed
     """Return the recipe: the sources' sha256, and that of all that was read from them."""
     paths = [*sources, *(path for path in (options.labels, options.answers, options.taxonomy) if path)]
     files = [Input(str(path), sha256_file(path)) for path in paths if path.is_file()]
-    return Recipe("ingest", (*files, Input("records and pictures", digest)), options.arguments(), seed)
+    inputs = (*files, Input("records and pictures", digest))
+    return Recipe("ingest", inputs, options.arguments(), seed, defaults=IngestOptions().arguments())
 
 
 def read_all(

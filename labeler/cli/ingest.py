@@ -33,6 +33,11 @@ FEW = 20  # rows of a split that say next to nothing
 USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell how good a model is"}
 
 
+def parse_columns(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the fields of a list with commas, of several lists one after the other, each once."""
+    return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+
+
 @click.command("ingest")
 @click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
@@ -52,6 +57,8 @@ USES = {"train": "learn from", "validation": "choose an epoch by", "test": "tell
     metavar="FIELD",
     help="The field that holds the label or labels [default: the first of label, labels, tags, ...].",
 )
+@click.option("--label-columns", multiple=True, callback=parse_columns, metavar="A,B,...",
+              help="Fields that say of a label each if it applies: 1 or 0, true or false, yes or no, x or blank.")  # fmt: skip
 @click.option("--labels", type=options.FOLDER, metavar="FILE",
               help="All labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
 @click.option("--answers", type=options.FOLDER, metavar="FILE",
@@ -136,7 +143,7 @@ def command(
     lines += rare + warnings_of(profile, given["split"], rare=bool(rare))
     lines += alike_labels(profile)
     lines += joint_labels(profile) if given["task"] != "single" else []
-    lines += other_labels(profile) if given["label"] is None else []
+    lines += other_labels(profile) if given["label"] is None and not given["label_columns"] else []
     lines += told_leaks(profile, given["drop_leaks"])
     if profile["rejected"]:
         lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")

@@ -24,6 +24,7 @@ from labeler.sources import Reading, image_root
 from labeler.sources import rows_of as stands_for
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import Piece, plain_columns, rows_of
+from labeler.sources.label_columns import called, with_labels
 from labeler.values import SPLITS, RowError, Split, closest, parse_labels, parse_split
 
 LISTS = {list, tuple}
@@ -42,7 +43,7 @@ class RowReading:
 
     root: what images are made relative to. mapping: {our field: their field}. labels: the only ones that there may be,
     and the file that says so. answers: those that are labels of their own; all others become UNKNOWN.
-    labelled: whether each row must have a label.
+    labelled: whether each row must have a label. label_columns: fields that say of a label each if it applies.
     """
 
     root: Path
@@ -55,6 +56,7 @@ class RowReading:
     answers: frozenset[str] | None = None
     labelled: bool = True
     reading: Reading = field(default_factory=Reading)
+    label_columns: tuple[str, ...] = ()
 
 
 class Columns(NamedTuple):
@@ -122,7 +124,7 @@ def plain_records(piece: Piece, how: RowReading) -> Chunk | None:
 
     That is what `chunk_of` returns, in a third of the time: what can be asked of all rows at once is not asked of each.
     """
-    if how.fix_text or how.labels is not None or how.answers is not None:
+    if how.fix_text or how.labels is not None or how.answers is not None or how.label_columns:
         return None
     column = plain_columns(piece.data)
     if column is None:
@@ -192,8 +194,10 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
         if how.fix_text and (fixed := fixed_text(row, how.mapping)) is not row:
             counts[FIXED] += 1
             row = fixed
-        names = named_fields(tuple(row.fields), mapping)
         try:
+            if how.label_columns:
+                row = with_labels(row, how.label_columns)
+            names = named_fields(tuple(row.fields), mapping)
             fields = canonical_fields(row, names, labelled=how.labelled, separator=how.separator)
             own = fields["id"]
             fields["id"] = own or borrowed_id(row, fields["image"])
@@ -221,7 +225,7 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
     counts["rows"] = len(records.id) + len(rejects)
     for (shape, pictured), rows_alike in shapes.items():
         found = [theirs for ours, theirs in mapping if field_called(shape, theirs) or (ours == "image" and pictured)]
-        counts.update({("mapped", theirs): rows_alike for theirs in found})
+        counts.update({("mapped", theirs): rows_alike for theirs in (*found, *called(shape, how.label_columns))})
     counts.update(("field", name) for meta in records.meta for name in meta)
     return chunk_from(records, np.array(borrowed, bool), several, rejects, counts)
 

@@ -52,11 +52,11 @@ def counted(counts: Counter[Any], rejects: Counter[str]) -> dict[str, Any]:
     }
 
 
-def refuse_strange_names(named: dict[str, str], counts: Counter[Any]) -> None:
-    """Raise UsageError for a field that was named for one of ours and that no row has: splits or groups would be none."""
-    for ours, theirs in named.items():
+def refuse_strange_names(asked: Sequence[tuple[str, str, str]], counts: Counter[Any]) -> None:
+    """Raise UsageError for one of the fields `asked` for, (option, theirs, ours), that no row has: splits would be none."""
+    for option, theirs, ours in asked:
         if not counts["mapped", theirs]:
-            option, fields = {"labels": "--label", "group": "--group-by"}.get(ours, "--map"), other_fields(counts)
+            fields = other_fields(counts)
             there = f"; there are also: {fields}" if fields else ""
             raise UsageError(f"{option}: no row has the field {theirs!r} (for {ours}){there}")
 
@@ -77,7 +77,9 @@ def nothing_usable(sources: Sequence[Path], counts: Counter[Any], rejects: Count
         )
     elif first and first.code == "label-missing":
         told = "In a folder, a metadata.jsonl gives each picture its label; " if source.is_dir() else ""
-        text += f". {told}--allow-unlabelled takes pairs without any"
+        text += (
+            f". {told}--label-columns A,B takes columns of 0 and 1, a label each; --allow-unlabelled pairs without any"
+        )
     return text + (MISSING if rejects["image-missing"] else "")
 
 
