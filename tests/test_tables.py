@@ -110,6 +110,22 @@ def test_the_separator_may_be_said_in_a_line_of_its_own(tmp_path, first):
     assert told(path) == ([{"id": "1", "text; and, more": "a,b;c"}], [(3, "cell-count")])
 
 
+@pytest.mark.parametrize("sign", [";", "|", "\t", ","])
+def test_of_several_signs_in_the_header_the_one_that_fits_the_rows_stands_between_cells(tmp_path, sign):
+    names = [name for name in ("text, as written", "mood; the first", "joy|anger") if sign not in name]
+    lines = [sign.join(["id", *names]), *(sign.join([str(row), *(["no sign"] * len(names))]) for row in range(3))]
+    (tmp_path / "a.csv").write_text("\n".join([*lines, f"7{sign}alone"]) + "\n")
+    rows, rejects = told(tmp_path / "a.csv")
+    assert rows[0] == {"id": "0", **dict.fromkeys(names, "no sign")}
+    assert len(rows) == 3
+    assert [code for _, code in rejects] == ["cell-count"]
+
+
+def test_a_header_alone_is_read_as_usual(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text;label\n")
+    assert told(tmp_path / "a.csv") == ([], [])
+
+
 def test_names_with_blanks_are_shown_so_that_these_can_be_seen(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"words": "a", " Mood ": "b"}\n')

@@ -16,6 +16,7 @@ UNNAMED = "column {} (no name)"
 MAX_CELL = 1 << 24  # characters; what is behind a quote that is never closed is held in memory until then
 csv.field_size_limit(MAX_CELL)
 BEGINNING = 1 << 16  # characters that show how a table is written
+SEPARATORS = (";", "\t", ",", "|")
 SEPARATOR = re.compile(r'\s*"?sep=([^\r\n"])"?\s*', re.IGNORECASE)
 NOT_UTF8 = re.compile(r"[\udc80-\udcff]")  # a byte, as `surrogateescape` reads it
 
@@ -34,8 +35,9 @@ def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
         guessed = encoding is None and found == "utf-8"  # a row that is not is a reject
         with open(path, encoding="utf-8-sig" if found == "utf-8" else found, newline="",
                   errors="surrogateescape" if guessed else "strict") as file:  # fmt: skip
-            lines, separator = lines_and_separator(file, path)
+            lines, said = lines_and_separator(file)
             first = beginning(lines)
+            separator = said or separator_of(first, path)
             table = Table(chain(first, lines), separator, skips_blanks(first, separator))
             yield from read_rows(
                 path, header(path, next((cells for cells in table.rows if not is_blank(cells)), [])), table, notes
@@ -47,23 +49,25 @@ def read(path: Path, encoding: str | None = None) -> Iterator[Row | Reject]:
         raise BadInputError(f"{path}: no header that can be read ({error})") from error
 
 
-def separator_in(line: str, path: Path) -> str:
-    """Return what stands between the columns' names: the usual, or what else does where that is not there.
+def separator_of(lines: list[str], path: Path) -> str:
+    """Return what stands between cells in a table that begins with `lines`: the usual, or what else is in the header and leaves
+    fewer rows damaged.
 
     Spreadsheets write semicolons where the comma is a decimal point.
     """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    return next((sign for sign in (usual, ";", "\t", ",") if sign in line), usual)
+    signs = [sign for sign in dict.fromkeys((usual, *SEPARATORS)) if sign in "".join(lines[:1])]
+    if len(signs) < 2:
+        return signs[0] if signs else usual
+    return min(signs, key=lambda sign: damaged(lines, sign, skips_blanks(lines, sign)))
 
 
-def lines_and_separator(file: Iterable[str], path: Path) -> tuple[Iterator[str], str]:
-    """Return the lines from the header on, and what stands between cells: what a line before it says (Excel: `sep=;`), or
-    what `separator_in` finds.
-    """
+def lines_and_separator(file: Iterable[str]) -> tuple[Iterator[str], str | None]:
+    """Return the lines from the header on, and what stands between cells where a line before it says so (Excel: `sep=;`)."""
     lines = iter(file)
     start = next((line for line in lines if line.strip()), "")
     said = SEPARATOR.fullmatch(start)
-    return (lines, said[1]) if said else (chain([start], lines), separator_in(start, path))
+    return (lines, said[1]) if said else (chain([start], lines), None)
 
 
 def beginning(lines: Iterable[str]) -> list[str]:
