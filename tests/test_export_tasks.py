@@ -108,6 +108,7 @@ def test_one_label_an_item_comes_back_through_label_studio(tmp_path):
     found = back(tmp_path, annotated(tasks))
     assert [item.labels for item in found] == [(name,) for name in ODD]
     assert [(item.id, item.image) for item in found] == [(f"pair {n}", f"a b/图+{n}#&.jpg") for n in range(len(ODD))]
+    assert not any("labels" in item.meta for item in found), "the labels stand once in a record"
 
 
 def test_any_number_of_labels_comes_back_through_label_studio(tmp_path):

@@ -184,7 +184,8 @@ def test_with_several_controls_one_called_like_a_label_is_taken_else_each_by_its
     assert records(tmp_path, content, labels="mood")[0].labels == ("joy",)
     assert records(tmp_path, content, labels="topic")[0].labels == ("sky", "sea")
     rows, _ = read(tmp_path, [task(1, annotation(choices("joy", control="tags"), choices("sky", control="topic")))])
-    assert rows[0]["label"] == ("joy",)
+    assert rows[0]["tags"] == ("joy",)
+    assert "label" not in rows[0]
 
 
 def test_other_results_than_choices_are_no_labels_and_no_control_hides_a_field(tmp_path):
@@ -280,7 +281,7 @@ def test_json_min_with_ids_of_the_data_s_own_takes_the_control_called_like_a_lab
         "annotation_id": 3,
     }
     rows, _ = read(tmp_path, [item])
-    assert rows[0]["label"] == ("joy",)
+    assert rows[0]["labels"] == ("joy",)
     item = {"id": 7, "text": "t", "source": "web", "mood": "joy", "annotator": 1, "annotation_id": 3}
     assert records(tmp_path, [item], labels="mood")[0].labels == ("joy",)
 

@@ -203,7 +203,9 @@ def row_of(path: Path, task: Task, control: str | None, several: set[str]) -> Ro
         value: Any = list(choices) if choices is not None and name in several else choices or None
         fields |= {} if name in taken else {name: value}
         label = value if name == control else label
-    return Row(str(path), task.number, fields | {"label": label})
+    # a control that is called like a label, as `labels` is, needs no second field, which would be unused
+    ours = control if control and find_field([*fields, control], "labels", {}) == control else "label"
+    return Row(str(path), task.number, fields | {ours: label})
 
 
 def with_local_files(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
