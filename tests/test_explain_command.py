@@ -80,6 +80,7 @@ def test_signs_that_no_font_has_are_said_once(trained, monkeypatch, caplog, tmp_
         ([ITEM, "--out", "none/x.png"], BadInputError, "none/x.png: cannot be written"),
         (["--image", "broken.png", "--out", "./broken.png"], UsageError, "the picture itself, which the heat map"),
         (["--image", "a.mp4#frame=1of2", "--out", "a.mp4"], UsageError, "the picture itself, which the heat map would"),
+        ([ITEM, "--out", "x.jpg"], UsageError, "--out x.jpg: what is drawn is a PNG; name it x.png"),
         (["--image", "none.png"], BadInputError, "none.png: no such file"),
         (["--image", "broken.png"], BadInputError, "broken.png"),
         (["--text", " "], BadInputError, "--text: empty"),

@@ -49,6 +49,8 @@ def command(
 
     if out is not None and image is not None and out.resolve() == frame_of(image)[0].resolve():
         raise UsageError(f"--out {out}: the picture itself, which the heat map would replace; choose another --out")
+    if out is not None and out.suffix.lower() not in ("", ".png"):
+        raise UsageError(f"--out {out}: what is drawn is a PNG; name it {out.with_suffix('.png').name}")
     from labeler.explaining.explanation import explain_given, explain_item
     from labeler.explaining.heat_maps import is_heat_map, write_heat_maps
     from labeler.replacing import refuse_to_replace
