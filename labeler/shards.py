@@ -13,7 +13,7 @@ import os
 import shutil
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +132,8 @@ class Shards:
         finished = None if force else self.finished()
         self.shards = [*([finished] if finished else []), *self.interrupted()]
         self.old = len(finished.keys) if finished else 0
-        keys, marks = self.all("keys"), self.all("marks")
+        keys = joined((shard.keys for shard in self.shards), np.uint64)
+        marks = joined((shard.marks for shard in self.shards), np.uint8)
         self.count = len(keys)
         offered = np.flatnonzero((marks != ERROR) | (np.arange(self.count) >= self.old))  # errors may be gone by now
         self.numbers = offered[np.argsort(keys[offered], kind="stable")]
@@ -167,13 +168,6 @@ class Shards:
             log.info("%s: going on after %d items that an interrupted run labelled", self.out,
                      sum(len(shard.keys) for shard in found))  # fmt: skip
         return found
-
-    def all(self, name: str) -> np.ndarray:
-        """Return the keys, starts, ends or marks of all lines, one shard after the other."""
-        kinds = {"keys": np.uint64, "marks": np.uint8}
-        parts = {"starts": lambda shard: shard.bounds[:-1], "ends": lambda shard: shard.bounds[1:]}
-        part = parts.get(name, lambda shard: getattr(shard, name))
-        return np.concatenate([np.zeros(0, kinds.get(name, np.int64)), *map(part, self.shards)])
 
     def known(self, key: int) -> bool:
         """Take the next row of the input in, by its key; return whether it has a line already.
@@ -220,7 +214,10 @@ class Shards:
         order = np.frombuffer(self.order, np.int64) if self.order else np.zeros(0, np.int64)
         sizes = [len(shard.keys) for shard in self.shards]
         files = np.repeat(np.arange(len(sizes)), sizes)[order]
-        keys, marks, starts, ends = (self.all(name)[order] for name in ("keys", "marks", "starts", "ends"))
+        keys = joined((shard.keys for shard in self.shards), np.uint64)[order]
+        marks = joined((shard.marks for shard in self.shards), np.uint8)[order]
+        starts = joined((shard.bounds[:-1] for shard in self.shards), np.int64)[order]
+        ends = joined((shard.bounds[1:] for shard in self.shards), np.int64)[order]
         kept = int((order < self.old).sum())
         counts = Counts(
             len(order), int((marks == ERROR).sum()), int((marks == REVIEW).sum()), kept, self.vanished(order)
@@ -305,6 +302,11 @@ def description(shard: Shard, sha256: str, recipe: dict[str, Any]) -> bytes:
     """Return what the description of a shard holds."""
     arrays = {name: getattr(shard, name).tolist() for name in ("keys", "bounds", "marks")}
     return orjson.dumps({"recipe": recipe, "sha256": sha256, "count": len(shard.keys), **arrays})
+
+
+def joined(arrays: Iterable[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+    """Return the arrays one after the other, as one of numbers of that kind; an empty one where there are none."""
+    return np.concatenate([np.zeros(0, kind), *arrays])
 
 
 def read_shard(path: Path, description: Path, recipe: dict[str, Any]) -> Shard | str:

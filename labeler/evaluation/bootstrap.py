@@ -65,15 +65,10 @@ class Resampled(NamedTuple):
         edge = _score(self.drawn[metric], 0.0)
         bias, skew = self._bias(metric, self.estimate[metric]), self._skew(metric)
         place = (edge - bias) / (1 + skew * (edge - bias)) - bias
-        p, beyond = (
-            float(2 * scipy.stats.norm.sf(abs(place))),
-            defined(self.drawn[metric]) * np.sign(self.estimate[metric]),
-        )
-        return (
-            p
-            if (beyond <= 0).any()
-            else min(p, float(2 * scipy.stats.norm.sf(abs(self.estimate[metric]) / self.error(metric))))
-        )
+        p = two_sided(place)
+        if (defined(self.drawn[metric]) * np.sign(self.estimate[metric]) <= 0).any():
+            return p
+        return min(p, two_sided(self.estimate[metric] / self.error(metric)))
 
     def is_constant(self, metric: str) -> bool:
         """Return whether all draws of a metric are the same, and not 0."""
@@ -99,6 +94,11 @@ class Resampled(NamedTuple):
 def defined(values: np.ndarray) -> np.ndarray:
     """Return the values that are not NaN."""
     return values[~np.isnan(values)]
+
+
+def two_sided(place: float) -> float:
+    """Return the share of a normal distribution that lies further from its mean than `place`, in standard errors."""
+    return float(2 * scipy.stats.norm.sf(abs(place)))
 
 
 def _score(values: np.ndarray, place: float) -> float:
