@@ -129,7 +129,7 @@ lint: $(READY) ## check format, style and types
 
 check: lint test ## lint and test
 
-bench: report ## run the benchmarks (hours; figures as JSON in benchmarks/)
+bench: report ## run the benchmarks (hours; figures as JSON in benchmarks/figures)
 	@mkdir -p benchmarks/figures
 	@$(BIN)/python -m benchmarks.training_speed $(STORE) > benchmarks/figures/training.json
 	@$(BIN)/python -m benchmarks.prediction predict $(RUNS)/visualbert $(DATA) 1859 > benchmarks/figures/predict.json

@@ -26,7 +26,7 @@ from labeler.versions import versions
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-CARD = "README.md"  # a run's: has a date, and is told anew when the run is evaluated
+CARD = "README.md"  # a run's: told anew when the run is evaluated, so that no manifest holds it
 
 log = logging.getLogger("labeler")
 

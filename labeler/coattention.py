@@ -168,11 +168,11 @@ class SwappedStream(nn.Module):
 class SwappedAttention(nn.Module):
     """`seed`: bare attention with keys and values swapped, and no way around it.
 
-    The `BertBiAttention` that the course puts before VisualBERT's encoder. Kept: queries, keys and values of either
-    stream, heads merged without an output projection, no residual, no feed-forward layer; LayerNorm and dropout behind
+    A `BertBiAttention` as tutorials put it before VisualBERT's encoder. Kept: queries, keys and values of either stream,
+    heads merged without an output projection, no residual, no feed-forward layer; LayerNorm and dropout behind
     it, there the embeddings' own, here one for each stream since the embeddings have theirs before. Put right: it is
-    built once, trained and saved, where the course made it anew with random weights in every forward; each stream
-    stays in its place under its mask, where the two outputs came back swapped; what is masked is not attended; a row
+    built once, trained and saved, where theirs is made anew with random weights in every forward; each stream
+    stays in its place under its mask, where the two outputs come back swapped; what is masked is not attended; a row
     without the other stream keeps its own.
 
     With no residual it cannot start as VisualBERT: from the first step on, the words' places hold what they read in

@@ -67,7 +67,7 @@ class IngestOptions:
         self.refuse_idle(sources)
 
     def refuse_idle(self, sources: Sequence[Path]) -> None:
-        """Raise UsageError for an option that has no effect on any of the sources; BadInputError for one that is not there."""
+        """Raise UsageError for an option that has no effect on any of the sources, BadInputError where a source is missing."""
         forms = {find_format(source, self.format) for source in sources}
         if self.frames > 1 and "meld" not in forms:
             raise UsageError(f"--frames {self.frames} is for MELD, whose clips have several; leave it out")

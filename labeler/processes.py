@@ -147,9 +147,7 @@ class Workers:
             receive(worker.channel)  # it is ready
         except (EOFError, OSError):
             code = self.stop(worker)
-            raise LabelerError(
-                f"a process for decoding ended at its start (exit code {code}); is there memory?"
-            ) from None
+            raise LabelerError(f"a worker process ended at its start (exit code {code}); is there memory?") from None
         return worker
 
     def stop(self, worker: Worker) -> int:
@@ -229,7 +227,7 @@ def death(name: Any, code: int, seconds: float) -> WorkError:
     """Return the error of the item `name` whose process ended with the exit code `code`."""
     if code in (-signal.SIGPROF, -signal.SIGALRM):
         limits = f"{seconds:g} s of CPU time, {WAITING * seconds:g} s by the clock"
-        return WorkError("timeout", f"{name}: not decoded within the limit ({limits})")
+        return WorkError("timeout", f"{name}: not read within the limit ({limits})")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return WorkError("crashed", f"{name}: the process that read it died ({how})")
 

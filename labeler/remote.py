@@ -118,8 +118,9 @@ def version(url: str) -> str | None:
 
 
 def read_bytes(url: str, most: int) -> bytes:
-    """Return what an object holds, of more than `most` bytes one more; raises OSError, and LabelerError where the connection
-    is lost.
+    """Return an object's bytes, `most` + 1 of them where there are more, by which the caller sees that.
+
+    Raises OSError, and LabelerError where the connection is lost.
     """
     try:
         filesystem, path = opened(url)

@@ -124,7 +124,7 @@ class Store:
     def visual_tokens(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the frozen image tower's tokens [N, V, D] float16, and [N, V] bool: which of them are real.
 
-        None is in a row without a picture; of a detector's regions the last ones may be none.
+        All are False in a row without a picture; of a detector's regions the last ones may be.
         """
         shape = self.towers["image"]
         table = self.dataset.take(list(rows), columns=[name for name in (TOKENS, BOXES) if self._has(name)])

@@ -24,7 +24,7 @@ FORMATS = (
     "class-folders",
     "lance",
     "hub",
-)  # labeler.sources.FORMATS, which --help need not load
+)  # those of labeler.sources.FORMATS that may be asked for, and auto; --help need not load them
 
 
 MOST_TOLD = 8  # labels whose numbers are printed

@@ -54,7 +54,7 @@ def command(
     encoding: str | None, image_folder: Path | None, keep: tuple[str, ...], allow_missing_image: bool, allow_outside: bool,
     runtime: str, precision: Any, device: str, force: bool, engine: str, workers: int | None, ray_address: str | None,
 ) -> None:  # fmt: skip
-    """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, jsonl or csv files.
+    """Label INPUTS: folders (pictures with .txt sidecars or a metadata.jsonl), pictures, tables, all that `ingest` reads.
 
     INPUTS and the output may be s3://BUCKET/KEY; AWS_ENDPOINT_URL names another server than Amazon's.
 

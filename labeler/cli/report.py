@@ -21,7 +21,7 @@ from labeler.cli import options
 def command(
     runs: tuple[Path, ...], out: Path, split: str, explain: int, device: str, force: bool, as_json: bool
 ) -> None:
-    """Compare evaluated RUNS on the same rows: index.html, comparison.json, comparison.md.
+    """Compare evaluated RUNS on the same rows: index.html, data.html, comparison.json, .md and .csv.
 
     Every figure has its interval, every pair of models a paired test; the baselines stand in the table.
     """

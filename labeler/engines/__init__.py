@@ -64,7 +64,7 @@ class Choice(NamedTuple):
 
 
 def open_engine(choice: Choice, device: str = "auto") -> Engine:
-    """Return the engine of what was chosen; an export's files have been checked, a run's are.
+    """Return the engine of what was chosen; `choose_way` has checked an export's files, a run's are checked here.
 
     Raises BadInputError when it is no whole run; UsageError when there is no such device.
     """
@@ -90,7 +90,7 @@ def open_engine(choice: Choice, device: str = "auto") -> Engine:
 
 
 class Reader:
-    """What an engine notes of the texts that it reads: that its vocabulary cannot, once."""
+    """Warns, once, where the vocabulary of an engine does not know most of the texts' tokens."""
 
     told = False
 

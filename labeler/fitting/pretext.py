@@ -69,7 +69,7 @@ class PretextWatch(Watch):
     name = "pretraining"
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock and say the epoch's mean losses."""
+        """Say the epoch's mean losses."""
         super().on_epoch_end(args, state, control, **kwargs)
         losses = self.fit.progress.losses
         if not self.is_over(args, state) or not losses:

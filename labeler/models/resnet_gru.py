@@ -4,9 +4,9 @@
                                                                                                                     (+) -> logits
     visual_tokens  [B, V, D_image] -> mean -------------------> linear -------------------------------> [B, 2H] ----+
 
-The course's baseline has a ResNet-18 here; with the `embedded` towers the CNN is EfficientNet-Lite0, whose grid
-the store holds, and any torchvision ResNet by `--image-encoder`. The vocabulary is made from the training texts
-alone, most frequent first: words as BERT splits them, or every character (`--vocabulary character`, as in the course).
+With the `embedded` towers the CNN is EfficientNet-Lite0, whose grid the store holds; any torchvision ResNet, such as the usual
+ResNet-18, by `--image-encoder`. The vocabulary is made from the training texts
+alone, most frequent first: words as BERT splits them, or every character (`--vocabulary character`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WITHOUT_BLANKS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{My
 
 
 class Config(PreTrainedConfig):
-    """Sizes of the baseline; embedding, hidden size and layers are the course's."""
+    """Sizes of the baseline."""
 
     model_type = "labeler-resnet-gru"
 

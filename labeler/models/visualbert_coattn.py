@@ -5,7 +5,7 @@
     visual [B, V, D] --+   way its mask)  +-- visual' [B, V, D] --+
 
 The words attend the picture's tokens and the picture's tokens attend the words. Three kinds of block
-(`labeler.coattention`): `vilbert` (Lu et al. 2019), `seed` (bare swapped attention, as in the course) and `hieco` (Lu et
+(`labeler.coattention`): `vilbert` (Lu et al. 2019), `seed` (bare attention, swapped) and `hieco` (Lu et
 al. 2016). The blocks are part of the model: built once, saved, trained. The output projections of `vilbert` and `hieco`
 start at zero, so at the first step this is VisualBERT to the last digit, and whatever they come to do is learned; `seed`
 has no way around its attention and starts elsewhere.

@@ -1,4 +1,4 @@
-"""Report: runs compared on the same rows, as one offline page, as Markdown and as JSON."""
+"""Report: runs compared on the same rows, as offline pages, Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
