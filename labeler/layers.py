@@ -162,8 +162,8 @@ class ProbeHead(nn.Module):
     Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution": from a
     random head, the first steps spoil what the towers know; a head that is fitted first leaves it in place.
 
-    The features are parts side by side, such as one of the text and one of the picture. A part that is all zeros is missing, and a
-    learned vector stands in its place. It starts as the mean of what is there, which says nothing for any label.
+    The features are parts side by side, such as one of the text and one of the picture. A part that is all zeros is
+    missing, and a learned vector stands in its place. It starts as the mean of what is there, which says nothing for any label.
     """
 
     center: Tensor

@@ -2,7 +2,8 @@
 
 Such a file holds a config class (`Config`), the module (`Model`: a batch in, logits [B, L] out; `new_weights`: how the names
 begin of weights that are trained at the higher rate) and `build`, which makes a `Built` of a `Building`; if need be the
-literals TRAINING, TUNING and PRETRAINING, which `constant` reads without importing the file. Adding a model is adding a file; the tests of all models take it up.
+literals TRAINING, TUNING and PRETRAINING, which `constant` reads without importing the file. Adding a model is adding a
+file; the tests of all models take it up.
 """
 
 from __future__ import annotations

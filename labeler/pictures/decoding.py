@@ -29,7 +29,8 @@ def prepare_images(
     """Yield what the towers take of each picture, with `looks` its thumbnail too, or why it cannot be used; None for None.
 
     `pictures` are paths, each with the sha256 that its file must have, or None, and with its bytes where they are at
-    hand: then no file is read. They are stretched in this process, those over MAX_SENT pixels where they were decoded. See `decoded`.
+    hand: then no file is read. They are stretched in this process, those over MAX_SENT pixels where they were
+    decoded. See `decoded`.
     """
 
     def stretched(picture: Prepared) -> Prepared:
