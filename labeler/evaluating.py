@@ -126,13 +126,16 @@ def evaluate(
         predictions, figures = measure_run(opened, store, split, batch_size, promises)
         write_named(folder / f"predictions-{split}.jsonl", taxonomy_of(store.label_set), predictions)
         metrics = describe(opened, store, split, trained) | figures | {"aim": str(aim) if aim else None}
+        metrics["data"]["records"] = stored["inputs"][0]["sha256"]  # which stores of other towers share
         made = make_baselines(store, split, aim, fitted_on, folder) if fitted_on else None
         metrics["baselines"] = taken_over(made, folder) if made else []
         note_origins(metrics, trained, store, split, origin)
         if zero_shot:
             metrics["zero_shot"] = arguments["zero_shot"]
             metrics["retrieval"] = measured_retrieval(opened, store, split, batch_size)
-            write_text(folder / "labels.json", store.label_set.model_dump_json(indent=2) + "\n")  # for the report
+            write_text(
+                folder / f"labels-{split}.json", store.label_set.model_dump_json(indent=2) + "\n"
+            )  # for the report
         write_json(folder / f"metrics-{split}.json", metrics)
         if split == "test" and CARD not in trained["files"]:  # an older labeler's card is part of its run
             card = partial(towers_card, typed=shlex.join(pretrain_command(trained, run))) if zero_shot else model_card

@@ -11,6 +11,7 @@ import csv
 import io
 import logging
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from labeler.artifacts import (
     MANIFEST,
     Recipe,
+    beside,
     differences,
     input_of,
     locked,
@@ -28,7 +30,7 @@ from labeler.artifacts import (
     write_manifest,
     write_text,
 )
-from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, UsageError
+from labeler.errors import BadInputError, DivergedError, InterruptedRun, LabelerError, LockedError, UsageError
 from labeler.inputs import verified_store
 from labeler.models import check_name
 from labeler.training import train
@@ -38,6 +40,7 @@ log = logging.getLogger("labeler")
 
 STUDY, STUDY_NAME = "study.db", "tune"
 RANDOM_TRIALS = 5  # before the sampler has seen enough to propose anything
+LEFT = ("making", "old", "checkpoints", "adding")  # what a process that died may leave beside a run
 JUDGES = 4  # trials that must be whole before one is stopped for being worse than their median
 FIRST_JUDGED_EPOCH = 2
 STATES = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed"}
@@ -143,6 +146,20 @@ def finished(study: Any) -> list[Any]:
     return found
 
 
+def clear(run: Path, keep: bool) -> None:
+    """Delete a trial's run, unless it is to be kept, and what a dead process has left beside it; nothing else is touched.
+
+    Where somebody is evaluating the run, it stays: what comes after the next trial deletes it.
+    """
+    left = [beside(run, what) for what in LEFT]
+    published = (run / MANIFEST).is_file()  # else it is no run, but somebody else's
+    if not published and not any(path.exists() for path in (*left, beside(run, "lock"))):
+        return
+    with suppress(LockedError), locked(run):
+        for path in () if keep else (*left, *([run] if published else [])):
+            remove(path)
+
+
 class Search:
     """A study that is going on: what it searches, and what it has cost."""
 
@@ -234,12 +251,8 @@ class Search:
     def settle(self) -> None:
         """Keep the best trial's run alone, and write the best options and the table of all trials."""
         best = self.best()
-        kept = self.out / f"run-{best.number}" if best else None
-        for run in (*self.out.glob("run-*"), *self.out.glob(".run-*")):
-            if run.is_file():  # a dead process's lock
-                run.unlink()
-            elif run != kept:
-                remove(run)
+        for trial in self.study.trials:
+            clear(self.out / f"run-{trial.number}", keep=best is not None and trial.number == best.number)
         if best:
             options = options_for(self.model, self.fixed | best.params)
             write_json(self.out / "best.json", own_options(self.model, options))

@@ -74,10 +74,11 @@ def report(
 def _recipe(runs: list[Run], data: DataSet, asked: dict[str, Any]) -> Recipe:
     """Return what decides the report: the runs' files and paths, what is asked for, what is known of the data, the pictures."""
     inputs = [*(item for run in runs for item in run.inputs), data.source]
-    try:
-        inputs.append(input_of(runs[0].store, read_manifest(runs[0].store)))
-    except BadInputError:
-        inputs.append(Input(str(runs[0].store), "missing"))
+    for store in dict.fromkeys(run.store for run in runs):
+        try:
+            inputs.append(input_of(store, read_manifest(store)))
+        except BadInputError:
+            inputs.append(Input(str(store), "missing"))
     return Recipe("report", tuple(inputs), {"runs": [str(run.folder) for run in runs]} | asked)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from labeler.artifacts import SCHEMA_VERSION, sha256_file
 from labeler.errors import BadInputError
-from labeler.evaluation import ANSWERS, HEADLINE, Predictions
+from labeler.evaluation import ANSWERS, BEST_F1, HEADLINE, Predictions
 from labeler.model_card import aimed_at
 from labeler.report.contenders import compared, contenders, entry, seeds_of
 from labeler.report.runs import Run, read_rows
@@ -45,12 +45,12 @@ def collect(runs: list[Run]) -> list[Model]:
     seen = set()
     baselines = [(run, metrics) for run in runs for metrics in run.metrics["baselines"]]
     for run, metrics in sorted(baselines, key=_baseline_order):
-        key = (metrics["name"], run.metrics.get("aim"), sha256_file(run.folder / metrics["predictions"]))
+        key = (metrics["name"], aimed(run), sha256_file(run.folder / metrics["predictions"]))
         if key in seen:
             continue
         seen.add(key)
         rows = read_rows(run, metrics["predictions"], metrics["n"])
-        if not any(key[:2] == (one["name"], other.metrics.get("aim")) and _same_scores(rows, before)
+        if not any(key[:2] == (one["name"], aimed(other)) and _same_scores(rows, before)
                    for _, other, one, before in found):  # fmt: skip
             found.append((True, run, metrics, rows))
     for run in runs:
@@ -65,6 +65,11 @@ def collect(runs: list[Run]) -> list[Model]:
             )
     names = _unique([(metrics["name"], run) for _, run, metrics, _ in found])
     return [Model(name, *parts) for name, parts in zip(names, found, strict=True)]
+
+
+def aimed(run: Run) -> str:
+    """Return what the thresholds of a run's figures were fitted for."""
+    return run.metrics.get("aim") or str(BEST_F1)
 
 
 def _same_scores(one: Predictions, other: Predictions) -> bool:
@@ -108,7 +113,7 @@ def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
         "models": [_row(task, figures, model) for model in models],
         "contenders": [entry(task, one) for one in found],
         "comparisons": compared(task, found),
-        "cautions": cautions(models),
+        "cautions": cautions(models) + told_repeats(seeds),
         "seeds": seeds,
     }
     return result | {"answer": answer(result), "against_baseline": against_baseline(result)}
@@ -142,11 +147,11 @@ def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def trained(comparison: dict[str, Any], models: list[Model]) -> list[Model]:
-    """Return the runs, no baseline, from the best contender's down; of runs that differ in their seed the best first."""
+    """Return the runs, no baseline, from the best contender's down; of runs that differ in their seed the best first, repeated ones last."""
     headline = HEADLINE[comparison["task"]]
     places = {run: place for place, one in enumerate(ranked(comparison)) for run in one["runs"]}
     runs = [model for model in models if not model.baseline]
-    return sorted(runs, key=lambda model: (places[model.name], -model.metrics[headline]))
+    return sorted(runs, key=lambda model: (places.get(model.name, len(places)), -model.metrics[headline]))
 
 
 def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
@@ -165,6 +170,15 @@ def pair(comparison: dict[str, Any], a: str, b: str) -> dict[str, Any]:
     turned = {"better": "worse", "worse": "better"}.get(found["verdict"], found["verdict"])
     bounds = found["ci95"] and [-found["ci95"][1], -found["ci95"][0]]
     return result | {"delta": -found[key], "ci95": bounds, "verdict": turned}
+
+
+def told_repeats(seeds: list[dict[str, Any]]) -> list[str]:
+    """Return which runs are in no mean, since one of the same seed is."""
+    return [
+        f"{', '.join(row['repeated'])}: of a seed that another run of {row['name']} has; the mean counts each seed once."
+        for row in seeds
+        if row["repeated"]
+    ]
 
 
 def cautions(models: Sequence[Any]) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import combinations
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, compare_means, judge, mean_of, resample
+from labeler.evaluation.measuring import COUNTED, bounds_of
+from labeler.training_options import TrainOptions
 
 if TYPE_CHECKING:
     from labeler.report.comparison import Model
@@ -28,11 +31,17 @@ class Contender(NamedTuple):
 
 
 def seeds_of(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, Any]]:
-    """Return for each model trained with several seeds the mean, standard deviation and range of its metrics."""
+    """Return for each model trained with several seeds the mean, standard deviation and range of its metrics.
+
+    Of several runs with one seed, as of a search and of a training with what it found, the first counts; the others are
+    `repeated`.
+    """
     groups: dict[str, list[Model]] = {}
     for model in models:
         if not model.baseline:
-            settings = {key: value for key, value in model.metrics["settings"].items() if key != "seed"}
+            # runs of earlier versions lack options that came later, and had what is their default now
+            settings = asdict(TrainOptions()) | model.metrics["settings"]
+            settings.pop("seed", None)
             # the store, the run that it started from, the teachers
             learned = [item["sha256"] for item in model.run.manifest["inputs"]]
             measured = [model.metrics.get("aim") or "f1", model.metrics.get("zero_shot")]
@@ -43,10 +52,14 @@ def seeds_of(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, An
     rows = []
     for name, group in zip(names, several, strict=True):
         label = name if names.count(name) == 1 else f"{group[0].name} and others"
-        seeds = [model.metrics["seed"] for model in group]
-        row: dict[str, Any] = {"name": label, "runs": [model.name for model in group], "seeds": seeds}
+        first: dict[int, Model] = {}
+        for model in group:
+            first.setdefault(model.metrics["seed"], model)
+        runs = [model.name for model in first.values()]
+        repeated = [model.name for model in group if model.name not in runs]
+        row: dict[str, Any] = {"name": label, "runs": runs, "seeds": list(first), "repeated": repeated}
         for metric in figures:
-            values: list[Any] = [model.metrics.get(metric) for model in group]
+            values: list[Any] = [model.metrics.get(metric) for model in first.values()]
             if None not in values:
                 row[metric] = {"mean": mean(values), "sd": stdev(values), "min": min(values), "max": max(values)}
         rows.append(row)
@@ -56,8 +69,11 @@ def seeds_of(figures: tuple[str, ...], models: list[Model]) -> list[dict[str, An
 def contenders(task: str, models: list[Model], seeds: list[dict[str, Any]]) -> list[Contender]:
     """Return the contenders in table order, where the first of its models stands; `seeds`: see `seeds_of`."""
     of_run = {run: row for row in seeds for run in row["runs"]}
+    repeated = {run for row in seeds for run in row["repeated"]}
     groups: dict[str, list[Model]] = {}
     for model in models:
+        if model.name in repeated:
+            continue
         row = of_run.get(model.name)
         groups.setdefault(f"{row['name']} (mean of {len(row['runs'])} seeds)" if row else model.name, []).append(model)
     wanted = (HEADLINE[task], SECOND[task])
@@ -82,7 +98,9 @@ def compared(task: str, found: list[Contender]) -> list[dict[str, Any]]:
 def entry(task: str, one: Contender) -> dict[str, Any]:
     """Return what `comparison.json` says of a contender: its name, its runs' names, its headline metric with the interval."""
     headline = HEADLINE[task]
-    figures = {headline: one.drawn.estimate[headline], f"{headline}_ci95": one.drawn.interval(headline)}
+    groups = len(set(one.predictions[0].groups))
+    bounds = bounds_of(one.drawn, headline, groups, headline in COUNTED)
+    figures = {headline: one.drawn.estimate[headline], f"{headline}_ci95": bounds}
     if len(one.models) == 1:
         figures = {key: one.models[0].metrics.get(key) for key in figures}
     return {"name": one.name, "baseline": one.baseline, "runs": [model.name for model in one.models], **figures}

@@ -52,7 +52,7 @@ def read_runs(folders: list[Path], split: str) -> list[Run]:
     runs = [_read_run(folder, split) for folder in distinct.values()]
     for run in runs[1:]:
         _refuse_other_rows(runs[0], run)
-    return [runs[0], *(_in_order_of(runs[0], run) for run in runs[1:])]
+    return [_in_order_of(runs[0], run) for run in runs]
 
 
 def _in_order_of(first: Run, run: Run) -> Run:
@@ -82,22 +82,29 @@ def _read_run(folder: Path, split: str) -> Run:
     try:
         store = found_again(folder, {"path": metrics["data"]["store"], "sha256": metrics["data"]["sha256"]})
         wrong = metrics["data"]["split"] != split or metrics[HEADLINE[metrics["task"]]] is None
-        labels = LabelSet.model_validate(_read_json(folder / "labels.json", command))
+        named = labels_file(folder, split)
+        labels = LabelSet.model_validate(_read_json(folder / named, command))
         used = [f"predictions-{split}.jsonl", *(baseline["predictions"] for baseline in metrics["baselines"])]
     except (KeyError, TypeError) as error:
         raise BadInputError(f"{folder / f'metrics-{split}.json'}: no usable {error} in it; type `{command}`") from error
     except ValidationError as error:
-        raise BadInputError(f"{folder / 'labels.json'}: not a label set ({error.errors()[0]['msg']})") from error
+        raise BadInputError(f"{folder / named}: not a label set ({error.errors()[0]['msg']})") from error
     if wrong:
         raise BadInputError(f"{folder}: nothing is measured on a split {split!r} with rows; type `{command}`")
     history = folder / "history.json"
-    files = [f"metrics-{split}.json", "labels.json", *used, *(["history.json"] if history.is_file() else [])]
+    files = [f"metrics-{split}.json", named, *used, *(["history.json"] if history.is_file() else [])]
     for name in files:
         if not (folder / name).is_file():
             raise BadInputError(f"{folder / name}: missing; type `{command}`")
     inputs = [input_of(folder, manifest), *(Input(str(folder / name), sha256_file(folder / name)) for name in files)]
     curve = _read_json(history, command) if history.is_file() else None
     return Run(folder, manifest, metrics, curve, labels.names, taxonomy_of(labels), store, tuple(inputs))
+
+
+def labels_file(folder: Path, split: str) -> str:
+    """Return which file has the run's labels: of zero-shot ones, those of the store whose `split` was measured."""
+    own = f"labels-{split}.json"
+    return own if (folder / own).is_file() else "labels.json"
 
 
 def _to_evaluate(run: Path, store: Path, *options: str) -> str:
@@ -142,10 +149,10 @@ def _refuse_other_rows(first: Run, run: Run) -> None:
                 f"{run.folder}: its {what} is {other!s:.80}, that of {first.folder} is {one!s:.80}; only runs of the same labels "
                 "can be compared: report on each by itself"
             )
-    for what, one, other in (
-        ("data sha256", first.metrics["data"]["sha256"], run.metrics["data"]["sha256"]),
-        ("split", first.metrics["data"]["split"], run.metrics["data"]["split"]),
-    ):
+    data = [one.metrics["data"] for one in (first, run)]
+    # stores of the same records have the same rows, whatever towers have seen them
+    key = "records" if all("records" in one for one in data) else "sha256"
+    for what, one, other in ((f"data {key}", *(one[key] for one in data)), ("split", *(one["split"] for one in data))):
         if one != other:
             raise BadInputError(
                 f"{run.folder}: its {what} is {other!s:.80}, that of {first.folder} is {one!s:.80}; only runs measured "
