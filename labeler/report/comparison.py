@@ -147,7 +147,7 @@ def ranked(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def trained(comparison: dict[str, Any], models: list[Model]) -> list[Model]:
-    """Return the runs, no baseline, from the best contender's down; of runs that differ in their seed the best first, repeated ones last."""
+    """Return the runs, no baseline, from the best contender's down; of one model's seeds the best first, repeated ones last."""
     headline = HEADLINE[comparison["task"]]
     places = {run: place for place, one in enumerate(ranked(comparison)) for run in one["runs"]}
     runs = [model for model in models if not model.baseline]
