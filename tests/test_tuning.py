@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,14 @@ import pytest
 from safetensors.torch import load_file
 
 from labeler import tuning
-from labeler.artifacts import verify
+from labeler.artifacts import locked, verify
 from labeler.cli import cli
 from labeler.errors import BadInputError, InterruptedRun, LabelerError, UsageError
 from labeler.fitting.watching import Watch
 from labeler.models import model_names
 from labeler.store import Store
 from labeler.training_options import options_for, search_space
-from labeler.tuning import tune
+from labeler.tuning import clear, tune
 
 FIXED = {"epochs": 2, "batch_size": 2, "new_learning_rate": 1e-2, "ema": 0.0, "precision": "fp32"}
 ONE = FIXED | {"epochs": 1, "batch_size": 8}
@@ -207,6 +208,26 @@ def test_hopeless_trials_and_those_that_diverge_are_stopped(store, monkeypatch, 
     assert (summary["best"]["number"], summary["stopped"]) == (1, 2)
     assert summary["best"]["value"] > summary["defaults"]
     assert [path.name for path in out.iterdir() if "run-" in path.name] == ["run-1"]
+
+
+def test_what_a_dead_trial_has_left_goes_and_what_somebody_else_put_there_stays(found, tmp_path):
+    run = shutil.copytree(found[1]["run"], tmp_path / "run-1")
+    for name in ("run-1-copy", "run-10", ".run-1.making", ".run-1.adding", ".run-10.making"):
+        (tmp_path / name).mkdir()
+    for name in ("run-notes.txt", ".run-1.lock"):
+        (tmp_path / name).touch()
+    with locked(run):  # as `evaluate` holds it
+        clear(run, keep=False)
+        assert (run / "manifest.json").is_file()
+        assert (tmp_path / ".run-1.adding").is_dir()
+    clear(run, keep=True)
+    assert (run / "manifest.json").is_file()
+    clear(run, keep=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"run-1-copy", "run-10", ".run-10.making", "run-notes.txt"}
+    clear(tmp_path / "run-2", keep=False)
+    (tmp_path / "run-3").mkdir()
+    clear(tmp_path / "run-3", keep=False)
+    assert (tmp_path / "run-3").is_dir(), "no run of a trial"
 
 
 def test_a_proposal_that_the_model_cannot_take_is_stopped(store, monkeypatch, tmp_path, caplog):
