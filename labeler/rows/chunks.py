@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -176,6 +176,7 @@ def expanded(rows: Iterable[Row | Reject], how: Reading) -> Iterator[Row | Rejec
 def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
     """Return the chunk of `rows`: every row is in its lines or among its rejects."""
     records = Fields([], [], [], [], [], [], [], [], [])
+    appends = [(name, values.append) for name, values in records._asdict().items() if name not in ("line", "source")]
     borrowed: list[bool] = []
     rejects: list[Reject] = []
     counts: Counter[Any] = Counter()
@@ -218,9 +219,10 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
             continue
         if labels is not None:
             several = several or len(fields["labels"]) > 1 or type(row.fields[names.labels]) is list  # type: ignore[index]
-        places: tuple[Any, ...] = (row.line, row.source)
-        for values, value in zip(cast(tuple[list[Any], ...], records), places + tuple(fields.values()), strict=True):
-            values.append(value)
+        records.line.append(row.line)
+        records.source.append(row.source)
+        for name, append in appends:
+            append(fields[name])
         borrowed.append(own is None or row.borrowed)
     counts["rows"] = len(records.id) + len(rejects)
     for (shape, pictured), rows_alike in shapes.items():
