@@ -224,7 +224,9 @@ def alike_labels(profile: dict[str, Any]) -> list[str]:
     found = profile.get("labels_alike") or []
     if not found:
         return []
-    shown = "; ".join(", ".join(map(repr, names)) for names in found[:MOST_ALIKE]) + "; ..." * (len(found) > MOST_ALIKE)
+    shown = "; ".join(", ".join(map(repr, names)) for names in found[:MOST_ALIKE])
+    if len(found) > MOST_ALIKE:
+        shown += "; ..."
     return [f"  warning: labels that may be one, written in several ways: {shown}: they stay as they are"]
 
 
