@@ -243,8 +243,10 @@ def over_seeds(results: Sequence[Trained]) -> dict[str, Any]:
 
 def is_of(found: Any, recipe: Recipe) -> bool:
     """Return whether an interrupted run, of which `recipe_beside` found that, is of this recipe."""
-    if found is None or "arguments" in found:
-        return found is not None and found["stage"] == recipe.stage and not differences(found, recipe)
+    if found is None:
+        return False
+    if "arguments" in found:
+        return bool(found["stage"] == recipe.stage and not differences(found, recipe))
     told = [recipe.stage, [item.sha256 for item in recipe.inputs], recipe.arguments, recipe.seed]
     return bool(found == {"sha256": sha256_json(told)})  # all that an earlier version wrote
 

@@ -142,8 +142,10 @@ def command(
     rare = rare_labels(profile, given["split"])
     lines += rare + warnings_of(profile, given["split"], rare=bool(rare))
     lines += alike_labels(profile)
-    lines += joint_labels(profile) if given["task"] != "single" else []
-    lines += other_labels(profile) if given["label"] is None and not given["label_columns"] else []
+    if given["task"] != "single":
+        lines += joint_labels(profile)
+    if given["label"] is None and not given["label_columns"]:
+        lines += other_labels(profile)
     lines += told_leaks(profile, given["drop_leaks"])
     if profile["rejected"]:
         lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")

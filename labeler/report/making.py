@@ -72,8 +72,10 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
     asked = manifest["arguments"]
     options = {f"--{name.replace('_', '-')}": asked.get(name) for name in ("text_encoder", "image_encoder")}
     chosen = [word for option, tower in options.items() if tower not in (None, EMBEDDED) for word in (option, tower)]
-    chosen += ["--allow-unknown-words"] if has_unknown_words(run.store) else []
-    chosen += ["--visual-tokens", str(asked["visual_tokens"])] if asked.get("visual_tokens") else []
+    if has_unknown_words(run.store):
+        chosen.append("--allow-unknown-words")
+    if asked.get("visual_tokens"):
+        chosen += ["--visual-tokens", str(asked["visual_tokens"])]
     return [("labeler", "preprocess", manifest["inputs"][0]["path"], "--out", str(run.store), *chosen)]
 
 
