@@ -56,9 +56,11 @@ def note_origins(
 
 def elsewhere(run: Path, trained: dict[str, Any], store: Store, split: Split) -> list[str]:
     """Return what is to be said of each other store that `run` learned from, whose train rows may stand in this split."""
-    others = {origin.sha256: origin for origin in reversed([*origins(run, trained)])}
+    others: dict[str, Origin] = {}
+    for origin in origins(run, trained):
+        others.setdefault(origin.sha256, origin)
     here = others.pop(store.sha256, None)
-    notes = [told(other, store, split) for other in reversed(others.values())]
+    notes = [told(other, store, split) for other in others.values()]
     if here and split != "test" and not has_seen(trained, store, split):  # what it started from has
         notes.append(told(here, store, split))
     return notes
