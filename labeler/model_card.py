@@ -295,7 +295,9 @@ def given(arguments: dict[str, Any], own: dict[str, Any]) -> list[str]:
     words = []
     for key, value in arguments.items():
         if own.get(key) != value:
-            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+            words.append(f"--{key.replace('_', '-')}")
+            if value is not True:
+                words.append(str(value))
     return words
 
 
