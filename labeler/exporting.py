@@ -31,7 +31,7 @@ from labeler.evaluation import HEADLINE, Predictions, figure, scores_of, settle,
 from labeler.inputs import found_again
 from labeler.items import Item
 from labeler.model_card import model_card
-from labeler.pictures.decoding import prepare_images
+from labeler.pictures.decoding import Wanted, prepare_images
 from labeler.pictures.images import ImageError
 from labeler.records import IMAGE_SHA256, Record, read_records
 from labeler.runs import read_json
@@ -172,7 +172,7 @@ def validation_pairs(native: Native, data: Path, stored: dict[str, Any], most: i
     if len(rows) > most:  # from all over: a source may be sorted by its labels
         rows = [rows[number * len(rows) // most] for number in range(most)]
     root = records / read_json(records / "profile.json")["root"]
-    files = ((root / row.image, row.meta.get(IMAGE_SHA256)) if row.image else None for row in rows)
+    files = (Wanted(root / row.image, row.meta.get(IMAGE_SHA256)) if row.image else None for row in rows)
     items = []
     with closing(prepare_images(files, native.size)) as pictures:
         for row, picture in zip(rows, pictures, strict=True):
