@@ -101,9 +101,8 @@ def origins(run: Path, made: dict[str, Any], who: str = "it") -> Iterator[Origin
         place = found_again(run, other)
         if holds(place, other["sha256"]):
             yield from origins(place, read_manifest(place), part)
-        elif (
-            tower_sha256(other["path"]) != other["sha256"]
-        ):  # a published model, of which nobody here knows what it read
+        # of a published model that is still the same nothing is said: nobody here knows what it read
+        elif tower_sha256(other["path"]) != other["sha256"]:
             yield Origin(f"{part} {CHANGED if (place / MANIFEST).is_file() else GONE}", other["sha256"], None)
 
 

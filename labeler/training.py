@@ -170,9 +170,8 @@ def fitted(
                     "of other arguments or data lay there; its checkpoints are removed")  # fmt: skip
     with making(out, recipe, resume=continued, keep=True) as folder:
         take_checkpoints(out, folder, continued)
-        write_text(
-            folder / "trainer" / RECIPE, json.dumps(recipe.recorded())
-        )  # a rate may be infinite, which no manifest holds
+        # not by write_json: a rate may be infinite, which no manifest holds
+        write_text(folder / "trainer" / RECIPE, json.dumps(recipe.recorded()))
         history = run(folder, continued)
         if card:
             write_text(folder / CARD, card(folder))

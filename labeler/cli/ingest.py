@@ -11,6 +11,7 @@ import click
 
 from labeler.cli import options
 
+# labeler.sources.FORMATS, which --help need not load
 FORMATS = (
     "auto",
     "jsonl",
@@ -24,9 +25,7 @@ FORMATS = (
     "class-folders",
     "lance",
     "hub",
-)  # labeler.sources.FORMATS, which --help need not load
-
-
+)
 MOST_TOLD = 8  # labels whose numbers are printed
 MOST_ALIKE = 3  # sets of labels that a warning names
 FEW = 20  # rows of a split that say next to nothing

@@ -165,10 +165,8 @@ class ContrastiveTrainer(ValidatingTrainer):
 
     def step_in_chunks(self, model: Any, chunks: list[dict[str, Tensor]]) -> Tensor:
         """Return the loss of a batch in chunks, its gradients added up."""
-        scale, keys = (
-            cast(ContrastiveFit, self.fit).model.logit_scale,
-            torch.cat([chunk.pop("labels") for chunk in chunks]),
-        )
+        scale = cast(ContrastiveFit, self.fit).model.logit_scale
+        keys = torch.cat([chunk.pop("labels") for chunk in chunks])
 
         def embed(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
             with self.compute_loss_context_manager():  # bf16, if that is asked for

@@ -30,10 +30,8 @@ from labeler.values import SPLITS, RowError, Split, closest, parse_labels, parse
 LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired
 BREAK = ord("\n")
-MOST_TOLD, MOST_COMPARED = (
-    100,
-    100_000,
-)  # of a chunk: wrong labels with their closest, names compared for that in 1 to 3 s
+MOST_TOLD = 100  # wrong labels of a chunk that are told with their closest
+MOST_COMPARED = 100_000  # names that are compared for that, in 1 to 3 s
 PLACES: dict[Split | None, int] = {None: -1} | {split: place for place, split in enumerate(SPLITS)}
 
 
@@ -306,9 +304,8 @@ def relative_image(row: Row, name: str, how: RowReading) -> str:
     """Return the row's image relative to the root; raises ImageError where it must not be read."""
     base = Path(os.path.realpath(image_root(Path(row.source), how.reading.image_folder)))  # as `how.root` is
     path = resolve_image(base, name, allow_outside=how.allow_outside)
-    if ".." in path.parts or not path.is_relative_to(
-        base
-    ):  # by words `..` would lead back out of a link, not on from its target
+    # by words `..` would lead back out of a link, not on from its target
+    if ".." in path.parts or not path.is_relative_to(base):
         path = Path(os.path.realpath(path.parent)) / path.name
     return Path(os.path.relpath(path, how.root)).as_posix()
 
