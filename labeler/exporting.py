@@ -109,10 +109,7 @@ def export(
     native: Any = open_engine(Choice(run), "cpu")
     with making(out, recipe) as folder:
         write_files(native, folder, visual_tokens)
-        if data is None:
-            checked = made_pairs(native)
-        else:
-            checked = validation_pairs(native, data, stored, CHECKED if exact else MEASURED)
+        checked = validation_pairs(native, data, stored, CHECKED if exact else MEASURED) if data else made_pairs(native)
         if int8:
             from labeler.quantizing import quantize_tower
 
