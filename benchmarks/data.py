@@ -33,7 +33,7 @@ import numpy as np
 import orjson
 from PIL import Image, ImageOps
 
-from labeler.pictures.decoding import prepare_images
+from labeler.pictures.decoding import Wanted, prepare_images
 from labeler.pictures.images import difference_hash, load_image
 from labeler.processes import cores
 from labeler.rows.looks import NEAR, near_pairs
@@ -308,7 +308,7 @@ def plain_loop(paths: list[Path]) -> int:
 
 def ours(paths: list[Path]) -> list[Any]:
     """Return the pictures and their thumbnails as `labeler preprocess` has them decoded, processes started and ended."""
-    return list(prepare_images(((path, None) for path in paths), SIDE, looks=True))
+    return list(prepare_images(map(Wanted, paths), SIDE, looks=True))
 
 
 if __name__ == "__main__":

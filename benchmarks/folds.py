@@ -39,10 +39,8 @@ def summary(name: str, runs: dict[str, list[list[Path]]]) -> dict[str, Any]:
     first = next(iter(runs.values()))[0]
     metrics = [json.loads((run / "metrics-test.json").read_text(encoding="utf-8")) for run in first]
     task, labels = metrics[0]["task"], json.loads((first[0] / "labels.json").read_text(encoding="utf-8"))["labels"]
-    names, figures = (
-        [label["name"] for label in labels],
-        [HEADLINE[metrics[0]["task"]], SECOND[metrics[0]["task"]], "macro_f1"],
-    )
+    names = [label["name"] for label in labels]
+    figures = [HEADLINE[metrics[0]["task"]], SECOND[metrics[0]["task"]], "macro_f1"]
     files = {entry["name"]: [[run / entry["predictions"] for run in first]] for entry in metrics[0]["baselines"]}
     files |= {
         model: [[run / "predictions-test.jsonl" for run in fold] for fold in seeds] for model, seeds in runs.items()

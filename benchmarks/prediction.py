@@ -109,11 +109,11 @@ def floor(given: list[Given], words: float, visual: int) -> dict[str, float]:
     import torch
 
     from benchmarks.training_speed import matrix_speed
-    from labeler.pictures.decoding import prepare_images
+    from labeler.pictures.decoding import Wanted, prepare_images
 
     some = given[:200]
     started = time.perf_counter()
-    for _ in prepare_images([(pair.path, None) for pair in some], 224):
+    for _ in prepare_images([Wanted(pair.path) for pair in some], 224):
         pass
     decoding = (time.perf_counter() - started) / len(some)
     length = words + visual

@@ -70,11 +70,9 @@ class CrossAttention(nn.Module):
 
         A row whose context is masked out as a whole attends to nothing and gets the output of zeros.
         """
-        query, key, value = (
-            self._split(self.query(queries)),
-            self._split(self.key(context)),
-            self._split(self.value(context)),
-        )
+        query = self._split(self.query(queries))
+        key = self._split(self.key(context))
+        value = self._split(self.value(context))
         nothing = ~context_mask.any(dim=1)  # [B]
         # softmax over no key at all would be NaN; such rows see every key here and are zeroed below
         mask = (context_mask | nothing.unsqueeze(1))[:, None, None, :]  # [B, 1, 1, M]

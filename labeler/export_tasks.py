@@ -25,10 +25,11 @@ from labeler.sources.jsonl import LineError, parse_line
 
 log = logging.getLogger("labeler")
 
+# of a task, and their fields
 ANSWERS = {
     "predictions": {"model_version", "score", "result"},
     "annotations": {"result"},
-}  # of a task, and their fields
+}
 CONTROL = "labels"  # the name of the Choices in the interface
 Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 MARK = "<!-- labeler export-tasks {} -->\n"  # with the sha256 of what stands before it: a change by hand is seen

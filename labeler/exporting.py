@@ -31,7 +31,7 @@ from labeler.evaluation import HEADLINE, Predictions, figure, scores_of, settle,
 from labeler.inputs import found_again
 from labeler.items import Item
 from labeler.model_card import model_card
-from labeler.pictures.decoding import prepare_images
+from labeler.pictures.decoding import Wanted, prepare_images
 from labeler.pictures.images import ImageError
 from labeler.records import IMAGE_SHA256, Record, read_records
 from labeler.runs import read_json
@@ -94,7 +94,10 @@ def export(
             "with --data"
         )
     trained = verify(run, "train")
-    inputs = [input_of(run, trained)] + ([input_of(data, verify(data, "preprocess"))] if data else [])
+    inputs = [input_of(run, trained)]
+    if data:
+        stored = verify(data, "preprocess")
+        inputs.append(input_of(data, stored))
     recipe = Recipe("export", tuple(inputs), EXACT | {"int8": int8, "visual_tokens": visual_tokens})
     if not force and already_made(out, recipe):
         return Exporting(out, True, read_json(out / CHECK))
@@ -106,7 +109,7 @@ def export(
     native: Any = open_engine(Choice(run), "cpu")
     with making(out, recipe) as folder:
         write_files(native, folder, visual_tokens)
-        checked = made_pairs(native) if data is None else validation_pairs(native, data, CHECKED if exact else MEASURED)
+        checked = validation_pairs(native, data, stored, CHECKED if exact else MEASURED) if data else made_pairs(native)
         if int8:
             from labeler.quantizing import quantize_tower
 
@@ -148,16 +151,17 @@ def write_files(native: Native, folder: Path, visual_tokens: int | None = None) 
             shutil.copyfile(run.folder / name, folder / name)
 
 
-def validation_pairs(native: Native, data: Path, most: int) -> Checked:
+def validation_pairs(native: Native, data: Path, stored: dict[str, Any], most: int) -> Checked:
     """Return the validation pairs of the store `data`, at most `most`, their pictures as `predict` reads them.
+
+    `stored` is the store's manifest, with which its files have been compared.
 
     Raises BadInputError when the store is not the run's, or the records or pictures that it was made of have changed.
     """
-    store = verify(data, "preprocess")
-    if store["content_sha256"] != native.run.manifest["inputs"][0]["sha256"]:
+    if stored["content_sha256"] != native.run.manifest["inputs"][0]["sha256"]:
         raise BadInputError(f"{data}: not the store that {native.run.folder} was trained on, so that its validation rows may "
                             "be others; name that one")  # fmt: skip
-    source = store["inputs"][0]
+    source = stored["inputs"][0]
     records = found_again(data, source)
     if verify(records, "ingest")["content_sha256"] != source["sha256"]:
         raise BadInputError(f"{records}: other records than {data} was made of; run `labeler preprocess` again")
@@ -165,7 +169,7 @@ def validation_pairs(native: Native, data: Path, most: int) -> Checked:
     if len(rows) > most:  # from all over: a source may be sorted by its labels
         rows = [rows[number * len(rows) // most] for number in range(most)]
     root = records / read_json(records / "profile.json")["root"]
-    files = ((root / row.image, row.meta.get(IMAGE_SHA256)) if row.image else None for row in rows)
+    files = (Wanted(root / row.image, row.meta.get(IMAGE_SHA256)) if row.image else None for row in rows)
     items = []
     with closing(prepare_images(files, native.size)) as pictures:
         for row, picture in zip(rows, pictures, strict=True):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from labeler.pictures.decoding import prepare_images
+from labeler.pictures.decoding import Wanted, prepare_images
 from labeler.pictures.images import ImageError, check_size, frame_of, resolve_image, spelt
 from labeler.processes import AHEAD
 from labeler.records import Record, Reject, Remote, Row, field_called, pair_from
@@ -71,7 +71,7 @@ def read_items(
     read = (read_item(row, how) for row in rows)
     with closing(in_threads(partial(fetched, how=how), read, lambda item: item.remote is not None)) as here:
         source, again = tee(here)
-        files = ((item.path, None, item.data) if item.path else None for item in source)
+        files = (Wanted(item.path, data=item.data) if item.path else None for item in source)
         with closing(prepare_images(files, side, ahead)) as pictures:
             for item, picture in zip(again, pictures, strict=True):
                 if isinstance(picture, ImageError):

@@ -77,17 +77,13 @@ class Labeller:
         """Yield the output line of every item, in order; labels that score less than the least are withheld."""
         usable = [item for item in items if item.error is None]
         taxonomy, least = taxonomy_of(self.rule.label_set), self.settings.least
-        scores: Iterator[list[float]] = iter(())
-        decided: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]] = iter(())
         if usable:
             values = scores_of(taxonomy.task, self.logits(usable), self.rule.temperature)
             settled, chosen = settle(taxonomy, values, self.rule.thresholds)
             given = chosen if least is None else chosen & (settled >= least)
             withheld = (chosen & ~given).any(axis=1)
-            scores, decided = (
-                iter(taxonomy.scores(settled).tolist()),
-                zip(given, taxonomy.flags(given), withheld, strict=True),
-            )
+            scores, flags = taxonomy.scores(settled).tolist(), taxonomy.flags(given)
+        row = 0  # among the usable items
         for item in items:
             record = item.record
             line: dict[str, Any] = {
@@ -96,18 +92,22 @@ class Labeller:
                 "text": record.text,
                 "labels": [],
                 "scores": {},
-            } | (item.carried or {})
-            line |= {"model": str(self.settings.model), "error": item.error} | (
-                {"label": None} if taxonomy.apart else {}
-            )
-            line |= {} if least is None else {"review": False}
+                **(item.carried or {}),
+            }
+            line["model"] = str(self.settings.model)
+            line["error"] = item.error
+            if taxonomy.apart:
+                line["label"] = None
+            if least is not None:
+                line["review"] = False
             if item.error is None:
-                line["scores"] = dict(zip(taxonomy.names, next(scores), strict=True))
-                own, held, unsure = next(decided)
-                line["labels"] = [name for name, one in zip(taxonomy.names, held, strict=True) if one]
-                if taxonomy.apart and own.any():
-                    line["label"] = self.rule.label_set.names[own.argmax()]
-                line |= {} if least is None else {"review": bool(unsure)}
+                line["scores"] = dict(zip(taxonomy.names, scores[row], strict=True))
+                line["labels"] = [name for name, one in zip(taxonomy.names, flags[row], strict=True) if one]
+                if taxonomy.apart and given[row].any():
+                    line["label"] = self.rule.label_set.names[given[row].argmax()]
+                if least is not None:
+                    line["review"] = bool(withheld[row])
+                row += 1
             yield line
 
 

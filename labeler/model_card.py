@@ -261,16 +261,19 @@ def command(trained: dict[str, Any], out: Path) -> list[str]:
     DESCRIBED.json stands for the phrases of zero-shot labels, which are in the manifest.
     """
     arguments = asdict(TrainOptions()) | trained["arguments"]  # an earlier version's run had what is no model's own
-    store, *teachers = (item["path"] for item in trained["inputs"])
-    name, start = arguments.pop("model"), ["--init", teachers.pop(0)] if arguments.pop("init", False) else []
-    named = taught_by(teachers, arguments)
-    told = list(arguments.pop("zero_shot_teachers", {}).values())[:1]  # one description is for all of them
+    store, *others = (item["path"] for item in trained["inputs"])
+    name = arguments.pop("model")
+    words = ["labeler", "train", name, store]
+    if arguments.pop("init", False):
+        words += ["--init", others.pop(0)]  # what is left are teachers
+    for teacher in taught_by(others, arguments):
+        words += ["--teacher", teacher]
+    for prompts in list(arguments.pop("zero_shot_teachers", {}).values())[:1]:  # one description is for all of them
+        words += described(prompts)
     if not trains_pretrained(name, arguments.get("freeze", False)):
         arguments.pop("learning_rate", None)  # which `labeler train` would refuse
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
-    words = ["labeler", "train", name, store, *start, *(word for path in named for word in ("--teacher", path))]
-    words += [word for prompts in told for word in described(prompts)]
     return [*words, "--out", str(out), *given(arguments, own), "--seed", str(trained["seed"])]
 
 
@@ -292,7 +295,9 @@ def given(arguments: dict[str, Any], own: dict[str, Any]) -> list[str]:
     words = []
     for key, value in arguments.items():
         if own.get(key) != value:
-            words += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+            words.append(f"--{key.replace('_', '-')}")
+            if value is not True:
+                words.append(str(value))
     return words
 
 

@@ -56,9 +56,11 @@ def note_origins(
 
 def elsewhere(run: Path, trained: dict[str, Any], store: Store, split: Split) -> list[str]:
     """Return what is to be said of each other store that `run` learned from, whose train rows may stand in this split."""
-    others = {origin.sha256: origin for origin in reversed([*origins(run, trained)])}
+    others: dict[str, Origin] = {}
+    for origin in origins(run, trained):
+        others.setdefault(origin.sha256, origin)
     here = others.pop(store.sha256, None)
-    notes = [told(other, store, split) for other in reversed(others.values())]
+    notes = [told(other, store, split) for other in others.values()]
     if here and split != "test" and not has_seen(trained, store, split):  # what it started from has
         notes.append(told(here, store, split))
     return notes
@@ -99,9 +101,8 @@ def origins(run: Path, made: dict[str, Any], who: str = "it") -> Iterator[Origin
         place = found_again(run, other)
         if holds(place, other["sha256"]):
             yield from origins(place, read_manifest(place), part)
-        elif (
-            tower_sha256(other["path"]) != other["sha256"]
-        ):  # a published model, of which nobody here knows what it read
+        # of a published model that is still the same nothing is said: nobody here knows what it read
+        elif tower_sha256(other["path"]) != other["sha256"]:
             yield Origin(f"{part} {CHANGED if (place / MANIFEST).is_file() else GONE}", other["sha256"], None)
 
 

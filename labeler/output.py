@@ -72,9 +72,13 @@ class LineFormat:
         # where something is wrong or withheld, nobody has said that no label applies
         labels = joined(line["labels"]) if line["labels"] or mark == PLAIN else ""
         cells = [line["id"], line["image"], line["text"], labels, line["model"], line["error"]]
-        cells += [str(value).lower() if isinstance(value := line[name], bool) else value for name in self.extra]
-        kept = [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
-                for name in self.carried]  # fmt: skip
+        for name in self.extra:
+            value = line[name]
+            cells.append(str(value).lower() if isinstance(value, bool) else value)
+        kept = []
+        for name in self.carried:
+            value = line[name]
+            kept.append(value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False))
         row = [*map(neutral, cells), *(cell if cell and NUMBER.fullmatch(cell) else neutral(cell) for cell in kept)]
         return Line(whole(table_row([*row, *(line["scores"].get(name, "") for name in self.names)])), mark)
 

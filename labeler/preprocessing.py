@@ -29,7 +29,7 @@ from labeler.artifacts import (
 from labeler.encoders.weights import EMBEDDED, tower_sha256
 from labeler.errors import BadInputError, LabelerError
 from labeler.memory import halving
-from labeler.pictures.decoding import NEAR, asked_once, prepare_images
+from labeler.pictures.decoding import NEAR, Wanted, asked_once, prepare_images
 from labeler.pictures.images import STRETCHED_BY, ImageError, Prepared
 from labeler.records import IMAGE_SHA256, LabelSet, Record, read_label_set, read_records
 from labeler.sources.answers import given_answers
@@ -292,7 +292,7 @@ def load_batches(records: Path, side: int) -> Iterator[list[Loaded]]:
     profile = json.loads((records / "profile.json").read_text(encoding="utf-8"))
     root = records / profile["root"]
     source, again = tee(read_records(records))
-    files = ((root / item.image, item.meta.get(IMAGE_SHA256, "")) if item.image else None for item in source)
+    files = (Wanted(root / item.image, item.meta.get(IMAGE_SHA256, "")) if item.image else None for item in source)
     with closing(asked_once(lambda asked: prepare_images(asked, side, looks=True), files)) as pictures:
         pairs = zip(again, pictures, strict=True)
         while batch := [usable(*pair) for pair in islice(pairs, BATCH_SIZE)]:

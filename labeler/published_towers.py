@@ -27,12 +27,8 @@ from labeler.errors import LabelerError
 from labeler.layers import unit
 from labeler.models.clip import Embeddings
 
-KINDS = (
-    "clip",
-    "chinese_clip",
-    "metaclip_2",
-    "siglip",
-)  # what config.json may say; siglip2's fixed sizes are siglip there
+# what config.json may say; siglip2's fixed sizes are siglip there
+KINDS = ("clip", "chinese_clip", "metaclip_2", "siglip")
 PADDED = ("siglip",)  # trained on texts padded to their full length, without a mask
 ADVICE = "take a run of `labeler pretrain clip`, or a folder with a copy of it"
 

@@ -30,7 +30,7 @@ from labeler.artifacts import (
 from labeler.errors import BadInputError, UsageError
 from labeler.inputs import found_again, verified_store
 from labeler.items import Item
-from labeler.pictures.decoding import prepare_images
+from labeler.pictures.decoding import Wanted, prepare_images
 from labeler.pictures.images import VIDEOS, ImageError, frame_of
 from labeler.records import Record
 from labeler.sources.folder import PICTURES
@@ -272,7 +272,7 @@ def embed_query(run: Run, query: str) -> np.ndarray:
     if path is None:
         item = Item(Record(id="query", text=query))
     else:
-        (picture,) = prepare_images([(path, None)], tower.size)
+        (picture,) = prepare_images([Wanted(path)], tower.size)
         if isinstance(picture, ImageError) or picture is None:
             raise BadInputError(f"{picture}; give the file of a picture, or words")
         item = Item(Record(id="query"), path, pixels=picture.pixels)

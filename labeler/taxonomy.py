@@ -150,9 +150,8 @@ def refuse_strangers(
             raise BadInputError(f"{path}: {child!r} is not {where}{closest(child, known)}; correct it, or leave it out")
         if parent not in known and (task == "multi" or allowed is not None):
             add = f"add it to {file}" if file else "allow it by --labels FILE with all labels, it too, one a line"
-            others = known - {
-                name for name, above in parents.items() if above == parent
-            }  # it is none of its own children
+            # it is none of its own children
+            others = known - {name for name, above in parents.items() if above == parent}
             raise BadInputError(
                 f"{path}: {parent!r}, the parent of {child!r}, is not {where}{closest(parent, others)}; correct it, or {add}"
             )

@@ -170,9 +170,8 @@ def fitted(
                     "of other arguments or data lay there; its checkpoints are removed")  # fmt: skip
     with making(out, recipe, resume=continued, keep=True) as folder:
         take_checkpoints(out, folder, continued)
-        write_text(
-            folder / "trainer" / RECIPE, json.dumps(recipe.recorded())
-        )  # a rate may be infinite, which no manifest holds
+        # not by write_json: a rate may be infinite, which no manifest holds
+        write_text(folder / "trainer" / RECIPE, json.dumps(recipe.recorded()))
         history = run(folder, continued)
         if card:
             write_text(folder / CARD, card(folder))
@@ -243,8 +242,10 @@ def over_seeds(results: Sequence[Trained]) -> dict[str, Any]:
 
 def is_of(found: Any, recipe: Recipe) -> bool:
     """Return whether an interrupted run, of which `recipe_beside` found that, is of this recipe."""
-    if found is None or "arguments" in found:
-        return found is not None and found["stage"] == recipe.stage and not differences(found, recipe)
+    if found is None:
+        return False
+    if "arguments" in found:
+        return bool(found["stage"] == recipe.stage and not differences(found, recipe))
     told = [recipe.stage, [item.sha256 for item in recipe.inputs], recipe.arguments, recipe.seed]
     return bool(found == {"sha256": sha256_json(told)})  # all that an earlier version wrote
 

@@ -182,7 +182,8 @@ def read_options(path: Path, typed: Mapping[str, Any] | None = None) -> dict[str
             raise BadInputError(f"{path}: {name} is {value!r}, expected {KINDS[kind]}")
     typed = typed or {}
     idle = {name for option, names in WITHOUT.items() if typed.get(option) for name in names}
-    idle |= {"focal_gamma"} if typed.get("loss", "focal") != "focal" else set()
+    if typed.get("loss", "focal") != "focal":
+        idle.add("focal_gamma")
     return {name: kinds[name](value) for name, value in given.items() if name not in idle}
 
 
@@ -193,8 +194,10 @@ def own_options(model: str, options: TrainOptions) -> dict[str, Any]:
     pretrained weights where some are.
     """
     idle = set(COATTENTION_OPTIONS) - training_defaults(model).keys()
-    idle |= set() if trains_pretrained(model, options.freeze) else {"learning_rate"}
-    idle |= set() if options.finetune_image else {"image_learning_rate", "augment"}
+    if not trains_pretrained(model, options.freeze):
+        idle.add("learning_rate")
+    if not options.finetune_image:
+        idle |= {"image_learning_rate", "augment"}
     return {name: value for name, value in asdict(options).items() if name not in idle}
 
 

@@ -262,10 +262,8 @@ class Search:
         for trial in self.study.trials:
             if trial.state.is_finished():
                 metric = max(trial.intermediate_values.values(), default="")
-                tried, seconds = (
-                    (trial.params.get(name, "") for name in self.space),
-                    trial.user_attrs.get("seconds", 0.0),
-                )
+                tried = [trial.params.get(name, "") for name in self.space]
+                seconds = trial.user_attrs.get("seconds", 0.0)
                 writer.writerow([trial.number, STATES[trial.state.name], *tried, metric, round(seconds, 2)])
         write_text(self.out / "trials.csv", table.getvalue())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from labeler.artifacts import read_manifest
 from labeler.engines import Choice, open_engine
 from labeler.evaluating import evaluate
 from labeler.evaluation import Aim
@@ -119,6 +120,9 @@ def test_a_precision_is_asked_for_whatever_the_size_of_the_job(trained, tmp_path
 
 def test_pairs_that_are_measured_are_from_all_over_the_split(trained, store):
     native = open_engine(Choice(trained("late-fusion")), "cpu")
-    every, some = ([item.record.id for item in validation_pairs(native, store, most).items] for most in (1000, 3))
+    stored = read_manifest(store)
+    every, some = (
+        [item.record.id for item in validation_pairs(native, store, stored, most).items] for most in (1000, 3)
+    )
     assert len(every) > 5
     assert some == [every[0], every[len(every) // 3], every[2 * len(every) // 3]]

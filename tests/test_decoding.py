@@ -12,7 +12,7 @@ import pytest
 from crashing import decode
 from PIL import Image
 
-from labeler.pictures.decoding import NEAR, asked_once, decoded, examine_images, prepare_images
+from labeler.pictures.decoding import NEAR, Wanted, asked_once, decoded, examine_images, prepare_images
 from labeler.pictures.images import ImageError, Prepared, examine_image, load_image, stretch
 from labeler.processes import in_workers
 
@@ -29,7 +29,9 @@ def test_pictures_are_examined_and_prepared(tmp_path):
     assert found[:3] == [examine_image(path) for path in paths]
     assert (found[0].width, found[0].height, found[3], found[4].code) == (900, 500, None, "image-missing")
     other = found[1].sha256
-    prepared = list(prepare_images([(paths[0], None), None, (paths[0], found[0].sha256), (paths[0], other)], 64))
+    prepared = list(
+        prepare_images([Wanted(paths[0]), None, Wanted(paths[0], found[0].sha256), Wanted(paths[0], other)], 64)
+    )
     assert prepared[1] is None
     assert prepared[0].pixels.shape == (64, 64, 3)
     assert prepared[0].pixels.dtype == np.uint8
@@ -56,7 +58,7 @@ def test_pictures_that_nobody_waits_for_any_more_leave_no_process(tmp_path):
 
 def test_pictures_come_as_they_are_stretched_here(tmp_path):
     paths = [photo(tmp_path / f"{number}.png", (300 - number, 100 + 99 * number), number) for number in range(3)]
-    for path, found in zip(paths, prepare_images([(path, None) for path in paths], 32), strict=True):
+    for path, found in zip(paths, prepare_images(map(Wanted, paths), 32), strict=True):
         np.testing.assert_array_equal(found.pixels, stretch(np.array(load_image(path)), 32))
 
 
@@ -88,7 +90,7 @@ def test_memory_stays_flat_over_many_pictures(tmp_path):
     path = photo(tmp_path / "a.jpg", (640, 360))
 
     def peak(pictures: int) -> int:
-        found = prepare_images(((path, None) for _ in range(pictures)), 224)
+        found = prepare_images((Wanted(path) for _ in range(pictures)), 224)
         process = psutil.Process()
         return max(process.memory_info().rss for number, _ in enumerate(found) if number % 50 == 0)
 

@@ -308,10 +308,8 @@ def test_a_full_disk_leaves_the_old_tasks_whole(tmp_path, monkeypatch):
 
 
 def test_the_command_says_what_it_did_and_ends_with_4_after_errors(tmp_path, capsys):
-    source, out = (
-        write(tmp_path, line(1, "it's"), line(2, labels=[], scores={}, error="gone")),
-        tmp_path / "new/tasks.json",
-    )
+    source = write(tmp_path, line(1, "it's"), line(2, labels=[], scores={}, error="gone"))
+    out = tmp_path / "new/tasks.json"
     arguments = ["export-tasks", str(source), "--out", str(out), "--image-folder", "photos"]
     assert cli.main(arguments, standalone_mode=False) == 4
     said = capsys.readouterr()

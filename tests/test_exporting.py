@@ -215,7 +215,7 @@ def test_a_way_that_is_worse_is_left_out_alone(exported, trained, store, monkeyp
             raise LabelerError("worse")
 
     native = open_engine(Choice(trained("visualbert")), "cpu")
-    checked = validation_pairs(native, store, 6)
+    checked = validation_pairs(native, store, read_manifest(store), 6)
     monkeypatch.setattr(exporting, "refuse_worse", worse)
     folder = shutil.copytree(exported("visualbert"), exported("visualbert").with_name("worse"))
     found = exporting.check(native, folder, checked, exact=False)
@@ -257,7 +257,8 @@ def test_validation_pairs_are_found_from_another_directory(trained, store, tmp_p
     manifest["inputs"][0]["path"] = "project/records"
     (folder / store.name / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.chdir("/")
-    found = validation_pairs(open_engine(Choice(trained("resnet-gru")), "cpu"), folder / store.name, 3)
+    moved, native = folder / store.name, open_engine(Choice(trained("resnet-gru")), "cpu")
+    found = validation_pairs(native, moved, read_manifest(moved), 3)
     assert len(found.items) == 3
 
 

@@ -177,16 +177,8 @@ def test_fault_25_ctrl_c_keeps_the_shards_and_the_next_run_goes_on(run, tmp_path
     rows = "".join(json.dumps({"id": n, "text": f"{n} red circle"}) + "\n" for n in range(60_000))
     (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
     out = tmp_path / "out.jsonl"
-    how = [
-        "--model",
-        run,
-        "--out",
-        out,
-        "--batch-size",
-        1,
-        "--runtime",
-        "native",
-    ]  # no export is made in the shared run
+    # native: no export is made in the shared run
+    how = ["--model", run, "--out", out, "--batch-size", 1, "--runtime", "native"]
     process = subprocess.Popen(
         command(tmp_path / "rows.jsonl", *how), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )

@@ -159,10 +159,8 @@ def code_of(data: bytes) -> str | None:
 def test_fault_6_a_clip_cut_off_anywhere_is_refused_and_nothing_falls(release):
     data = (release / "train_splits" / "dia0_utt0.mp4").read_bytes()
     codes = {code_of(data[:length]) for length in range(0, len(data), 97)}
-    assert codes <= {
-        None,
-        "image-unreadable",
-    }  # mp4 written with its table at the end may be whole before its last byte
+    # mp4 written with its table at the end may be whole before its last byte
+    assert codes <= {None, "image-unreadable"}
     with pytest.raises(ImageError, match="video"):
         decode_image(data[: len(data) // 2])
 

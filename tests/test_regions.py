@@ -77,9 +77,8 @@ def test_features_are_pooled_from_the_last_stage(tower, picture):
     tokens, boxes = tower.see([picture])
     real = boxes[0, :, 2] > 0
     with torch.inference_mode():
-        stage = tower.module.backbone.body(tower.normalised(torch.from_numpy(picture).permute(2, 0, 1)[None]))[
-            "3"
-        ]  # [1, 512, 2, 2]
+        pixels = tower.normalised(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        stage = tower.module.backbone.body(pixels)["3"]  # [1, 512, 2, 2]
         cells = torchvision.ops.roi_align(stage, [boxes[0, real] * 2], 7, 1.0, 2, True)
     torch.testing.assert_close(tokens[0, real].float(), cells.mean(dim=(2, 3)), atol=2e-3, rtol=2e-3)
     assert len({row.numpy().tobytes() for row in tokens[0, real]}) > 1

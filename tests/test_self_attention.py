@@ -50,9 +50,8 @@ def test_in_bf16_it_is_as_near_to_float32_as_transformers_steps_are(theirs, bias
     usual, found = called(theirs, bias, torch.bfloat16), called(SelfAttention(theirs), bias, torch.bfloat16)
     assert found["attended"].dtype == usual["attended"].dtype == torch.bfloat16
     for name, value in exact.items():
-        if (
-            name == "key.bias's gradient"
-        ):  # zero but for rounding: the same number on all logits of a row changes no weight
+        # zero but for rounding: the same number on all logits of a row changes no weight
+        if name == "key.bias's gradient":
             continue
         error, usual_error = ((other[name].float() - value).norm() / value.norm() for other in (found, usual))
         assert error < 1.5 * usual_error + 1e-3, name

@@ -262,10 +262,8 @@ def test_what_is_berts_kin_becomes_visualberts_text_side(kind, tmp_path, request
 def test_what_is_berts_kin_is_late_fusions_text_side(kind, tmp_path, request):
     build, tokenizer = TEXT[kind]
     save_text(build(), request.getfixturevalue(tokenizer), tmp_path)
-    tower, labels = (
-        load_text_encoder(str(tmp_path)),
-        LabelSet(task="single", labels=(Label(name="a", count=1), Label(name="b", count=1))),
-    )
+    tower = load_text_encoder(str(tmp_path))
+    labels = LabelSet(task="single", labels=(Label(name="a", count=1), Label(name="b", count=1)))
     model = late_fusion.build(Building(labels, str(tmp_path), 96, [])).model.eval()
     encoded = tower.tokenizer(["a red circle", "two very green squares by hand"], padding=True, return_tensors="pt")
     ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()

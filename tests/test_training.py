@@ -50,9 +50,8 @@ def equal(one: Path, other: Path) -> bool:
 @pytest.mark.parametrize("name", model_names())
 def test_a_run_is_whole(trained, store, name):
     run = trained(name)
-    kept = {
-        "export"
-    }  # which `predict` keeps in a run that has labelled many items, as a test before this may have done
+    # which `predict` keeps in a run that has labelled many items, as a test before this may have done
+    kept = {"export"}
     assert {path.name for path in run.iterdir()} - kept == FILES
     assert any((run / "tensorboard").iterdir())
     manifest = verify(run, "train")

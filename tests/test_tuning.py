@@ -72,10 +72,8 @@ def test_training_with_the_best_options_makes_the_best_run(found, store, tmp_pat
     assert "coattention" not in best
     arguments = ["train", "resnet-gru", str(store), "--out", str(tmp_path / "run"), "--seed", "2", "--device", "cpu"]
     cli.main([*arguments, "--options", str(out / "best.json")], standalone_mode=False)
-    ours, theirs = (
-        load_file(tmp_path / "run" / "model.safetensors"),
-        load_file(Path(summary["run"]) / "model.safetensors"),
-    )
+    ours = load_file(tmp_path / "run" / "model.safetensors")
+    theirs = load_file(Path(summary["run"]) / "model.safetensors")
     assert all(bool((ours[name] == value).all()) for name, value in theirs.items())
     assert verify(tmp_path / "run")["arguments"] == verify(Path(summary["run"]))["arguments"]
 

@@ -11,6 +11,7 @@ import click
 
 from labeler.cli import options
 
+# labeler.sources.FORMATS, which --help need not load
 FORMATS = (
     "auto",
     "jsonl",
@@ -24,9 +25,7 @@ FORMATS = (
     "class-folders",
     "lance",
     "hub",
-)  # those of labeler.sources.FORMATS that may be asked for, and auto; --help need not load them
-
-
+)
 MOST_TOLD = 8  # labels whose numbers are printed
 MOST_ALIKE = 3  # sets of labels that a warning names
 FEW = 20  # rows of a split that say next to nothing
@@ -142,8 +141,10 @@ def command(
     rare = rare_labels(profile, given["split"])
     lines += rare + warnings_of(profile, given["split"], rare=bool(rare))
     lines += alike_labels(profile)
-    lines += joint_labels(profile) if given["task"] != "single" else []
-    lines += other_labels(profile) if given["label"] is None and not given["label_columns"] else []
+    if given["task"] != "single":
+        lines += joint_labels(profile)
+    if given["label"] is None and not given["label_columns"]:
+        lines += other_labels(profile)
     lines += told_leaks(profile, given["drop_leaks"])
     if profile["rejected"]:
         lines.append(f"  the rejected rows, with reasons: {out / 'rejects.jsonl'}")
@@ -224,7 +225,9 @@ def alike_labels(profile: dict[str, Any]) -> list[str]:
     found = profile.get("labels_alike") or []
     if not found:
         return []
-    shown = "; ".join(", ".join(map(repr, names)) for names in found[:MOST_ALIKE]) + "; ..." * (len(found) > MOST_ALIKE)
+    shown = "; ".join(", ".join(map(repr, names)) for names in found[:MOST_ALIKE])
+    if len(found) > MOST_ALIKE:
+        shown += "; ..."
     return [f"  warning: labels that may be one, written in several ways: {shown}: they stay as they are"]
 
 

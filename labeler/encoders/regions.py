@@ -156,8 +156,9 @@ def _see_one(model: FasterRCNN, pixels: Tensor) -> tuple[Tensor, Tensor]:
     if not len(corners):
         corners = pixels.new_tensor([[0, 0, side, side]])
     last = list(stages.values())[-1]
+    # [n, D, 7, 7]
     cells = torchvision.ops.roi_align(
         last, [corners], GRID, spatial_scale=last.shape[-1] / side, sampling_ratio=2, aligned=True
-    )  # [n, D, 7, 7]
+    )
     padding = (0, 0, 0, REGIONS - len(corners))
     return nn.functional.pad(cells.mean(dim=(2, 3)), padding), nn.functional.pad(corners / side, padding)

@@ -95,9 +95,8 @@ def pretrained_tower(tower: TextEncoder) -> PreTrainedModel:
 
 def read_words(tower: PreTrainedModel, input_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Return a text tower's last hidden states [B, T, D] for input_ids [B, T]; text_mask [B, T] hides padding from the words."""
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0) + position_offset(
-        tower.config
-    )  # [1, T]
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    positions = places.unsqueeze(0) + position_offset(tower.config)  # [1, T]
     # softmax over no token at all would be NaN; a row without a text sees its padding here, which its mean leaves out
     mask = text_mask | ~text_mask.any(dim=1, keepdim=True)
     hidden: Tensor = tower(input_ids, attention_mask=mask.long(), position_ids=positions).last_hidden_state

@@ -10,10 +10,8 @@ import scipy  # its parts are loaded when they are first used
 from labeler.evaluation.predictions import Predictions, round_scores
 
 BINS = 10
-RANGE = (
-    np.log(0.05),
-    np.log(20.0),
-)  # of the temperature's logarithm: beyond it lies only what perfect rows would ask for
+# of the temperature's logarithm: beyond it lies only what perfect rows would ask for
+RANGE = (np.log(0.05), np.log(20.0))
 
 
 def scores_of_logits(task: str, logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -63,6 +63,7 @@ class Statistics:
         hits, support, claimed = (x.T.astype(float) @ weights for x in (self.both, truth, predicted))  # [L, D]
         f1 = np.where(support > 0, ratio(2 * hits, support + claimed), np.nan)
         total = weights.sum(axis=0)
+        of_order = self.of_order(weights, wanted)
         ways: dict[str, Callable[[], np.ndarray]]
         if self.task == "single":
             ways = {
@@ -88,13 +89,15 @@ class Statistics:
                 "subset_accuracy": lambda: ratio(self.right @ weights, total),
             }
         ways["auroc"] = lambda: of_order["auroc"]
-        names = [name for name in ways if wanted is None or name in wanted]
-        asked_order = [name for name in OF_ORDER if name in names]
-        of_order: dict[str, np.ndarray] = {}
-        if asked_order:
-            values = over_labels(self.ranked, weights, [OF_ORDER[name] for name in asked_order])
-            of_order = dict(zip(asked_order, values, strict=True))
-        return {name: ways[name]() for name in names}
+        return {name: way() for name, way in ways.items() if wanted is None or name in wanted}
+
+    def of_order(self, weights: np.ndarray, wanted: Collection[str] | None) -> dict[str, np.ndarray]:
+        """Return those of OF_ORDER that are `wanted`, all by default; precisions are no metric of a single label a row."""
+        there = ["auroc"] if self.task == "single" else list(OF_ORDER)
+        names = [name for name in there if wanted is None or name in wanted]
+        if not names:
+            return {}
+        return dict(zip(names, over_labels(self.ranked, weights, [OF_ORDER[name] for name in names]), strict=True))
 
 
 def statistics(

@@ -22,9 +22,8 @@ class Predictions(NamedTuple):
     truth: np.ndarray  # [N, L] bool
     scores: np.ndarray  # [N, L] float64 in 0..1
     predicted: np.ndarray  # [N, L] bool
-    agreed: np.ndarray | None = (
-        None  # [N] `vqa_accuracy` of what is predicted, NaN without answers; None where no row has any
-    )
+    # [N] `vqa_accuracy` of what is predicted, NaN without answers; None where no row has any
+    agreed: np.ndarray | None = None
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import scores_of, settle
 from labeler.inputs import found_again
 from labeler.items import Item
-from labeler.pictures.decoding import prepare_images
+from labeler.pictures.decoding import Wanted, prepare_images
 from labeler.pictures.images import ImageError, Prepared
 from labeler.records import IMAGE_SHA256, Record, read_records
 from labeler.taxonomy import taxonomy_of
@@ -233,7 +233,7 @@ def decoded_subjects(run: Run, given: Sequence[tuple[Record, Path | None, str | 
     from labeler.engines.native import image_tower, make_pairs
 
     tower = image_tower(run)
-    files = [None if path is None else (path, sha256) for _, path, sha256 in given]
+    files = [None if path is None else Wanted(path, sha256) for _, path, sha256 in given]
     pictures: list[Prepared | None] = []
     for picture in prepare_images(files, tower.size, looks=True):
         if isinstance(picture, ImageError):

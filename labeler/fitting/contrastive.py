@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import set_seed
 
 from labeler.artifacts import write_json
 from labeler.batches import StorePairs
@@ -94,8 +94,6 @@ class ContrastiveFit:
             args=training_arguments(folder / "trainer", self.options, self.seed, self.device),
             callbacks=[Watch(cast(Any, self))],
         )
-        trainer.remove_callback(PrinterCallback)  # standard output is for data
-        trainer.remove_callback(ProgressCallback)
         checkpoint = newest_checkpoint(folder / "trainer") if resume else None
         give_back_freed_memory()
         keep_freed_memory()
@@ -167,10 +165,8 @@ class ContrastiveTrainer(ValidatingTrainer):
 
     def step_in_chunks(self, model: Any, chunks: list[dict[str, Tensor]]) -> Tensor:
         """Return the loss of a batch in chunks, its gradients added up."""
-        scale, keys = (
-            cast(ContrastiveFit, self.fit).model.logit_scale,
-            torch.cat([chunk.pop("labels") for chunk in chunks]),
-        )
+        scale = cast(ContrastiveFit, self.fit).model.logit_scale
+        keys = torch.cat([chunk.pop("labels") for chunk in chunks])
 
         def embed(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
             with self.compute_loss_context_manager():  # bf16, if that is asked for

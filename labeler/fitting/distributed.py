@@ -22,7 +22,7 @@ from typing import Any
 from labeler.artifacts import write_json
 from labeler.errors import InterruptedRun, LabelerError, UsageError
 from labeler.interrupts import stop_on_interrupt
-from labeler.ray_cluster import check_ray, cpus_each, ray_running
+from labeler.ray_cluster import cpus_each, ray_running
 from labeler.training_options import TrainOptions
 
 DEVICES = ("auto", "cpu", "cuda")  # which one of several GPUs a worker has is for Ray to say
@@ -73,6 +73,8 @@ def say_if_waiting(nodes: Sequence[Mapping[str, Any]], workers: int, gpus: bool)
 def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: str | None = None) -> dict[str, Any]:
     """Train what the arguments `fit` of `labeler.fitting.fit.Fit` say in `folder`, on that many workers; return the history.
 
+    Ray is there and the device is one of DEVICES: see `check_ray` and `check_device`, which come before anything is touched.
+
     The run's files lie in `folder` afterwards. Training goes on from the checkpoints in it, if there are any.
 
     Ctrl-C, or SIGTERM, asks the workers to save a checkpoint and stop; a second one stops them at once.
@@ -80,11 +82,6 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
     Raises LabelerError with what a worker raised, and when workers have died more than MAX_FAILURES times; InterruptedRun after
     Ctrl-C.
     """
-    check_ray()
-    if fit["device"] not in DEVICES:
-        raise UsageError(
-            f"--device {fit['device']} with --workers: Ray gives each its own; choose from {', '.join(DEVICES)}"
-        )
     decode_ahead(fit["data"], fit["options"], fit["teachers"])
     with ray_running(address, workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig

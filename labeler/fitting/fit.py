@@ -13,11 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    set_seed,
-)
+from transformers import set_seed
 
 from labeler.artifacts import write_json
 from labeler.baselines import linear_probe
@@ -165,8 +161,6 @@ class Fit:
             args=training_arguments(folder / "trainer", self.options, self.seed, self.device),
             callbacks=[Watch(self)],
         )
-        trainer.remove_callback(PrinterCallback)  # standard output is for data
-        trainer.remove_callback(ProgressCallback)
         checkpoint = newest_checkpoint(folder / "trainer") if resume else None
         if checkpoint:
             log.info("going on from %s", checkpoint.name)

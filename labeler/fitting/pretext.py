@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import set_seed
 
 from labeler.artifacts import write_json
 from labeler.end_to_end import reader
@@ -124,8 +124,6 @@ def learn_pretext(fit: Fit, folder: Path, *, resume: bool) -> None:
     if workers.count() > 1 and workers.is_first():
         log.warning("pretraining on %d workers: each takes a pair's negatives from its part of a batch, %s", workers.count(),
                     trainer.in_parts)  # fmt: skip
-    trainer.remove_callback(PrinterCallback)  # standard output is for data
-    trainer.remove_callback(ProgressCallback)
     checkpoint = newest_checkpoint(folder) if resume else None
     if checkpoint:
         log.info("going on from %s of pretraining", checkpoint.name)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from labeler.artifacts import remove
@@ -49,6 +49,8 @@ class PairTrainer(Trainer):
             data_collator=partial(collated, fit),
             **options,
         )
+        self.remove_callback(PrinterCallback)  # standard output is for data
+        self.remove_callback(ProgressCallback)
         self.loss_is_scaled_for_ga = True  # a batch is a step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

@@ -146,16 +146,19 @@ def build_towers(text_encoder: str, visual_width: int) -> tuple[TwoTowers, PreTr
 
 
 def load_towers(folder: Path) -> tuple[TwoTowers, PreTrainedTokenizerBase]:
-    """Return the towers of a run of `labeler pretrain`, and their tokenizer; raises BadInputError when it is none or damaged."""
-    verify(folder, "pretrain")
+    """Return the towers of a run of `labeler pretrain` that the caller has verified, and their tokenizer."""
     return load_model(TwoTowers, folder, "clip", "pretrain"), AutoTokenizer.from_pretrained(
         folder, local_files_only=True
     )
 
 
 def build(task: Building) -> Built:
-    """Return a head on the towers of the run `task.init`, or on embedded ones that have never seen each other."""
+    """Return a head on the towers of the run `task.init`, or on embedded ones that have never seen each other.
+
+    Raises BadInputError when `task.init` is no run of `labeler pretrain`, damaged, or of other pictures than the store.
+    """
     if task.init:
+        verify(task.init, "pretrain")
         towers, tokenizer = load_towers(task.init)
         if towers.config.visual_width != task.visual_width:
             raise BadInputError(

@@ -6,12 +6,20 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from labeler.pictures.images import Examined, ImageError, Prepared, examine_image, prepare_image, stretch
 from labeler.processes import AHEAD, WorkError, in_workers
 
 NEAR = 128  # rows within which a picture that several of them share is decoded once: so many results are kept
+
+
+class Wanted(NamedTuple):
+    """A picture to decode: its file, the sha256 that this must have, its bytes where they are at hand: then no file is read."""
+
+    path: Path | str
+    sha256: str | None = None
+    data: bytes | None = None
 
 
 def examine_images(paths: Iterable[Path | None]) -> Generator[Examined | ImageError | None, None, None]:
@@ -20,7 +28,7 @@ def examine_images(paths: Iterable[Path | None]) -> Generator[Examined | ImageEr
 
 
 def prepare_images(
-    pictures: Iterable[tuple[Path, str | None] | tuple[Path | str, str | None, bytes | None] | None],
+    pictures: Iterable[Wanted | None],
     side: int,
     ahead: int = AHEAD,
     *,
@@ -28,15 +36,13 @@ def prepare_images(
 ) -> Generator[Prepared | ImageError | None, None, None]:
     """Yield what the towers take of each picture, with `looks` its thumbnail too, or why it cannot be used; None for None.
 
-    `pictures` are paths, each with the sha256 that its file must have, or None, and with its bytes where they are at
-    hand: then no file is read. They are stretched in this process, those over MAX_SENT pixels where they were
-    decoded. See `decoded`.
+    They are stretched in this process, those over MAX_SENT pixels where they were decoded. See `decoded`.
     """
 
     def stretched(picture: Prepared) -> Prepared:
         return picture._replace(pixels=stretch(picture.pixels, side))
 
-    items = (None if item is None else (item[0], side, *(*item[1:], None)[:2], looks) for item in pictures)
+    items = (None if item is None else (item.path, side, item.sha256, item.data, looks) for item in pictures)
     return decoded(prepare_image, items, ahead=ahead, then=stretched)
 
 

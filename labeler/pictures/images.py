@@ -45,9 +45,8 @@ THUMBNAIL_SIDE = 320
 STRETCHED_BY = "torch bicubic"  # a store records it: its tokens are those of these pixels
 STRETCHED, FEW = itertools.count(), 256  # pictures of this process; so many take as long as importing PyTorch
 MAX_SENT = 4_000_000  # pixels of a picture that is stretched in another process than it is decoded in
-PngImagePlugin.MAX_TEXT_CHUNK = (
-    MAX_FILE_BYTES  # a long note beside a picture, which Pillow would refuse, is not read here
-)
+# a long note beside a picture, which Pillow would refuse, is not read here
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_FILE_BYTES
 HASH_SIDE = 16
 NOISE = 2
 

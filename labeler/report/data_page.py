@@ -82,12 +82,13 @@ def render_data(data: DataSet, run: Run) -> str:
     profile = data.profile
     if profile is None:
         return template.render(name=name, store=store, profile=None)
+    labels = _labels(profile)
     html = template.render(
         name=name,
         store=store,
         profile=profile,
         splits=SPLITS,
-        labels=(labels := _labels(profile))[:LISTED],
+        labels=labels[:LISTED],
         n_labels=len(labels),
         lengths=[(title, profile[key]) for key, title in LENGTHS.items() if profile.get(key)],
         charts=[

@@ -29,7 +29,9 @@ def confusion(model: Model, names: list[str]) -> dict[str, Any]:
     pairs = Counter(zip(truth.argmax(axis=1).tolist(), predicted.argmax(axis=1).tolist(), strict=True))
     shown = most_frequent(truth.sum(axis=0), CONFUSED)
     places = {int(label): place for place, label in enumerate(shown)}
-    labels = [names[label] for label in shown] + [OTHERS] * (len(shown) < len(names))
+    labels = [names[label] for label in shown]
+    if len(shown) < len(names):
+        labels.append(OTHERS)
     counts = np.zeros((len(labels), len(labels)), dtype=int)
     for (one, other), number in pairs.items():
         counts[places.get(one, len(shown)), places.get(other, len(shown))] += number

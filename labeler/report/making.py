@@ -23,10 +23,13 @@ def how(model: Model) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if not model.baseline:
         manifest, said = model.run.manifest, model.run.manifest["arguments"]
-        paths = [item["path"] for item in manifest["inputs"]]  # the store, what it started from, then the teachers
+        paths = [item["path"] for item in manifest["inputs"]]
         values |= {"seed": model.metrics["seed"], "trained on": paths[:1]}
-        values |= {"started from": paths.pop(1)} if said.get("init") else {}
-        values |= {"teachers": paths[1:]} if paths[1:] else {}
+        others = paths[1:]  # what it started from, then the teachers
+        if said.get("init"):
+            values["started from"] = others.pop(0)
+        if others:
+            values["teachers"] = others
         values |= {"artifact sha256": manifest["content_sha256"], "versions": manifest["versions"]}
         values |= {f"argument {key}": value for key, value in said.items()}
     values |= {key: value for key, value in model.metrics["settings"].items() if said.get(key) != value}
@@ -69,8 +72,10 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
     asked = manifest["arguments"]
     options = {f"--{name.replace('_', '-')}": asked.get(name) for name in ("text_encoder", "image_encoder")}
     chosen = [word for option, tower in options.items() if tower not in (None, EMBEDDED) for word in (option, tower)]
-    chosen += ["--allow-unknown-words"] if has_unknown_words(run.store) else []
-    chosen += ["--visual-tokens", str(asked["visual_tokens"])] if asked.get("visual_tokens") else []
+    if has_unknown_words(run.store):
+        chosen.append("--allow-unknown-words")
+    if asked.get("visual_tokens"):
+        chosen += ["--visual-tokens", str(asked["visual_tokens"])]
     return [("labeler", "preprocess", manifest["inputs"][0]["path"], "--out", str(run.store), *chosen)]
 
 

@@ -175,6 +175,7 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         above = pair(comparison, rows[-1]["name"], model["name"]) if both else None
         rows.append(model | {"above": above, "is_best": model["name"] in best})
     intervals = [row[f"{headline}_ci95"] or [row[headline], row[headline]] for row in rows]
+    alone = [row for row in rows if row["modalities"]]
     return {
         "comparison": comparison,
         "rows": rows,
@@ -185,7 +186,7 @@ def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
         + list(_answered(comparison)),
         "titles": TITLES,
         "axis": axis_of(intervals),
-        "modalities": (alone := [row for row in rows if row["modalities"]]),
+        "modalities": alone,
         "modality_axis": alone
         and axis_of(
             [

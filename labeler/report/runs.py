@@ -74,7 +74,9 @@ def _read_run(folder: Path, split: str) -> Run:
     pretrained = manifest["stage"] == "pretrain"
     manifest = read_manifest(folder, "pretrain" if pretrained else "train")
     trained_on = manifest["inputs"][0]["path"] if manifest["inputs"] else "STORE"
-    words = ["labeler", "evaluate", str(folder), "--data", trained_on, "--split", split, *["--zero-shot"] * pretrained]
+    words = ["labeler", "evaluate", str(folder), "--data", trained_on, "--split", split]
+    if pretrained:
+        words.append("--zero-shot")
     command = shlex.join(words)
     if not (folder / f"metrics-{split}.json").is_file():
         raise BadInputError(f"{folder}: no metrics-{split}.json in it, the run is not evaluated; type `{command}`")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,10 +30,8 @@ from labeler.values import SPLITS, RowError, Split, closest, parse_labels, parse
 LISTS = {list, tuple}
 FIXED = "fixed text"  # a count of rows whose text was repaired
 BREAK = ord("\n")
-MOST_TOLD, MOST_COMPARED = (
-    100,
-    100_000,
-)  # of a chunk: wrong labels with their closest, names compared for that in 1 to 3 s
+MOST_TOLD = 100  # wrong labels of a chunk that are told with their closest
+MOST_COMPARED = 100_000  # names that are compared for that, in 1 to 3 s
 PLACES: dict[Split | None, int] = {None: -1} | {split: place for place, split in enumerate(SPLITS)}
 
 
@@ -176,6 +174,7 @@ def expanded(rows: Iterable[Row | Reject], how: Reading) -> Iterator[Row | Rejec
 def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
     """Return the chunk of `rows`: every row is in its lines or among its rejects."""
     records = Fields([], [], [], [], [], [], [], [], [])
+    appends = [(name, values.append) for name, values in records._asdict().items() if name not in ("line", "source")]
     borrowed: list[bool] = []
     rejects: list[Reject] = []
     counts: Counter[Any] = Counter()
@@ -218,9 +217,10 @@ def chunk_of(rows: Iterable[Row | Reject], how: RowReading) -> Chunk:
             continue
         if labels is not None:
             several = several or len(fields["labels"]) > 1 or type(row.fields[names.labels]) is list  # type: ignore[index]
-        places: tuple[Any, ...] = (row.line, row.source)
-        for values, value in zip(cast(tuple[list[Any], ...], records), places + tuple(fields.values()), strict=True):
-            values.append(value)
+        records.line.append(row.line)
+        records.source.append(row.source)
+        for name, append in appends:
+            append(fields[name])
         borrowed.append(own is None or row.borrowed)
     counts["rows"] = len(records.id) + len(rejects)
     for (shape, pictured), rows_alike in shapes.items():
@@ -304,9 +304,8 @@ def relative_image(row: Row, name: str, how: RowReading) -> str:
     """Return the row's image relative to the root; raises ImageError where it must not be read."""
     base = Path(os.path.realpath(image_root(Path(row.source), how.reading.image_folder)))  # as `how.root` is
     path = resolve_image(base, name, allow_outside=how.allow_outside)
-    if ".." in path.parts or not path.is_relative_to(
-        base
-    ):  # by words `..` would lead back out of a link, not on from its target
+    # by words `..` would lead back out of a link, not on from its target
+    if ".." in path.parts or not path.is_relative_to(base):
         path = Path(os.path.realpath(path.parent)) / path.name
     return Path(os.path.relpath(path, how.root)).as_posix()
 

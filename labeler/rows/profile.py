@@ -280,10 +280,12 @@ def quality_lines(profile: dict[str, Any]) -> list[str]:
         lines += [f"pictures    {pictures['count']:,} of {pictures['checked']:,} suspicious"]
         for kind, count in pictures["kinds"].items():
             first = ", ".join(row["id"] for row in pictures["first"][kind][:SHOWN])
-            lines += [f"  {kind:<16} {count:>7,}  {first}"] if count else []
+            if count:
+                lines.append(f"  {kind:<16} {count:>7,}  {first}")
     if errors := profile.get("label_errors"):
         lines += [f"labels      {errors['count']:,} of {errors['checked']:,} rows likely labelled wrong"]
-        lines += [f"  not looked for: {errors['not_checked']}"] if "not_checked" in errors else []
+        if "not_checked" in errors:
+            lines.append(f"  not looked for: {errors['not_checked']}")
         for row in errors["first"][: 2 * SHOWN]:
             given, suggested = (", ".join(row[which]) or "no label" for which in ("given", "suggested"))
             lines += [f"  {row['score']:.4f}  {row['id']}: {given} → {suggested}"]

@@ -245,11 +245,8 @@ def repeated_ids(records: Records) -> tuple[np.ndarray, np.ndarray]:
             for rows in named.values():
                 settle(records, rows, reason, about)
             nameless = [rows for what, rows in named.items() if what is not None and reason[rows[0]] != ID_CONFLICT]
-            others += [
-                (f"{identity}#{number}", rows)
-                for number, rows in enumerate(nameless, 1 + (None in named))
-                if number > 1
-            ]
+            first = 2 if None in named else 1  # a record with an id of its own keeps the plain name
+            others += [(f"{identity}#{number}", rows) for number, rows in enumerate(nameless, first) if number > 1]
     new = keys_of([name.encode() for name, _ in others])
     there = ids[places(ids, np.sort(new)) >= 0]  # np.isin of a few in a million hashes all of these, .6 s
     for (name, rows), is_taken in zip(others, np.isin(new, there).tolist(), strict=True):

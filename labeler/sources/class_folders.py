@@ -39,11 +39,13 @@ def with_label(row: Row, mapping: Mapping[str, str], by_split: bool = False) -> 
     place = row.fields.get(name) if name else None
     place = place if isinstance(place, str) else row.fields.get("id")
     parts = PurePosixPath(str(place)).parts
-    if len(parts) < 2 + by_split or parts[0] in ("..", "/"):
+    least = 3 if by_split else 2  # split, label and file, or the last two
+    if len(parts) < least or parts[0] in ("..", "/"):
         below = f" of {parts[0]}" if by_split and len(parts) == 2 else ""
         message = f"{place}: lies in no sub-folder{below}, whose name would be its label"
         return Reject(row.source, row.line, str(place), "label-missing", message)
-    found: dict[str, object] = {mapping.get("labels", "label"): (parts[by_split],)}
+    label = parts[1] if by_split else parts[0]
+    found: dict[str, object] = {mapping.get("labels", "label"): (label,)}
     if by_split:
         found[mapping.get("split", "split")] = parts[0]
     return row._replace(fields=row.fields | found)

@@ -114,7 +114,8 @@ class Reading:
             if "category_id" in annotation:
                 names = self.labels.setdefault(annotation["image_id"], [])
                 name = self.categories[annotation["category_id"]]
-                names += [] if name in names else [name]
+                if name not in names:
+                    names.append(name)
         yield from self.rejects
         for number, annotation in captions:
             yield self.row(number, annotation["image_id"], annotation)
@@ -127,7 +128,8 @@ class Reading:
         """Note the image of a rejected annotation, unless that was nothing but a caption."""
         if isinstance(annotation, dict) and ("category_id" in annotation or "caption" not in annotation):
             image = annotation.get("image_id")
-            self.unsure |= {image} if isinstance(image, (str, int)) else set()
+            if isinstance(image, (str, int)):
+                self.unsure.add(image)
 
     def faulty_annotation(self, annotation: Any, number: int) -> Faulty | None:
         """Return why an annotation cannot be used, or None."""

@@ -36,7 +36,10 @@ class Document(NamedTuple):
             item = waiting.pop()
             if isinstance(item, Fault):
                 return item
-            waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+            if isinstance(item, dict):
+                waiting += item.values()
+            elif isinstance(item, list):
+                waiting += item
         return None
 
 

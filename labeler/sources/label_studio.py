@@ -201,7 +201,8 @@ def row_of(path: Path, task: Task, control: str | None, several: set[str]) -> Ro
         choices = task.answers[0].get(name, ()) if len(given) == 1 else None
         # a tuple: one label, which may hold the separator of labels in a string
         value: Any = list(choices) if choices is not None and name in several else choices or None
-        fields |= {} if name in taken else {name: value}
+        if name not in taken:
+            fields[name] = value
         label = value if name == control else label
     # a control that is called like a label, as `labels` is, needs no second field, which would be unused
     ours = control if control and find_field([*fields, control], "labels", {}) == control else "label"
