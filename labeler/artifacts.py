@@ -79,6 +79,11 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
+def read_json(path: Path) -> Any:
+    """Return what the JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON; the file appears whole or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
@@ -112,7 +117,7 @@ def read_manifest(folder: Path, made_by: str | None = None, name: str = MANIFEST
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such artifact folder; {step}")
     try:
-        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
+        manifest = read_json(folder / name)
         stage, schema_version = manifest["stage"], 0 + manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         step = inside(folder, made_by) or step
@@ -134,7 +139,7 @@ def inside(folder: Path, made_by: str | None) -> str:
     stages, found = (made_by,) if made_by else ("train", "pretrain"), []
     for path in sorted(folder.glob(f"*/{MANIFEST}")):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads(path.read_text(encoding="utf-8"))["stage"] in stages:
+            if read_json(path)["stage"] in stages:
                 found.append(str(path.parent))
     return f"give what lies in it: {', '.join(found)}" if found else ""
 
@@ -303,7 +308,7 @@ def refuse_foreign(folder: Path, stage: str | None) -> None:
     made_by = None
     if folder.is_dir() and (folder / MANIFEST).is_file():
         try:
-            found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            found = read_json(folder / MANIFEST)
         except (OSError, ValueError):  # damaged
             return
         made_by = found.get("stage") if isinstance(found, dict) and "content_sha256" in found else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from labeler.artifacts import (
     adding,
     already_made,
     input_of,
+    read_json,
     read_manifest,
     remove,
     verify,
@@ -113,7 +113,7 @@ def evaluate(
     arguments = asked(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), arguments)
     if not force and already_made(run, recipe, name):
-        return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
+        return Evaluated(run, True, read_json(run / f"metrics-{split}.json"))
     from labeler.store import Store
 
     store = Store(data, check=False)
@@ -157,7 +157,7 @@ def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:
     """Copy the baselines' predictions to `folder`; return their figures. What was made in `folder` is removed."""
     for path in baselines.glob("baseline-*.jsonl"):
         shutil.copyfile(path, folder / path.name)
-    found: list[dict[str, Any]] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = read_json(baselines / "baselines.json")
     if baselines.parent == folder:
         remove(baselines)
     return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from labeler.artifacts import read_json
 from labeler.evaluation import ANSWERS, HEADLINE, kept_promise
 from labeler.evaluation.measuring import FEW_POSITIVES
 from labeler.records import LabelSet, read_label_set
@@ -195,7 +195,7 @@ def sureness(metrics: dict[str, Any] | None) -> str:
 def label_table(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) -> str:
     """Return each label with its rows, its threshold and its figures."""
     given = folder / "thresholds.json"
-    thresholds = json.loads(given.read_text(encoding="utf-8"))["thresholds"] if given.is_file() else None
+    thresholds = read_json(given)["thresholds"] if given.is_file() else None
     thresholds = metrics["thresholds"] if metrics and metrics.get("thresholds") else thresholds
     heads = ["label", "pairs in the data"]
     columns = [[cell(label.name) for label in labels.labels], [str(label.count) for label in labels.labels]]
@@ -213,7 +213,7 @@ def label_table(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) 
 
 def limits(folder: Path, labels: LabelSet, trained: dict[str, Any], metrics: dict[str, Any] | None) -> str:
     """Return what the model is not good for, as far as figures and settings say."""
-    preprocessor = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+    preprocessor = read_json(folder / "preprocessor.json")
     lines = [
         "It knows these labels and no others, and was measured on pairs like those it was trained on.",
         f"Texts are cut at {preprocessor['max_text_tokens']} tokens; pictures are stretched to the image tower's square.",
@@ -236,7 +236,7 @@ def limits(folder: Path, labels: LabelSet, trained: dict[str, Any], metrics: dic
 
 def origin(folder: Path, trained: dict[str, Any], typed: str) -> str:
     """Return how it was trained; `typed` is the command."""
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    history = read_json(folder / "history.json")
     best = history["epochs"][history["best_epoch"] - 1]
     lines = [
         "## How it was trained",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import Recipe, already_made, check_free, input_of, remove
+from labeler.artifacts import Recipe, already_made, check_free, input_of, read_json, remove
 from labeler.errors import UsageError
 from labeler.inputs import verified_store
 from labeler.model_card import given
@@ -82,7 +81,7 @@ def pretrain(
     recipe = Recipe("pretrain", inputs, {"model": check_can_pretrain(model), **options.arguments()}, seed)
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
-        return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
+        return Trained(out, True, read_json(out / "history.json"))
     check_free(out, "pretrain")
     from labeler.fitting.contrastive import ContrastiveFit  # torch, only when there is something to train
 

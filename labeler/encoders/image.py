@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
-from labeler.artifacts import write_json
+from labeler.artifacts import read_json, write_json
 from labeler.encoders.flava import FLAVA, FLAVA_IMAGES, load_flava
 from labeler.encoders.grids import Grid, averages, grid_of, without_registers
 from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
@@ -203,7 +202,7 @@ def _embedded() -> ImageEncoder:
 
 def _from_folder(folder: Path) -> ImageEncoder:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         if "model_type" in config:
             return _transformers(str(folder), str(folder), True)
         if config.get("library") == LIBRARY:

@@ -8,7 +8,6 @@ Visual Genome's 1,600, and the features are pooled from the last stage of its Re
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 
+from labeler.artifacts import read_json
 from labeler.encoders.pretrained import load_torchvision
 from labeler.encoders.weights import REGIONS as PREFIX
 from labeler.encoders.weights import first_line
@@ -76,7 +76,7 @@ def load_detector(name: str) -> Detector:
 
 def _from_folder(folder: Path) -> Detector:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         if config.get("library") != LIBRARY:
             raise LabelerError(f"no detector: config.json does not name the library {LIBRARY!r}")
         side = config.get("input_size", (3, SIDE, SIDE))[-1]

@@ -9,7 +9,6 @@ store and write the run by the same paths. Imports neither ray nor torch until a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import write_json
+from labeler.artifacts import read_json, write_json
 from labeler.errors import InterruptedRun, LabelerError, UsageError
 from labeler.interrupts import stop_on_interrupt
 from labeler.ray_cluster import check_ray, cpus_each, ray_running
@@ -124,12 +123,12 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
     if stopped:
         raise InterruptedRun("stopped; the same command with --resume goes on from the last checkpoint")
     if lost.is_file():
-        told = json.loads(lost.read_text(encoding="utf-8"))
+        told = read_json(lost)
         lost.unlink()
         raised = LabelerError(told["message"])
         raised.exit_code = told["exit_code"]
         raise raised
-    return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    return read_json(folder / HISTORY)
 
 
 def decode_ahead(data: Path, options: TrainOptions, teachers: Sequence[Any]) -> None:

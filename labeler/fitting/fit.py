@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from labeler.artifacts import write_json
+from labeler.artifacts import read_json, write_json
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
 from labeler.decisions import VALIDATION
@@ -46,7 +46,6 @@ from labeler.losses import TrainingLoss, labelling_loss
 from labeler.memory import give_back_freed_memory, keep_few_shapes, keep_freed_memory
 from labeler.models import Building, Built, constant, model_module
 from labeler.pixels import Pixels, stored_pixels
-from labeler.runs import read_json
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import METRICS, TrainOptions

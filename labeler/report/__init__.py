@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from labeler.artifacts import (
     adding,
     already_made,
     input_of,
+    read_json,
     read_manifest,
     write_json,
     write_text,
@@ -56,7 +56,7 @@ def report(
     _refuse_foreign(out)
     if not force and already_made(out, recipe):
         log.info("%s: already made from the same inputs; --force makes it again", out)
-        return json.loads((out / FILES[0]).read_text(encoding="utf-8"))
+        return read_json(out / FILES[0])
     models = collect(found)
     comparison = compare_models(found, models)
     explained = explain_rows(trained(comparison, models)[0], comparison["task"], out, explain, force, device)

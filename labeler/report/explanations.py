@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from labeler.artifacts import Input, Recipe, adding, already_made, input_of, read_manifest, sha256_json, write_json
+from labeler.artifacts import (
+    Input,
+    Recipe,
+    adding,
+    already_made,
+    input_of,
+    read_json,
+    read_manifest,
+    sha256_json,
+    write_json,
+)
 from labeler.errors import BadInputError, LockedError
 from labeler.evaluating import refuse_mismatch
 from labeler.evaluation import Predictions
@@ -113,7 +122,7 @@ def explain_rows(best: Model, task: str, out: Path, count: int, force: bool, dev
     except (BadInputError, OSError) as error:
         log.warning("explanations are left out: %s", error)
         return Explained(asked, [], f"Explanations are left out: {error}.")
-    values = json.loads((out / FILE).read_text(encoding="utf-8"))
+    values = read_json(out / FILE)
     return Explained(asked, [explanation_of(one, None) for one in values])
 
 

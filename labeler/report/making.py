@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import read_manifest
+from labeler.artifacts import read_json, read_manifest
 from labeler.encoders.weights import EMBEDDED
 from labeler.errors import BadInputError, UsageError
 from labeler.inputs import replaced
@@ -77,7 +77,7 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
 def has_unknown_words(store: Path) -> bool:
     """Return whether the text tower knows too few of the store's words for `labeler preprocess` to make it unasked."""
     try:
-        return "unknown_share" in json.loads((store / "towers.json").read_text(encoding="utf-8"))["text"]
+        return "unknown_share" in read_json(store / "towers.json")["text"]
     except (OSError, ValueError, KeyError):
         return False
 

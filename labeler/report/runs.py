@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from labeler.artifacts import MANIFEST, Input, input_of, read_manifest, sha256_file, work_folder
+from labeler.artifacts import MANIFEST, Input, input_of, read_json, read_manifest, sha256_file, work_folder
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, read_predictions, without_parents
 from labeler.inputs import found_again
@@ -123,7 +122,7 @@ def _refuse_unfinished(folder: Path) -> None:
 
 def _read_json(path: Path, command: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: not readable as JSON; type `{command}`") from error
 
