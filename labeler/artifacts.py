@@ -96,12 +96,21 @@ def write_text(path: Path, text: str) -> None:
 
 def write_parts(path: Path, parts: Iterable[str]) -> None:
     """Write a UTF-8 file of `parts`, one after another, that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with appearing(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def appearing(path: Path, *, alone: bool = False) -> Iterator[Path]:
+    """Yield a partial file beside `path`, which takes its place when the block ends and is removed when it raises.
+
+    alone: no other process writes `path` meanwhile; what a kill leaves of it is then overwritten by the next try.
+    """
+    partial = path.with_name(f".{path.name}.partial" if alone else f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -254,8 +263,7 @@ def making(
     """Yield a work folder; when the block ends without an error, publish it as `folder`.
 
     Args:
-        folder: the artifact's final place, or a link to it, which stays. An older artifact there is replaced only at the very
-            end.
+        folder: the artifact's final place, or a link to it, which stays. An older one there is replaced only at the very end.
         recipe: recorded in the manifest; a function is called when the folder is complete.
         resume: begin with what an interrupted making left in the work folder.
         keep: leave the work folder there on errors, so that a later making can resume.
@@ -296,9 +304,8 @@ def check_free(folder: Path, stage: str) -> None:
 
 
 def refuse_foreign(folder: Path, stage: str | None) -> None:
-    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged; and for `.`.
-
-    And for a name that is not UTF-8 (see `refuse_bytes`).
+    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged; for `.`, and for
+    a name that is not UTF-8 (see `refuse_bytes`).
     """
     refuse_bytes(folder)
     if folder.name in ("", ".."):  # what is replaced is renamed, and whoever is in it is in a folder that is gone

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from labeler.artifacts import appearing
 from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.pictures.images import FRAME, MAX_FILE_BYTES, ImageError, check_size
 from labeler.records import Remote
@@ -188,11 +189,10 @@ def download(url: str, path: Path) -> None:
     """Write an object to a file, which appears whole or not at all."""
     from pyarrow.fs import LocalFileSystem, copy_files
 
-    partly = path.with_name(f".{path.name}.partial")
-    with told(url):
+    # a copy of gigabytes that a kill left is not to lie there beside the next one's
+    with appearing(path, alone=True) as partial, told(url):
         filesystem, place = opened(url)
-        copy_files(place, str(partly), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
-    partly.replace(path)
+        copy_files(place, str(partial), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
 
 
 def upload(path: Path, url: str) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from xxhash import xxh3_64_intdigest
 
-from labeler.artifacts import locked, make_parent, sha256_file, work_folder
+from labeler.artifacts import appearing, locked, make_parent, sha256_file, work_folder
 from labeler.errors import BadInputError, LabelerError
 from labeler.replacing import FOREIGN
 
@@ -347,13 +347,8 @@ def publish_joined(work: Path, out: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a file that appears whole or not at all; its folder is locked, or nobody else's."""
+    with appearing(path, alone=True) as partial, open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
