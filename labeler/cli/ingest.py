@@ -39,7 +39,7 @@ def parse_columns(context: click.Context, parameter: click.Parameter, values: tu
 
 
 @click.command("ingest")
-@click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
+@click.argument("sources", nargs=-1, required=True, type=options.PATH)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
 @click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
               help="auto: told by names and content. class-folders: sub-folders are labels. hub: as on the hub.")  # fmt: skip
@@ -59,13 +59,13 @@ def parse_columns(context: click.Context, parameter: click.Parameter, values: tu
 )
 @click.option("--label-columns", multiple=True, callback=parse_columns, metavar="A,B,...",
               help="Fields that say of a label each if it applies: 1 or 0, true or false, yes or no, x or blank.")  # fmt: skip
-@click.option("--labels", type=options.FOLDER, metavar="FILE",
+@click.option("--labels", type=options.PATH, metavar="FILE",
               help="All labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
-@click.option("--answers", type=options.FOLDER, metavar="FILE",
+@click.option("--answers", type=options.PATH, metavar="FILE",
               help="The same for answers to questions, but any other answer becomes <unk>.")  # fmt: skip
 @click.option("--top-answers", type=click.IntRange(min=1), metavar="N",
               help="Keep the N most frequent answers, or labels, of the train rows; any other becomes <unk>.")  # fmt: skip
-@click.option("--taxonomy", type=options.FOLDER, metavar="FILE",
+@click.option("--taxonomy", type=options.PATH, metavar="FILE",
               help='JSON, {"child": "parent"} or {"parent": ["child"]}: a label brings its parent.')  # fmt: skip
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip

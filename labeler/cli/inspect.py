@@ -10,7 +10,7 @@ from labeler.cli import options
 
 
 @click.command("inspect")
-@click.argument("dataset", type=options.FOLDER)
+@click.argument("dataset", type=options.PATH)
 @options.force
 @options.as_json
 def command(dataset: Path, force: bool, as_json: bool) -> None:
