@@ -14,7 +14,7 @@ from labeler.inputs import verified_store
 from labeler.model_card import given
 from labeler.models import check_name, constant, model_names
 from labeler.towers_card import towers_card
-from labeler.training import Trained, checkpoints_of, fitted, run_here
+from labeler.training import Trained, checkpoints_of, publish_run, run_here
 from labeler.training_options import TrainOptions, options_for
 
 CHUNK = 256
@@ -91,7 +91,7 @@ def pretrain(
     def card(folder: Path) -> str:
         return towers_card(folder, trained, shlex.join(pretrain_command(trained, out)), place=out)
 
-    return Trained(out, False, fitted(partial(run_here, fit), out, recipe, resume, card))
+    return Trained(out, False, publish_run(partial(run_here, fit), out, recipe, resume, card))
 
 
 def pretrain_command(trained: dict[str, Any], out: Path) -> list[str]:

@@ -116,7 +116,9 @@ def train(
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
 
     run = partial(run_here, fit) if fit is not None else partial(run_on_workers, how, workers, ray_address)
-    return Trained(out, False, fitted(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out)))
+    return Trained(
+        out, False, publish_run(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
+    )
 
 
 def recorded(
@@ -153,7 +155,7 @@ def refuse_another_model(out: Path, model: str) -> None:
             raise UsageError(f"{out}: holds a run of {was}; choose another --out, or --force replaces it by {model}")
 
 
-def fitted(
+def publish_run(
     run: Callable[[Path, bool], dict[str, Any]],
     out: Path,
     recipe: Recipe,

@@ -1,7 +1,7 @@
 """Fusion models: one a file; the file's name, with hyphens, is the model's name.
 
 Such a file holds a config class (`Config`), the module (`Model`: a batch in, logits [B, L] out) and
-`build(task: Building) -> Model`. Adding a model is adding a file; the tests of all models take it up.
+`build(building: Building) -> Model`. Adding a model is adding a file; the tests of all models take it up.
 """
 
 from __future__ import annotations
