@@ -43,7 +43,7 @@ from labeler.evaluation import (
     write_named,
 )
 from labeler.inputs import verified_store
-from labeler.measuring import MODALITIES, asked, learned_from, make_baselines, measured, measured_parents
+from labeler.measuring import MODALITIES, learned_from, make_baselines, measured, measured_parents, measuring_arguments
 from labeler.model_card import model_card
 from labeler.origins import has_seen, note_origins
 from labeler.pretraining import pretrain_command
@@ -110,7 +110,7 @@ def evaluate(
         refuse_towers(run, "--zero-shot")
     trained, stored = verify(run, "pretrain" if zero_shot else "train"), verified_store(data)
     name = f"manifest-{split}.json"
-    arguments = asked(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})
+    arguments = measuring_arguments(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), arguments)
     if not force and already_made(run, recipe, name):
         return Evaluated(run, True, read_json(run / f"metrics-{split}.json"))

@@ -270,11 +270,11 @@ def command(trained: dict[str, Any], out: Path) -> list[str]:
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
     own = asdict(options_for(name, tower)) | {"finetune_image": False}
     words = ["labeler", "train", name, store, *start, *(word for path in named for word in ("--teacher", path))]
-    words += [word for prompts in told for word in described(prompts)]
+    words += [word for prompts in told for word in prompt_words(prompts)]
     return [*words, "--out", str(out), *given(arguments, own), "--seed", str(trained["seed"])]
 
 
-def described(prompts: dict[str, Any]) -> list[str]:
+def prompt_words(prompts: dict[str, Any]) -> list[str]:
     """Return what says how labels were told, as a manifest has it: {templates, described}."""
     templates = prompts.get("templates", list(TEMPLATES))
     words = [word for template in templates if templates != list(TEMPLATES) for word in ("--template", template)]

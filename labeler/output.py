@@ -168,7 +168,7 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
     is put beside it.
 
     Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object, or
-    it has been changed since or meanwhile, unless `force`, and as `told` does.
+    it has been changed since or meanwhile, unless `force`, and as `as_our_errors` does.
     """
     folder = cache_folder(url)
     path = folder / posixpath.basename(url)

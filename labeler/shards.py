@@ -132,8 +132,8 @@ class Shards:
         finished = None if force else self.finished()
         self.shards = [*([finished] if finished else []), *self.interrupted()]
         self.old = len(finished.keys) if finished else 0
-        keys = joined((shard.keys for shard in self.shards), np.uint64)
-        marks = joined((shard.marks for shard in self.shards), np.uint8)
+        keys = concatenated((shard.keys for shard in self.shards), np.uint64)
+        marks = concatenated((shard.marks for shard in self.shards), np.uint8)
         self.count = len(keys)
         offered = np.flatnonzero((marks != ERROR) | (np.arange(self.count) >= self.old))  # errors may be gone by now
         self.numbers = offered[np.argsort(keys[offered], kind="stable")]
@@ -214,10 +214,10 @@ class Shards:
         order = np.frombuffer(self.order, np.int64) if self.order else np.zeros(0, np.int64)
         sizes = [len(shard.keys) for shard in self.shards]
         files = np.repeat(np.arange(len(sizes)), sizes)[order]
-        keys = joined((shard.keys for shard in self.shards), np.uint64)[order]
-        marks = joined((shard.marks for shard in self.shards), np.uint8)[order]
-        starts = joined((shard.bounds[:-1] for shard in self.shards), np.int64)[order]
-        ends = joined((shard.bounds[1:] for shard in self.shards), np.int64)[order]
+        keys = concatenated((shard.keys for shard in self.shards), np.uint64)[order]
+        marks = concatenated((shard.marks for shard in self.shards), np.uint8)[order]
+        starts = concatenated((shard.bounds[:-1] for shard in self.shards), np.int64)[order]
+        ends = concatenated((shard.bounds[1:] for shard in self.shards), np.int64)[order]
         kept = int((order < self.old).sum())
         counts = Counts(
             len(order), int((marks == ERROR).sum()), int((marks == REVIEW).sum()), kept, self.vanished(order)
@@ -304,7 +304,7 @@ def description(shard: Shard, sha256: str, recipe: dict[str, Any]) -> bytes:
     return orjson.dumps({"recipe": recipe, "sha256": sha256, "count": len(shard.keys), **arrays})
 
 
-def joined(arrays: Iterable[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+def concatenated(arrays: Iterable[np.ndarray], kind: type[np.generic]) -> np.ndarray:
     """Return the arrays one after the other, as one of numbers of that kind; an empty one where there are none."""
     return np.concatenate([np.zeros(0, kind), *arrays])
 

@@ -33,7 +33,7 @@ from labeler.fitting.arguments import training_arguments, use_bf16
 from labeler.fitting.averaging import AveragedWeights
 from labeler.fitting.checkpoints import Progress, newest_checkpoint, writing
 from labeler.fitting.distillation import ZeroShotTeacher, refuse_idle, teachers_say
-from labeler.fitting.pretext import check_pretext, learn_pretext, told
+from labeler.fitting.pretext import check_pretext, learn_pretext, read_pretraining
 from labeler.fitting.sharding import ShardedTrainer
 from labeler.fitting.trainer import (
     LabelTrainer,
@@ -191,7 +191,7 @@ class Fit:
             self.tell_if_worse(history)
         history |= {"train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}
         if self.options.pretrain:
-            history["pretraining"] = told(pretraining)
+            history["pretraining"] = read_pretraining(pretraining)
         return history | {
             "train_seconds": round(self.progress.elapsed, 2),
             "pairs_per_second": round(self.progress.pairs / self.progress.seconds, 2),

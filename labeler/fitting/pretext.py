@@ -137,6 +137,6 @@ def learn_pretext(fit: Fit, folder: Path, *, resume: bool) -> None:
     set_seed(fit.seed)
 
 
-def told(folder: Path) -> dict[str, Any]:
+def read_pretraining(folder: Path) -> dict[str, Any]:
     """Return what pretraining left in `folder` to be told in the history: each epoch's losses, and the seconds."""
     return cast("dict[str, Any]", read_json(folder / TOLD))

@@ -23,7 +23,7 @@ from labeler.report.comparison import collect, compare_models, trained
 from labeler.report.data_page import DataSet, first_errors, read_data, render_data
 from labeler.report.explanations import explain_rows
 from labeler.report.page import render_csv, render_markdown, render_page
-from labeler.report.runs import Run, read_runs
+from labeler.report.runs import MeasuredRun, read_runs
 
 log = logging.getLogger("labeler")
 
@@ -71,7 +71,7 @@ def report(
     return comparison
 
 
-def _recipe(runs: list[Run], data: DataSet, asked: dict[str, Any]) -> Recipe:
+def _recipe(runs: list[MeasuredRun], data: DataSet, asked: dict[str, Any]) -> Recipe:
     """Return what decides the report: the runs' files and paths, what is asked for, what is known of the data, the pictures."""
     inputs = [*(item for run in runs for item in run.inputs), data.source]
     try:

@@ -16,7 +16,7 @@ from labeler.pictures.quality import THRESHOLDS
 from labeler.report.charts import histogram_chart
 from labeler.report.page import environment
 from labeler.report.pictures import data_uri, examples_of, shortened
-from labeler.report.runs import Run
+from labeler.report.runs import MeasuredRun
 from labeler.rows.profile import KINDS
 from labeler.values import SPLITS
 
@@ -49,7 +49,7 @@ class DataSet(NamedTuple):
     source: Input  # where the profile is from
 
 
-def read_data(run: Run) -> DataSet:
+def read_data(run: MeasuredRun) -> DataSet:
     """Return the profile with the data's quality if `labeler inspect` has made it for the store of `run`, else the store's.
 
     Neither is of another store that lies there now. Nothing is raised where there is none: stores may be deleted afterwards.
@@ -75,7 +75,7 @@ def read_data(run: Run) -> DataSet:
         return DataSet(None, None, Input(str(path), "missing"))
 
 
-def render_data(data: DataSet, run: Run) -> str:
+def render_data(data: DataSet, run: MeasuredRun) -> str:
     """Return the page as one HTML document that loads nothing."""
     template = environment().get_template("data.html.j2")
     name, store = run.metrics["data"]["name"], str(run.store)
@@ -105,7 +105,7 @@ def render_data(data: DataSet, run: Run) -> str:
     return html.encode("utf-8", "replace").decode("utf-8")  # as in the other page
 
 
-def first_errors(data: DataSet, run: Run, split: str) -> dict[str, Any]:
+def first_errors(data: DataSet, run: MeasuredRun, split: str) -> dict[str, Any]:
     """Return what the other page shows of the likely label errors: {count, checked, here, cards}, no cards without any.
 
     here: how many are in `split`, None where that is not known; the cards are the first of these, or of all.
@@ -152,7 +152,7 @@ def _matrix(profile: dict[str, Any]) -> dict[str, Any] | None:
     return {"labels": matrix["labels"], "rows": list(zip(matrix["labels"], matrix["counts"], strict=True))}
 
 
-def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | None) -> dict[str, Any]:
+def _cards(run: MeasuredRun, pictures: dict[str, Any] | None, errors: dict[str, Any] | None) -> dict[str, Any]:
     """Return what the page shows row by row, and a sentence when pictures are missing.
 
     {pictures, errors: as in the profile, sections: [{kind, count, meaning, cards}], cards: of the errors, missing}

@@ -11,10 +11,10 @@ from labeler.artifacts import read_json, read_manifest
 from labeler.encoders.weights import EMBEDDED
 from labeler.errors import BadInputError, UsageError
 from labeler.inputs import replaced
-from labeler.model_card import command, described
+from labeler.model_card import command, prompt_words
 from labeler.pretraining import pretrain_command
 from labeler.report.comparison import Model
-from labeler.report.runs import Run
+from labeler.report.runs import MeasuredRun
 
 
 def how(model: Model) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def how(model: Model) -> dict[str, Any]:
     return {"name": model.name, "baseline": model.baseline, "values": [(key, plain(v)) for key, v in values.items()]}
 
 
-def commands(runs: list[Run], split: str, explain: int) -> list[str]:
+def commands(runs: list[MeasuredRun], split: str, explain: int) -> list[str]:
     """Return what to type to make store, runs and report again, from the records on."""
     folders = [str(run.folder) for run in runs]
     lines = [
@@ -50,15 +50,15 @@ def commands(runs: list[Run], split: str, explain: int) -> list[str]:
     return [shlex.join(words) for words in lines]
 
 
-def zero_shot_words(run: Run, split: str) -> list[str]:
+def zero_shot_words(run: MeasuredRun, split: str) -> list[str]:
     """Return what says how labels were told to a run that has learned none."""
     if run.manifest["stage"] != "pretrain":
         return []
     told = read_manifest(run.folder, "evaluate", f"manifest-{split}.json")["arguments"]["zero_shot"]
-    return ["--zero-shot", *described(told)]
+    return ["--zero-shot", *prompt_words(told)]
 
 
-def preprocess_command(run: Run) -> list[tuple[str, ...]]:
+def preprocess_command(run: MeasuredRun) -> list[tuple[str, ...]]:
     """Return the words of the command that makes the store that `run` was measured on, none where it is gone or replaced."""
     if replaced(run.store, run.measured_on):
         return []
@@ -82,7 +82,7 @@ def has_unknown_words(store: Path) -> bool:
         return False
 
 
-def train_command(run: Run) -> list[str]:
+def train_command(run: MeasuredRun) -> list[str]:
     """Return the words of the command that trains `run`, none where this labeler does not have its model."""
     made = pretrain_command if run.manifest["stage"] == "pretrain" else command
     try:

@@ -17,7 +17,7 @@ from labeler.report.explanations import Explained, explained_cards
 from labeler.report.labels import confusion, per_class
 from labeler.report.making import commands, how
 from labeler.report.pictures import cards, sections
-from labeler.report.runs import Run
+from labeler.report.runs import MeasuredRun
 from labeler.report.sureness import sureness
 from labeler.values import neutral
 
@@ -130,7 +130,11 @@ def render_csv(comparison: dict[str, Any]) -> str:
 
 
 def render_page(
-    comparison: dict[str, Any], runs: list[Run], models: list[Model], explained: Explained, errors: dict[str, Any]
+    comparison: dict[str, Any],
+    runs: list[MeasuredRun],
+    models: list[Model],
+    explained: Explained,
+    errors: dict[str, Any],
 ) -> str:
     """Return the page as one HTML document that loads nothing; errors: see `data_page.first_errors`."""
     by_name = {model.name: model for model in models}

@@ -15,7 +15,7 @@ from labeler.evaluation import Predictions
 from labeler.inputs import replaced
 from labeler.inspection import named
 from labeler.report.comparison import Model
-from labeler.report.runs import Run
+from labeler.report.runs import MeasuredRun
 
 log = logging.getLogger("labeler")
 
@@ -78,7 +78,7 @@ def confidence(task: str, predictions: Predictions) -> np.ndarray:
     return np.where(right_rows(predictions), np.where(truth, scores, 1.0).min(axis=1), off)
 
 
-def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
+def cards(run: MeasuredRun, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
     """Return each section as {title, cards} for the page, and a sentence when pictures are missing, else None."""
     ids = shown[0].models[0].predictions.ids
     examples, missing = examples_of(run.store, run.measured_on, {ids[row] for section in shown for row in section.rows})

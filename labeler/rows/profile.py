@@ -236,7 +236,7 @@ def duplicates(keys: Keys) -> dict[str, dict[str, int]]:
     return found
 
 
-def described(profile: dict[str, Any]) -> list[str]:
+def profile_lines(profile: dict[str, Any]) -> list[str]:
     """Return the profile as lines for a terminal."""
     lines = [f"rows        {profile['rows']:,} read, {profile['kept']:,} kept, {profile['rejected']:,} rejected"]
     lines += [f"  {code:<24} {count:>9,}" for code, count in profile["rejects"].items()]
