@@ -34,7 +34,7 @@ from labeler.shards import (
     write_whole,
     written_sha256,
 )
-from labeler.values import neutral
+from labeler.values import neutral, writable
 
 log = logging.getLogger("labeler")
 
@@ -68,7 +68,7 @@ class LineFormat:
         """Return the line as it is written."""
         mark = ERROR if line["error"] is not None else REVIEW if line.get("review") else PLAIN
         if self.form != "csv":
-            return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
+            return Line(writable(json.dumps(line, ensure_ascii=False) + "\n"), mark)
         # where something is wrong or withheld, nobody has said that no label applies
         labels = joined(line["labels"]) if line["labels"] or mark == PLAIN else ""
         cells = [line["id"], line["image"], line["text"], labels, line["model"], line["error"]]
@@ -76,7 +76,7 @@ class LineFormat:
         kept = [value if isinstance(value := line[name], str | None) else json.dumps(value, ensure_ascii=False)
                 for name in self.carried]  # fmt: skip
         row = [*map(neutral, cells), *(cell if cell and NUMBER.fullmatch(cell) else neutral(cell) for cell in kept)]
-        return Line(whole(table_row([*row, *(line["scores"].get(name, "") for name in self.names)])), mark)
+        return Line(writable(table_row([*row, *(line["scores"].get(name, "") for name in self.names)])), mark)
 
     def error_of(self, line: Line) -> str:
         """Return what a written line says went wrong; "" where nothing did."""
@@ -90,11 +90,6 @@ class LineFormat:
             first = FIRST_CELL.match(line)
             return xxh3_64_intdigest(first[0] if first else b"")
         return xxh3_64_intdigest(json.loads(line)["id"].encode())
-
-
-def whole(text: str) -> str:
-    """Return the text as a file can carry it: half a surrogate pair, as names that are not UTF-8 have, becomes a `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def joined(labels: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from labeler.report.page import environment
 from labeler.report.pictures import data_uri, examples_of, shortened
 from labeler.report.runs import MeasuredRun
 from labeler.rows.profile import KINDS
-from labeler.values import SPLITS
+from labeler.values import SPLITS, writable
 
 log = logging.getLogger("labeler")
 
@@ -102,7 +102,7 @@ def render_data(data: DataSet, run: MeasuredRun) -> str:
         changes_shown=CHANGES_SHOWN,
         **_cards(run, profile.get("suspicious_pictures"), profile.get("label_errors")),
     )
-    return html.encode("utf-8", "replace").decode("utf-8")  # as in the other page
+    return writable(html)  # as in the other page
 
 
 def first_errors(data: DataSet, run: MeasuredRun, split: str) -> dict[str, Any]:

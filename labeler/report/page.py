@@ -19,7 +19,7 @@ from labeler.report.making import commands, how
 from labeler.report.pictures import cards, sections
 from labeler.report.runs import MeasuredRun
 from labeler.report.sureness import sureness
-from labeler.values import neutral
+from labeler.values import neutral, writable
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -164,7 +164,7 @@ def render_page(
             commands=commands(runs, comparison["data"]["split"], len(explained.asked)),
         )
     )
-    return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in a text must not stop the report
+    return writable(html)  # a lone surrogate in a text must not stop the report
 
 
 def _basics(comparison: dict[str, Any]) -> dict[str, Any]:
