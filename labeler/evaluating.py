@@ -53,7 +53,7 @@ from labeler.taxonomy import taxonomy_of
 from labeler.towers_card import towers_card
 from labeler.training_options import TrainOptions
 from labeler.values import Split
-from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_run
+from labeler.zero_shot import prompts_of, refuse_towers, told_by, zero_shot_run
 
 log = logging.getLogger("labeler")
 PROMISES = (0.8, 0.9, 0.95, 0.99)
@@ -67,7 +67,7 @@ class ZeroShotOptions(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Return what a manifest records."""
-        return {"described": dict(self.described or {}), "templates": list(self.templates or TEMPLATES)}
+        return told_by(self.described, self.templates)
 
 
 class Evaluated(NamedTuple):

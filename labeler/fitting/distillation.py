@@ -17,7 +17,7 @@ from labeler.artifacts import Input, input_of, read_manifest
 from labeler.encoders.weights import is_published, tower_sha256
 from labeler.errors import BadInputError, UsageError
 from labeler.records import LabelSet, differing_names, read_label_set
-from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
+from labeler.zero_shot import prompts_of, told_by, zero_shot_run
 
 if TYPE_CHECKING:
     from labeler.store import Store
@@ -48,7 +48,7 @@ class ZeroShotTeacher(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Return what a manifest records."""
-        return {"described": dict(self.described or {}), "templates": list(self.templates or TEMPLATES)}
+        return told_by(self.described, self.templates)
 
 
 def teacher_inputs(
