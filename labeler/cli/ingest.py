@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +152,12 @@ def command(
 
 def rare_labels(profile: dict[str, Any], split: str) -> list[str]:
     """Return a warning where no label has rows in all of the splits that were drawn as the option `split` says."""
+    from labeler.rows.profile import label_totals
     from labeler.rows.selection import smallest_share
     from labeler.values import SPLITS
 
     counts = [profile["labels"].get(name, {}) for name in SPLITS]
-    totals = {name: sum(count.get(name, 0) for count in counts) for count in counts for name in count}
+    totals = label_totals(profile)
     if not totals or not profile["split"].startswith("drawn"):
         return []
     least, drawn = smallest_share(split)
@@ -233,7 +233,9 @@ def joint_labels(profile: dict[str, Any]) -> list[str]:
 
     They do where most of them hold a comma or semicolon, or where one holds another: `anger, surprise` beside `anger`.
     """
-    names = list(dict.fromkeys(name for labels in profile["labels"].values() for name in labels))
+    from labeler.rows.profile import label_totals
+
+    names = list(label_totals(profile))
     sign = max(",;", key=lambda sign: sum(sign in name for name in names))
     joint = [name for name in names if sign in name]
     alone = {name.casefold() for name in names}
@@ -262,9 +264,9 @@ def other_labels(profile: dict[str, Any]) -> list[str]:
 
 def told_labels(profile: dict[str, Any]) -> list[str]:
     """Return what the kept rows are made of: how many have which label, a picture, a text."""
-    counts = Counter[str]()
-    for labels in profile["labels"].values():
-        counts.update(labels)
+    from labeler.rows.profile import label_totals
+
+    counts = label_totals(profile)
     shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(MOST_TOLD))
     more = f" and {len(counts) - MOST_TOLD} more" if len(counts) > MOST_TOLD else ""
     kind = {"single": "one a row", "multi": "several a row"}[profile["task"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from labeler.report.charts import histogram_chart
 from labeler.report.page import environment
 from labeler.report.pictures import data_uri, examples_of, shortened
 from labeler.report.runs import MeasuredRun
-from labeler.rows.profile import KINDS
+from labeler.rows.profile import KINDS, label_totals
 from labeler.values import SPLITS, writable
 
 log = logging.getLogger("labeler")
@@ -132,12 +131,9 @@ def found_errors(quality: Path, split: str) -> list[dict[str, Any]]:
 
 def _labels(profile: dict[str, Any]) -> list[dict[str, Any]]:
     """Return {name, total, share, splits: [(rows, share of the split)]} for each label, most frequent first."""
-    totals = Counter[str]()
-    for counts in profile["labels"].values():
-        totals.update(counts)
     sizes = profile["splits"]
     rows = []
-    for name, total in totals.most_common():
+    for name, total in label_totals(profile).most_common():
         counts = [(split, profile["labels"][split].get(name, 0)) for split in SPLITS]
         shares = [(count, count / sizes[split] if sizes[split] else None) for split, count in counts]
         rows.append({"name": name, "total": total, "share": total / profile["kept"], "splits": shares})

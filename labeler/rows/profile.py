@@ -290,11 +290,17 @@ def quality_lines(profile: dict[str, Any]) -> list[str]:
     return lines
 
 
-def label_table(profile: dict[str, Any]) -> list[str]:
-    """Return a line for each label, most frequent first: its rows in each split, its share, and a bar of it."""
+def label_totals(profile: dict[str, Any]) -> Counter[str]:
+    """Return on how many rows of all splits each label stands."""
     totals = Counter[str]()
     for counts in profile["labels"].values():
         totals.update(counts)
+    return totals
+
+
+def label_table(profile: dict[str, Any]) -> list[str]:
+    """Return a line for each label, most frequent first: its rows in each split, its share, and a bar of it."""
+    totals = label_totals(profile)
     width = max([len(name) for name in totals] + [12])
     heads = "".join(f"{split:>12}" for split in SPLITS)
     sizes = "".join(f"{profile['splits'][split]:>12,}" for split in SPLITS)
