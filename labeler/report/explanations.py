@@ -24,7 +24,7 @@ from labeler.artifacts import (
 )
 from labeler.errors import BadInputError, LockedError
 from labeler.evaluating import refuse_mismatch
-from labeler.evaluation import Predictions
+from labeler.evaluation import Predictions, right_rows
 from labeler.explaining.explanation import (
     Explanation,
     Region,
@@ -38,7 +38,7 @@ from labeler.explaining.heat_maps import heat_map
 from labeler.inspection import named
 from labeler.pictures.images import decode_image
 from labeler.report.comparison import Model
-from labeler.report.pictures import confidence, data_uri, examples_of, right_rows
+from labeler.report.pictures import confidence, data_uri, examples_of
 from labeler.store import Store
 
 log = logging.getLogger("labeler")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labeler.errors import BadInputError
-from labeler.evaluation import Predictions
+from labeler.evaluation import Predictions, right_rows
 from labeler.inputs import replaced
 from labeler.inspection import named
 from labeler.report.comparison import Model
@@ -58,11 +58,6 @@ def sections(task: str, best: Model, rival: Model | None) -> list[Section]:
             title = f"{one.name} is right, {two.name} is wrong ({int(rows.sum())} rows)"
             found.append(Section(title, np.flatnonzero(rows)[:DISAGREEMENTS].tolist(), [best, rival]))
     return found
-
-
-def right_rows(predictions: Predictions) -> np.ndarray:
-    """Return which rows have all labels right and no other, [N] bool."""
-    return (predictions.truth == predictions.predicted).all(axis=1)
 
 
 def confidence(task: str, predictions: Predictions) -> np.ndarray:
