@@ -156,8 +156,8 @@ def from_folder_or_hub(
     folder has to hold, for the error.
     """
     if not Path(name).is_dir():
-        endpoint, source = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), name.removeprefix("hf:")
-        found: T = from_hub(name, kind, lambda: load(source, True), lambda: load(source, False), endpoint, advice)
+        source = name.removeprefix("hf:")
+        found: T = from_hub(name, kind, lambda: load(source, True), lambda: load(source, False), hub_address(), advice)
         return found
     try:
         return load(name, True)
@@ -170,6 +170,11 @@ def from_folder_or_hub(
 def first_line(error: Exception) -> str:
     """Return an error's type and the first line of what it says, which for some is but a key."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def hub_address() -> str:
+    """Return where the hub is that is asked: Hugging Face's, unless the environment names another."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
 def unreachable(url: str) -> str | None:
