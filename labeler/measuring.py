@@ -148,7 +148,7 @@ def fit_baselines(store: Any, split: Split, aim: Aim | None, fitted_on: Any, fol
         parts.append(Features(image, text, source.truth(rows)))
     task, rows = store.label_set.task, store.rows_of(split)
     entries = []
-    for fitted in (majority(task, parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
+    for fitted in (majority(parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
         thresholds = None
         if task == "multi":
             validation_scores, _ = settle(taxonomy_of(store.label_set), fitted.validation_scores)

@@ -52,7 +52,7 @@ def model_card(
         figures(labels, metrics),
         sureness(metrics),
         label_table(folder, labels, metrics),
-        limits(folder, labels, trained, metrics),
+        limits(folder, labels, metrics),
         origin(folder, trained, shlex.join(command(trained, folder if exported else place or folder))),
     ]
     text = "\n\n".join(part for part in parts if part)
@@ -211,7 +211,7 @@ def label_table(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) 
     return "\n".join(["## Labels", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *rows])
 
 
-def limits(folder: Path, labels: LabelSet, trained: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+def limits(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) -> str:
     """Return what the model is not good for, as far as figures and settings say."""
     preprocessor = read_json(folder / "preprocessor.json")
     lines = [
