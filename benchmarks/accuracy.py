@@ -12,7 +12,6 @@ the folder that LABELER_DATA names (it holds openclipart/data.jsonl, mvsa_single
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from labeler.artifacts import versions, write_json
+from labeler.artifacts import read_json, versions, write_json
 from labeler.evaluating import evaluate
 from labeler.evaluation import HEADLINE, SECOND, Resampled, differences, mean_of, read_predictions, resample
 from labeler.ingestion import IngestOptions, ingest
@@ -84,7 +83,7 @@ def main(wanted: tuple[str, ...], models: list[str], seeds: int) -> None:
     """Measure the data sets `wanted` (all of them by default) and print a table for each; `tables` prints what is kept."""
     if wanted == ("tables",):
         for path in sorted(RESULTS.glob("*.json")):
-            print(table(json.loads(path.read_text(encoding="utf-8"))))
+            print(table(read_json(path)))
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     here = {data_set.name: data_set for data_set in data_sets()}
@@ -133,9 +132,9 @@ def measure(
 
 def summary(name: str, runs: list[tuple[str, Path]], compared: list[tuple[str, str]]) -> dict[str, Any]:
     """Return means over seeds with paired differences, for what has been run so far."""
-    metrics = [json.loads((run / "metrics-test.json").read_text(encoding="utf-8")) for _, run in runs]
+    metrics = [read_json(run / "metrics-test.json") for _, run in runs]
     task, first = metrics[0]["task"], runs[0][1]
-    names = tuple(label["name"] for label in json.loads((first / "labels.json").read_text(encoding="utf-8"))["labels"])
+    names = tuple(label["name"] for label in read_json(first / "labels.json")["labels"])
     models: dict[str, list[tuple[dict[str, Any], Path]]] = {}
     for entry in metrics[0]["baselines"]:
         models[entry["name"]] = [(entry, first / entry["predictions"])]

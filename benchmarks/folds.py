@@ -9,7 +9,6 @@ differences are taken over all pairs, as if one model had made them. With `--fol
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import click
 import numpy as np
 
 from benchmarks.accuracy import COMPARED, MODELS, RESULTS, DataSet, data_sets, difference, row, several, stored, table
-from labeler.artifacts import versions, write_json
+from labeler.artifacts import read_json, versions, write_json
 from labeler.evaluating import evaluate
 from labeler.evaluation import HEADLINE, SECOND, Predictions, Resampled, mean_of, read_predictions, resample
 from labeler.training import train
@@ -37,8 +36,8 @@ def joined(parts: list[Predictions]) -> Predictions:
 def summary(name: str, runs: dict[str, list[list[Path]]]) -> dict[str, Any]:
     """Return means over seeds with paired differences; `runs` holds for each model and seed its runs, one a fold."""
     first = next(iter(runs.values()))[0]
-    metrics = [json.loads((run / "metrics-test.json").read_text(encoding="utf-8")) for run in first]
-    task, labels = metrics[0]["task"], json.loads((first[0] / "labels.json").read_text(encoding="utf-8"))["labels"]
+    metrics = [read_json(run / "metrics-test.json") for run in first]
+    task, labels = metrics[0]["task"], read_json(first[0] / "labels.json")["labels"]
     names = [label["name"] for label in labels]
     figures = [HEADLINE[metrics[0]["task"]], SECOND[metrics[0]["task"]], "macro_f1"]
     files = {entry["name"]: [[run / entry["predictions"] for run in first]] for entry in metrics[0]["baselines"]}
@@ -66,7 +65,7 @@ def summary(name: str, runs: dict[str, list[list[Path]]]) -> dict[str, Any]:
 
 def about(model: str, paths: list[Path]) -> dict[str, Any]:
     """Return size, settings and speed of a model's runs, one a fold, of which the predictions are given."""
-    found = [json.loads((path.parent / "metrics-test.json").read_text(encoding="utf-8")) for path in paths]
+    found = [read_json(path.parent / "metrics-test.json") for path in paths]
     entries = [next((base for base in one["baselines"] if base["name"] == model), one) for one in found]
     return {"parameters": entries[0]["parameters"], "settings": entries[0]["settings"],
             "train_seconds": round(sum(entry["train_seconds"] for entry in entries), 1),

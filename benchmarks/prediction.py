@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from labeler.artifacts import read_json
 from labeler.engines import Choice
 
 WIDE = 384  # MiniLM
@@ -142,7 +143,7 @@ def predict(run: Path, source: Path, items: int, exports: list[Path]) -> dict[st
         for name, folder in {"export": own_export(run), **{path.name: path for path in exports}}.items()
         for way in usable_ways()
     }
-    visual = json.loads((run / "preprocessor.json").read_text(encoding="utf-8"))["image"]["tokens"]
+    visual = read_json(run / "preprocessor.json")["image"]["tokens"]
     least = floor(given, tokens, visual)
     speeds, labels = {}, {}
     for size in (1, 32):
@@ -269,9 +270,9 @@ def cost(run: Path, records: Path, exports: list[Path]) -> dict[str, Any]:
 
     lines = [json.loads(line) for line in (records / "records.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line["split"] == "test" and line["image"] and line["text"]]
-    source = Path(json.loads((records / "manifest.json").read_text(encoding="utf-8"))["inputs"][0]["path"]).parent
+    source = Path(read_json(records / "manifest.json")["inputs"][0]["path"]).parent
     given = [Given((source / line["image"]).resolve(), line["text"]) for line in lines]
-    names = json.loads((run / "labels.json").read_text(encoding="utf-8"))["labels"]
+    names = read_json(run / "labels.json")["labels"]
     numbers = {label["name"]: number for number, label in enumerate(names)}
 
     def marked(labels: list[str]) -> np.ndarray:

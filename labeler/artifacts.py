@@ -79,6 +79,11 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
+def read_json(path: Path) -> Any:
+    """Return what the JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON; the file appears whole or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
@@ -91,12 +96,21 @@ def write_text(path: Path, text: str) -> None:
 
 def write_parts(path: Path, parts: Iterable[str]) -> None:
     """Write a UTF-8 file of `parts`, one after another, that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with appearing(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def appearing(path: Path, *, alone: bool = False) -> Iterator[Path]:
+    """Yield a partial file beside `path`, which takes its place when the block ends and is removed when it raises.
+
+    alone: no other process writes `path` meanwhile; what a kill leaves of it is then overwritten by the next try.
+    """
+    partial = path.with_name(f".{path.name}.partial" if alone else f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -112,7 +126,7 @@ def read_manifest(folder: Path, made_by: str | None = None, name: str = MANIFEST
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such artifact folder; {step}")
     try:
-        manifest = json.loads((folder / name).read_text(encoding="utf-8"))
+        manifest = read_json(folder / name)
         stage, schema_version = manifest["stage"], 0 + manifest["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         step = inside(folder, made_by) or step
@@ -134,7 +148,7 @@ def inside(folder: Path, made_by: str | None) -> str:
     stages, found = (made_by,) if made_by else ("train", "pretrain"), []
     for path in sorted(folder.glob(f"*/{MANIFEST}")):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads(path.read_text(encoding="utf-8"))["stage"] in stages:
+            if read_json(path)["stage"] in stages:
                 found.append(str(path.parent))
     return f"give what lies in it: {', '.join(found)}" if found else ""
 
@@ -249,8 +263,7 @@ def making(
     """Yield a work folder; when the block ends without an error, publish it as `folder`.
 
     Args:
-        folder: the artifact's final place, or a link to it, which stays. An older artifact there is replaced only at the very
-            end.
+        folder: the artifact's final place, or a link to it, which stays. An older one there is replaced only at the very end.
         recipe: recorded in the manifest; a function is called when the folder is complete.
         resume: begin with what an interrupted making left in the work folder.
         keep: leave the work folder there on errors, so that a later making can resume.
@@ -291,9 +304,8 @@ def check_free(folder: Path, stage: str) -> None:
 
 
 def refuse_foreign(folder: Path, stage: str | None) -> None:
-    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged; and for `.`.
-
-    And for a name that is not UTF-8 (see `refuse_bytes`).
+    """Raise BadInputError when `folder` exists and is neither empty nor an artifact of `stage`, be it damaged; for `.`, and for
+    a name that is not UTF-8 (see `refuse_bytes`).
     """
     refuse_bytes(folder)
     if folder.name in ("", ".."):  # what is replaced is renamed, and whoever is in it is in a folder that is gone
@@ -303,7 +315,7 @@ def refuse_foreign(folder: Path, stage: str | None) -> None:
     made_by = None
     if folder.is_dir() and (folder / MANIFEST).is_file():
         try:
-            found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            found = read_json(folder / MANIFEST)
         except (OSError, ValueError):  # damaged
             return
         made_by = found.get("stage") if isinstance(found, dict) and "content_sha256" in found else None

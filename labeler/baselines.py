@@ -51,7 +51,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
-def majority(task: str, train: Features, rows: Features, validation: Features | None = None) -> Baseline:
+def majority(train: Features, rows: Features, validation: Features | None = None) -> Baseline:
     """Return the share of each label among the training rows as every row's scores.
 
     For task single the decision is thus the most frequent label. `validation_scores` is [0, L] without `validation`.

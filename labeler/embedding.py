@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from labeler.artifacts import verify
+from labeler.artifacts import read_json, verify
 from labeler.errors import BadInputError
 from labeler.records import LabelSet
 from labeler.rows.keys import comparables, keys_of
-from labeler.runs import Run, read_json, refuse_pickles
+from labeler.runs import Run, refuse_pickles
 from labeler.store import Store
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from labeler.artifacts import (
     adding,
     already_made,
     input_of,
+    read_json,
     read_manifest,
     remove,
     verify,
@@ -43,7 +43,7 @@ from labeler.evaluation import (
     write_named,
 )
 from labeler.inputs import verified_store
-from labeler.measuring import MODALITIES, asked, learned_from, make_baselines, measured, measured_parents
+from labeler.measuring import MODALITIES, learned_from, make_baselines, measured, measured_parents, measuring_arguments
 from labeler.model_card import model_card
 from labeler.origins import has_seen, note_origins
 from labeler.pretraining import pretrain_command
@@ -53,7 +53,7 @@ from labeler.taxonomy import taxonomy_of
 from labeler.towers_card import towers_card
 from labeler.training_options import TrainOptions
 from labeler.values import Split
-from labeler.zero_shot import TEMPLATES, prompts_of, refuse_towers, zero_shot_run
+from labeler.zero_shot import prompts_of, refuse_towers, told_by, zero_shot_run
 
 log = logging.getLogger("labeler")
 PROMISES = (0.8, 0.9, 0.95, 0.99)
@@ -67,7 +67,7 @@ class ZeroShotOptions(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Return what a manifest records."""
-        return {"described": dict(self.described or {}), "templates": list(self.templates or TEMPLATES)}
+        return told_by(self.described, self.templates)
 
 
 class Evaluated(NamedTuple):
@@ -110,10 +110,10 @@ def evaluate(
         refuse_towers(run, "--zero-shot")
     trained, stored = verify(run, "pretrain" if zero_shot else "train"), verified_store(data)
     name = f"manifest-{split}.json"
-    arguments = asked(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})
+    arguments = measuring_arguments(split, aim) | ({"zero_shot": zero_shot.arguments()} if zero_shot else {})
     recipe = Recipe("evaluate", (input_of(run, trained), input_of(data, stored)), arguments)
     if not force and already_made(run, recipe, name):
-        return Evaluated(run, True, json.loads((run / f"metrics-{split}.json").read_text(encoding="utf-8")))
+        return Evaluated(run, True, read_json(run / f"metrics-{split}.json"))
     from labeler.store import Store
 
     store = Store(data, check=False)
@@ -160,7 +160,7 @@ def taken_over(baselines: Path, folder: Path) -> list[dict[str, Any]]:
     """Copy the baselines' predictions to `folder`; return their figures. What was made in `folder` is removed."""
     for path in baselines.glob("baseline-*.jsonl"):
         shutil.copyfile(path, folder / path.name)
-    found: list[dict[str, Any]] = json.loads((baselines / "baselines.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = read_json(baselines / "baselines.json")
     if baselines.parent == folder:
         remove(baselines)
     return found

@@ -19,6 +19,7 @@ from labeler.artifacts import (
     check_free,
     input_of,
     making,
+    read_json,
     verify,
     write_json,
     write_text,
@@ -34,7 +35,6 @@ from labeler.model_card import model_card
 from labeler.pictures.decoding import Wanted, prepare_images
 from labeler.pictures.images import ImageError
 from labeler.records import IMAGE_SHA256, Record, read_records
-from labeler.runs import read_json
 from labeler.taxonomy import taxonomy_of
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from labeler.artifacts import (
     Recipe,
     already_made,
     making,
+    read_json,
     read_manifest,
     sha256_bytes,
     sha256_file,
@@ -163,7 +164,7 @@ def already_ingested(
     if digest != then:
         log.info("%s: an input has changed; making it again", out)
         return None
-    profile: dict[str, Any] = json.loads((out / "profile.json").read_text(encoding="utf-8"))
+    profile: dict[str, Any] = read_json(out / "profile.json")
     return profile if profile["root"] == way_to(root, out) else None  # else the sources have been moved
 
 

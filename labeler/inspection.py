@@ -21,6 +21,7 @@ from labeler.artifacts import (
     check_free,
     input_of,
     making,
+    read_json,
     read_manifest,
     sha256_file,
     write_json,
@@ -63,7 +64,7 @@ def read_profile(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         stage = read_manifest(folder)["stage"]
         raise BadInputError(f"{path}: missing; make it again with `labeler {stage} --force`")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def inspect(store: Path, *, force: bool = False, seed: int = 0) -> Inspected:

@@ -18,7 +18,7 @@ from labeler.processes import AHEAD
 from labeler.records import Record, Reject, Remote, Row, field_called, pair_from
 from labeler.remote import fetch, in_threads
 from labeler.sources import image_root
-from labeler.values import RowError, jsonable
+from labeler.values import RowError, jsonable, writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +148,7 @@ def read_record(row: Row, mapping: dict[str, str]) -> Item:
 
 def unusable(row: Row, mapping: dict[str, str]) -> Record:
     """Return a record that names a row which is none."""
-    return Record(id=(row.shown_id(mapping) or row.place).encode("utf-8", "replace").decode("utf-8"))
+    return Record(id=writable(row.shown_id(mapping) or row.place))
 
 
 @lru_cache(maxsize=64)

@@ -54,7 +54,7 @@ def labels_of(store: Any) -> dict[str, Any]:
     return {} if own.names == store.label_set.names else {"labels": store.label_set.names}
 
 
-def asked(split: Split, aim: Aim | None) -> dict[str, Any]:
+def measuring_arguments(split: Split, aim: Aim | None) -> dict[str, Any]:
     """Return what a manifest records of how a split is measured."""
     return {
         "split": split,
@@ -118,7 +118,7 @@ def make_baselines(store: Any, split: Split, aim: Aim | None, fitted_on: Any, wo
     """
     out = store.folder.with_name(f"{store.folder.name}-baselines-{split}")
     inputs = dict.fromkeys((Input(str(store.folder), store.sha256), Input(str(fitted_on.folder), fitted_on.sha256)))
-    recipe = Recipe("baselines", tuple(inputs), asked(split, aim) | labels_of(store))
+    recipe = Recipe("baselines", tuple(inputs), measuring_arguments(split, aim) | labels_of(store))
     while not already_made(out, recipe):
         try:
             check_free(out, recipe.stage)
@@ -148,7 +148,7 @@ def fit_baselines(store: Any, split: Split, aim: Aim | None, fitted_on: Any, fol
         parts.append(Features(image, text, source.truth(rows)))
     task, rows = store.label_set.task, store.rows_of(split)
     entries = []
-    for fitted in (majority(task, parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
+    for fitted in (majority(parts[0], parts[2], parts[1]), logistic_regression(task, *parts)):
         thresholds = None
         if task == "multi":
             validation_scores, _ = settle(taxonomy_of(store.label_set), fitted.validation_scores)

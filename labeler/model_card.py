@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from labeler.artifacts import read_json
 from labeler.evaluation import ANSWERS, HEADLINE, kept_promise
 from labeler.evaluation.measuring import FEW_POSITIVES
 from labeler.records import LabelSet, read_label_set
@@ -52,7 +52,7 @@ def model_card(
         figures(labels, metrics),
         sureness(metrics),
         label_table(folder, labels, metrics),
-        limits(folder, labels, trained, metrics),
+        limits(folder, labels, metrics),
         origin(folder, trained, shlex.join(command(trained, folder if exported else place or folder))),
     ]
     text = "\n\n".join(part for part in parts if part)
@@ -195,7 +195,7 @@ def sureness(metrics: dict[str, Any] | None) -> str:
 def label_table(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) -> str:
     """Return each label with its rows, its threshold and its figures."""
     given = folder / "thresholds.json"
-    thresholds = json.loads(given.read_text(encoding="utf-8"))["thresholds"] if given.is_file() else None
+    thresholds = read_json(given)["thresholds"] if given.is_file() else None
     thresholds = metrics["thresholds"] if metrics and metrics.get("thresholds") else thresholds
     heads = ["label", "pairs in the data"]
     columns = [[cell(label.name) for label in labels.labels], [str(label.count) for label in labels.labels]]
@@ -211,9 +211,9 @@ def label_table(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) 
     return "\n".join(["## Labels", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|", *rows])
 
 
-def limits(folder: Path, labels: LabelSet, trained: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+def limits(folder: Path, labels: LabelSet, metrics: dict[str, Any] | None) -> str:
     """Return what the model is not good for, as far as figures and settings say."""
-    preprocessor = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+    preprocessor = read_json(folder / "preprocessor.json")
     lines = [
         "It knows these labels and no others, and was measured on pairs like those it was trained on.",
         f"Texts are cut at {preprocessor['max_text_tokens']} tokens; pictures are stretched to the image tower's square.",
@@ -236,7 +236,7 @@ def limits(folder: Path, labels: LabelSet, trained: dict[str, Any], metrics: dic
 
 def origin(folder: Path, trained: dict[str, Any], typed: str) -> str:
     """Return how it was trained; `typed` is the command."""
-    history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+    history = read_json(folder / "history.json")
     best = history["epochs"][history["best_epoch"] - 1]
     lines = [
         "## How it was trained",
@@ -269,7 +269,7 @@ def command(trained: dict[str, Any], out: Path) -> list[str]:
     for teacher in taught_by(others, arguments):
         words += ["--teacher", teacher]
     for prompts in list(arguments.pop("zero_shot_teachers", {}).values())[:1]:  # one description is for all of them
-        words += described(prompts)
+        words += prompt_words(prompts)
     if not trains_pretrained(name, arguments.get("freeze", False)):
         arguments.pop("learning_rate", None)  # which `labeler train` would refuse
     tower = {"finetune_image": True} if arguments.get("finetune_image") else {}
@@ -277,7 +277,7 @@ def command(trained: dict[str, Any], out: Path) -> list[str]:
     return [*words, "--out", str(out), *given(arguments, own), "--seed", str(trained["seed"])]
 
 
-def described(prompts: dict[str, Any]) -> list[str]:
+def prompt_words(prompts: dict[str, Any]) -> list[str]:
     """Return what says how labels were told, as a manifest has it: {templates, described}."""
     templates = prompts.get("templates", list(TEMPLATES))
     words = [word for template in templates if templates != list(TEMPLATES) for word in ("--template", template)]

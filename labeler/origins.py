@@ -60,13 +60,13 @@ def elsewhere(run: Path, trained: dict[str, Any], store: Store, split: Split) ->
     for origin in origins(run, trained):
         others.setdefault(origin.sha256, origin)
     here = others.pop(store.sha256, None)
-    notes = [told(other, store, split) for other in others.values()]
+    notes = [overlap_note(other, store, split) for other in others.values()]
     if here and split != "test" and not has_seen(trained, store, split):  # what it started from has
-        notes.append(told(here, store, split))
+        notes.append(overlap_note(here, store, split))
     return notes
 
 
-def told(origin: Origin, store: Store, split: Split) -> str:
+def overlap_note(origin: Origin, store: Store, split: Split) -> str:
     """Return in words how many rows of the split stand among those that were learned from."""
     if origin.store is None:
         return f"{origin.words}: whether it has seen rows of this split cannot be told"

@@ -34,7 +34,7 @@ from labeler.shards import (
     write_whole,
     written_sha256,
 )
-from labeler.values import neutral
+from labeler.values import neutral, writable
 
 log = logging.getLogger("labeler")
 
@@ -68,7 +68,7 @@ class LineFormat:
         """Return the line as it is written."""
         mark = ERROR if line["error"] is not None else REVIEW if line.get("review") else PLAIN
         if self.form != "csv":
-            return Line(whole(json.dumps(line, ensure_ascii=False) + "\n"), mark)
+            return Line(writable(json.dumps(line, ensure_ascii=False) + "\n"), mark)
         # where something is wrong or withheld, nobody has said that no label applies
         labels = joined(line["labels"]) if line["labels"] or mark == PLAIN else ""
         cells = [line["id"], line["image"], line["text"], labels, line["model"], line["error"]]
@@ -80,7 +80,7 @@ class LineFormat:
             value = line[name]
             kept.append(value if isinstance(value, str | None) else json.dumps(value, ensure_ascii=False))
         row = [*map(neutral, cells), *(cell if cell and NUMBER.fullmatch(cell) else neutral(cell) for cell in kept)]
-        return Line(whole(table_row([*row, *(line["scores"].get(name, "") for name in self.names)])), mark)
+        return Line(writable(table_row([*row, *(line["scores"].get(name, "") for name in self.names)])), mark)
 
     def error_of(self, line: Line) -> str:
         """Return what a written line says went wrong; "" where nothing did."""
@@ -94,11 +94,6 @@ class LineFormat:
             first = FIRST_CELL.match(line)
             return xxh3_64_intdigest(first[0] if first else b"")
         return xxh3_64_intdigest(json.loads(line)["id"].encode())
-
-
-def whole(text: str) -> str:
-    """Return the text as a file can carry it: half a surrogate pair, as names that are not UTF-8 have, becomes a `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def joined(labels: Sequence[str]) -> str:
@@ -172,7 +167,7 @@ def uploaded(url: str, force: bool = False) -> Iterator[Path]:
     is put beside it.
 
     Raises LockedError where another process is writing it, BadInputError where `labeler predict` has not written the object, or
-    it has been changed since or meanwhile, unless `force`, and as `told` does.
+    it has been changed since or meanwhile, unless `force`, and as `as_our_errors` does.
     """
     folder = cache_folder(url)
     path = folder / posixpath.basename(url)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from labeler.artifacts import (
     differences,
     input_of,
     making,
+    read_json,
     sha256_json,
     verify,
     write_json,
@@ -188,7 +188,7 @@ def other_tokens(out: Path, recipe: Recipe) -> str | None:
         asked[name] = theirs.setdefault(name, None)
     if differences(manifest, recipe._replace(arguments=asked)) or not same_text:
         return None
-    return tokens_of(json.loads((out / "towers.json").read_text(encoding="utf-8")))
+    return tokens_of(read_json(out / "towers.json"))
 
 
 def tokens_of(towers: dict[str, Any]) -> str:
@@ -289,7 +289,7 @@ def load_batches(records: Path, side: int) -> Iterator[list[Loaded]]:
 
     Raises BadInputError when a picture is no longer the one that `ingest` saw.
     """
-    profile = json.loads((records / "profile.json").read_text(encoding="utf-8"))
+    profile = read_json(records / "profile.json")
     root = records / profile["root"]
     source, again = tee(read_records(records))
     files = (Wanted(root / item.image, item.meta.get(IMAGE_SHA256, "")) if item.image else None for item in source)

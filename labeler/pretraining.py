@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.artifacts import Recipe, already_made, check_free, input_of, remove
+from labeler.artifacts import Recipe, already_made, check_free, input_of, read_json, remove
 from labeler.errors import UsageError
 from labeler.inputs import verified_store
 from labeler.model_card import given
 from labeler.models import check_name, constant, model_names
 from labeler.towers_card import towers_card
-from labeler.training import Trained, checkpoints_of, fitted, run_here
+from labeler.training import Trained, checkpoints_of, publish_run, run_here
 from labeler.training_options import TrainOptions, options_for
 
 CHUNK = 256
@@ -82,7 +81,7 @@ def pretrain(
     recipe = Recipe("pretrain", inputs, {"model": check_can_pretrain(model), **options.arguments()}, seed)
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
-        return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
+        return Trained(out, True, read_json(out / "history.json"))
     check_free(out, "pretrain")
     from labeler.fitting.contrastive import ContrastiveFit  # torch, only when there is something to train
 
@@ -92,7 +91,7 @@ def pretrain(
     def card(folder: Path) -> str:
         return towers_card(folder, trained, shlex.join(pretrain_command(trained, out)), place=out)
 
-    return Trained(out, False, fitted(partial(run_here, fit), out, recipe, resume, card))
+    return Trained(out, False, publish_run(partial(run_here, fit), out, recipe, resume, card))
 
 
 def pretrain_command(trained: dict[str, Any], out: Path) -> list[str]:

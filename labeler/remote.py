@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from labeler.artifacts import appearing
 from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.pictures.images import FRAME, MAX_FILE_BYTES, ImageError, check_size
 from labeler.records import Remote
@@ -70,7 +71,7 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
+def as_our_errors(url: str) -> Iterator[None]:
     """Raise what Arrow raises as errors of ours: LabelerError where the connection is lost, else BadInputError."""
     try:
         yield
@@ -90,10 +91,10 @@ def lost(url: str, error: Exception) -> LabelerError:
 
 
 def status(url: str) -> FileInfo:
-    """Return what is known of a place; raises BadInputError where its bucket is missing, and as `told` does."""
+    """Return what is known of a place; raises BadInputError where its bucket is missing, and as `as_our_errors` does."""
     from pyarrow.fs import FileType
 
-    with told(url):
+    with as_our_errors(url):
         filesystem, path = opened(url)
         found = filesystem.get_file_info(path)
         bucket = path.partition("/")[0]
@@ -110,7 +111,7 @@ def version(url: str) -> str | None:
     found = status(url)
     if not found.is_file:
         return None
-    with told(url):
+    with as_our_errors(url):
         filesystem, path = opened(url)
         with filesystem.open_input_stream(path) as file:
             etag = file.metadata().get("ETag", b"")
@@ -189,11 +190,10 @@ def download(url: str, path: Path) -> None:
     """Write an object to a file, which appears whole or not at all."""
     from pyarrow.fs import LocalFileSystem, copy_files
 
-    partly = path.with_name(f".{path.name}.partial")
-    with told(url):
+    # a copy of gigabytes that a kill left is not to lie there beside the next one's
+    with appearing(path, alone=True) as partial, as_our_errors(url):
         filesystem, place = opened(url)
-        copy_files(place, str(partly), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
-    partly.replace(path)
+        copy_files(place, str(partial), source_filesystem=filesystem, destination_filesystem=LocalFileSystem())
 
 
 def upload(path: Path, url: str) -> None:

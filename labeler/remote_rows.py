@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from labeler.errors import BadInputError
 from labeler.records import Reject, Remote, Row, find_field
-from labeler.remote import LOST, PREFIX, copied, file_of, in_threads, lost, opened, read_bytes, status, told
-from labeler.sources import Reading, named_format, read_source, rows_of
+from labeler.remote import LOST, PREFIX, as_our_errors, copied, file_of, in_threads, lost, opened, read_bytes, status
+from labeler.sources import Reading, named_format, read_source, stands_for
 from labeler.sources.folder import (
     MAX_SIDECAR_BYTES,
     METADATA,
@@ -49,7 +49,7 @@ def read(url: str, mapping: dict[str, str], allow_outside: bool, encoding: str |
         tasks = folder_tasks(url, how, allow_outside)
     else:
         raise BadInputError(f"{url}: no such object or folder")
-    return (row for item in in_threads(perform, tasks) for row in rows_of(item, how))
+    return (row for item in in_threads(perform, tasks) for row in stands_for(item, how))
 
 
 def format_of(url: str) -> str:
@@ -75,7 +75,7 @@ def folder_tasks(url: str, how: Reading, allow_outside: bool) -> Tasks:
     folders = [top]
     while folders:
         current = folders.pop()
-        with told(f"{PREFIX}{current}"):
+        with as_our_errors(f"{PREFIX}{current}"):
             listed = filesystem.get_file_info(FileSelector(current))
         inside = [info for info in listed if info.base_name and info.path.startswith(f"{current}/")]
         if len(inside) < len(listed):  # of such keys Arrow lists the folder itself, or one without a name

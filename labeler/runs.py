@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labeler.artifacts import verify
+from labeler.artifacts import read_json, verify
 from labeler.errors import BadInputError
 from labeler.models import model_module
 from labeler.records import LabelSet, read_label_set
@@ -90,8 +89,3 @@ def read_fitted(folder: Path) -> tuple[list[float] | None, float]:
         read_json(thresholds)["thresholds"] if thresholds.is_file() else None,
         read_json(calibration)["temperature"] if calibration.is_file() else 1.0,
     )
-
-
-def read_json(path: Path) -> Any:
-    """Return what the JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))

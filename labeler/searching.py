@@ -22,6 +22,7 @@ from labeler.artifacts import (
     input_of,
     locked,
     making,
+    read_json,
     read_manifest,
     sha256_json,
     verify,
@@ -121,9 +122,7 @@ def tell_places(out: Path, recipe: Recipe) -> None:
 
 def read_counts(folder: Path) -> dict[str, int]:
     """Return how many pictures and texts an index holds."""
-    import json
-
-    counts: dict[str, int] = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    counts: dict[str, int] = read_json(folder / "counts.json")
     return counts
 
 

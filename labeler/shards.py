@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 from xxhash import xxh3_64_intdigest
 
-from labeler.artifacts import locked, make_parent, sha256_file, work_folder
+from labeler.artifacts import appearing, locked, make_parent, sha256_file, work_folder
 from labeler.errors import BadInputError, LabelerError
 from labeler.replacing import FOREIGN
 
@@ -132,8 +132,8 @@ class Shards:
         finished = None if force else self.finished()
         self.shards = [*([finished] if finished else []), *self.interrupted()]
         self.old = len(finished.keys) if finished else 0
-        keys = joined((shard.keys for shard in self.shards), np.uint64)
-        marks = joined((shard.marks for shard in self.shards), np.uint8)
+        keys = concatenated((shard.keys for shard in self.shards), np.uint64)
+        marks = concatenated((shard.marks for shard in self.shards), np.uint8)
         self.count = len(keys)
         offered = np.flatnonzero((marks != ERROR) | (np.arange(self.count) >= self.old))  # errors may be gone by now
         self.numbers = offered[np.argsort(keys[offered], kind="stable")]
@@ -214,10 +214,10 @@ class Shards:
         order = np.frombuffer(self.order, np.int64) if self.order else np.zeros(0, np.int64)
         sizes = [len(shard.keys) for shard in self.shards]
         files = np.repeat(np.arange(len(sizes)), sizes)[order]
-        keys = joined((shard.keys for shard in self.shards), np.uint64)[order]
-        marks = joined((shard.marks for shard in self.shards), np.uint8)[order]
-        starts = joined((shard.bounds[:-1] for shard in self.shards), np.int64)[order]
-        ends = joined((shard.bounds[1:] for shard in self.shards), np.int64)[order]
+        keys = concatenated((shard.keys for shard in self.shards), np.uint64)[order]
+        marks = concatenated((shard.marks for shard in self.shards), np.uint8)[order]
+        starts = concatenated((shard.bounds[:-1] for shard in self.shards), np.int64)[order]
+        ends = concatenated((shard.bounds[1:] for shard in self.shards), np.int64)[order]
         kept = int((order < self.old).sum())
         counts = Counts(
             len(order), int((marks == ERROR).sum()), int((marks == REVIEW).sum()), kept, self.vanished(order)
@@ -304,7 +304,7 @@ def description(shard: Shard, sha256: str, recipe: dict[str, Any]) -> bytes:
     return orjson.dumps({"recipe": recipe, "sha256": sha256, "count": len(shard.keys), **arrays})
 
 
-def joined(arrays: Iterable[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+def concatenated(arrays: Iterable[np.ndarray], kind: type[np.generic]) -> np.ndarray:
     """Return the arrays one after the other, as one of numbers of that kind; an empty one where there are none."""
     return np.concatenate([np.zeros(0, kind), *arrays])
 
@@ -347,13 +347,8 @@ def publish_joined(work: Path, out: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a file that appears whole or not at all; its folder is locked, or nobody else's."""
+    with appearing(path, alone=True) as partial, open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

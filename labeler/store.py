@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from labeler.artifacts import read_manifest, verify
+from labeler.artifacts import read_json, read_manifest, verify
 from labeler.errors import BadInputError
 from labeler.paths import by_name
 from labeler.records import LabelSet, read_label_set
@@ -53,7 +52,7 @@ class Store:
     @cached_property
     def towers(self) -> dict[str, Any]:
         """Return which towers made the visual tokens and the text features, with their hashes and shapes."""
-        return json.loads((self.folder / "towers.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "towers.json")
 
     @cached_property
     def rows(self) -> dict[str, list[Any]]:

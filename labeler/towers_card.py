@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
+from labeler.artifacts import read_json
 from labeler.evaluation import HEADLINE
 from labeler.evaluation.retrieval import DEPTHS, DIRECTIONS
 from labeler.model_card import METRICS, WORDS, cell, figure, origin, unread
@@ -112,7 +112,7 @@ def in_rows(heads: list[str], rows: list[list[str]]) -> str:
 
 def limits(folder: Path) -> str:
     """Return what it is not good for, as far as settings say."""
-    preprocessor = json.loads((folder / "preprocessor.json").read_text(encoding="utf-8"))
+    preprocessor = read_json(folder / "preprocessor.json")
     return (
         "## Limits\n\n"
         "- Zero-shot labels are as good as the words that stand for them; `--describe` gives a label several phrases. Where a "

@@ -22,6 +22,7 @@ from labeler.artifacts import (
     differences,
     input_of,
     making,
+    read_json,
     read_manifest,
     remove,
     sha256_json,
@@ -102,7 +103,7 @@ def train(
     recipe = Recipe("train", inputs, recorded(model, options, init, teachers), seed, defaults=asdict(TrainOptions()))
     if not force and already_made(out, recipe):
         remove(checkpoints_of(out))  # of a run that was killed when it had just been published
-        return Trained(out, True, json.loads((out / "history.json").read_text(encoding="utf-8")))
+        return Trained(out, True, read_json(out / "history.json"))
     check_free(out, "train")
     if together := workers > 1 or ray_address is not None:
         check_ray()
@@ -115,7 +116,9 @@ def train(
     trained = {"arguments": recipe.arguments, "inputs": [item._asdict() for item in inputs], "seed": seed}
 
     run = partial(run_here, fit) if fit is not None else partial(run_on_workers, how, workers, ray_address)
-    return Trained(out, False, fitted(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out)))
+    return Trained(
+        out, False, publish_run(run, out, recipe, resume, lambda folder: model_card(folder, trained, place=out))
+    )
 
 
 def recorded(
@@ -152,7 +155,7 @@ def refuse_another_model(out: Path, model: str) -> None:
             raise UsageError(f"{out}: holds a run of {was}; choose another --out, or --force replaces it by {model}")
 
 
-def fitted(
+def publish_run(
     run: Callable[[Path, bool], dict[str, Any]],
     out: Path,
     recipe: Recipe,
@@ -288,4 +291,4 @@ def interrupted_run(out: Path, recipe: Recipe) -> bool:
 def recipe_beside(out: Path) -> Any:
     """Return what is written of the recipe of the interrupted run beside `out`; None where there is none."""
     path = next((folder / RECIPE for folder in checkpoint_folders(out) if (folder / RECIPE).is_file()), None)
-    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return None if path is None else read_json(path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from labeler.artifacts import read_json
 from labeler.errors import BadInputError, UsageError
 from labeler.models import COATTENTIONS, COATTN_PLACES, check_choice, constant, model_names, training_defaults
 
@@ -170,7 +170,7 @@ def read_options(path: Path, typed: Mapping[str, Any] | None = None) -> dict[str
     option that there is not.
     """
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path)
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: no readable JSON ({error}); expected training options by name") from error
     if not isinstance(given, dict):

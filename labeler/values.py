@@ -163,6 +163,11 @@ def plain(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
 
+def writable(text: str) -> str:
+    """Return the text as a file can carry it: half a surrogate pair, as names that are not UTF-8 have, becomes a `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def neutral(cell: str | None) -> str:
     """Return a cell that no spreadsheet takes for a formula: one that begins like a formula gets an apostrophe."""
     return f"'{cell}" if cell and cell[0] in "=+-@＝＋－＠\t\r\n" else cell or ""

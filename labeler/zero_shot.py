@@ -90,6 +90,11 @@ def prompts_of(
     return checked({name: described.get(name) or [spoken(name)] for name in label_set.names}, templates)
 
 
+def told_by(described: Mapping[str, Sequence[str]] | None, templates: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a manifest records of how a store's labels are told (see `prompts_of`)."""
+    return {"described": dict(described or {}), "templates": list(templates or TEMPLATES)}
+
+
 def checked(phrases: Mapping[str, Sequence[str]], templates: Sequence[str]) -> Prompts:
     """Return prompts of these, in TEMPLATES where no templates are given; raises UsageError (see `parse_prompts`)."""
     try:

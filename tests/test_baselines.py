@@ -50,12 +50,12 @@ def no_warnings():
 @pytest.mark.parametrize("task", ["single", "multi"])
 def test_majority_gives_each_row_the_training_shares(task):
     train, validation, rows = parts(task)
-    found = majority(task, train, rows, validation)
+    found = majority(train, rows, validation)
     assert found.name == "majority"
     assert found.scores.shape == (150, 4)
     assert found.validation_scores.shape == (120, 4)
     assert np.allclose(found.scores, train.truth.mean(axis=0))
-    assert majority(task, train, rows).validation_scores.shape == (0, 4)
+    assert majority(train, rows).validation_scores.shape == (0, 4)
 
 
 @pytest.mark.parametrize("task", ["single", "multi"])
@@ -69,7 +69,7 @@ def test_logistic_regression_beats_the_majority_and_each_tower_alone(task):
     blind = [[part._replace(**{tower: np.zeros((len(part.truth), 1), np.float32)}) for part in (train, validation, rows)]
              for tower in ("image", "text")]  # fmt: skip
     assert whole > max(value(*given) for given in blind)
-    assert whole > baselines._value(task, HEADLINE[task], majority(task, train, rows).scores, rows.truth) + 0.1
+    assert whole > baselines._value(task, HEADLINE[task], majority(train, rows).scores, rows.truth) + 0.1
 
 
 @pytest.mark.parametrize("task", ["single", "multi"])

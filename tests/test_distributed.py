@@ -21,13 +21,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeler.artifacts import read_manifest, verify, work_folder
+from labeler.artifacts import read_json, read_manifest, verify, work_folder
 from labeler.cli import cli
 from labeler.errors import LabelerError, UsageError
 from labeler.fitting import workers
 from labeler.fitting.checkpoints import newest_checkpoint
 from labeler.fitting.workers import OwnPart, own_part
-from labeler.runs import load_run, read_json
+from labeler.runs import load_run
 from labeler.training import train
 
 

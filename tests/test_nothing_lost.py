@@ -20,7 +20,7 @@ from labeler.items import ItemReading, key_of, read_item
 from labeler.preprocessing import preprocess
 from labeler.records import Reject, Row, read_records
 from labeler.rows.looks import enough, look_groups
-from labeler.rows.splits import joined
+from labeler.rows.splits import components
 from labeler.sources import Reading, read_source
 from labeler.values import parse_labels
 
@@ -345,7 +345,7 @@ def test_many_copies_of_one_picture_take_no_memory_by_their_pairs():
     assert peak < 250e6
     assert len(np.unique(groups)) < 20
     a, b = (np.random.default_rng(seed).integers(0, 60, 90) for seed in (1, 2))
-    np.testing.assert_array_equal(joined(*enough(a, b), 60), joined(a, b, 60))
+    np.testing.assert_array_equal(components(*enough(a, b), 60), components(a, b, 60))
     assert len(enough(a, b)[0]) < 60
 
 

@@ -21,7 +21,7 @@ from labeler.errors import BadInputError, InterruptedRun, UsageError
 from labeler.fitting.arguments import training_arguments
 from labeler.fitting.fit import Fit
 from labeler.fitting.objectives import IGNORED, AlignedObjectives, Objectives, mask_words, right_for, swap_pictures
-from labeler.fitting.pretext import PretextTrainer, check_pretext, learn_pretext, told
+from labeler.fitting.pretext import PretextTrainer, check_pretext, learn_pretext, read_pretraining
 from labeler.fitting.watching import Watch
 from labeler.training import train
 
@@ -129,7 +129,7 @@ def test_words_and_pictures_are_learned_without_labels(store, options, tmp_path,
     assert all(torch.equal(after[key], unlabelled[key]) for key in after)
     for key in after:
         assert torch.equal(after[key], before[key]) == key.startswith("head."), key
-    curve = told(tmp_path / "one" / "pretraining")["epochs"]
+    curve = read_pretraining(tmp_path / "one" / "pretraining")["epochs"]
     assert [entry["epoch"] for entry in curve] == list(range(1, 13))
     falls = "contrast_loss" if name == "albef" else "words_loss"
     assert curve[-1][falls] < curve[0][falls] - 0.3

@@ -19,12 +19,12 @@ from labeler.ingestion import IngestOptions, ingest
 from labeler.rows.profile import (
     MOST_BUCKETS,
     MOST_PAIRS,
-    described,
     duplicates,
     histogram,
     label_counts,
     label_matrix,
     labels_together,
+    profile_lines,
     quantiles,
 )
 from labeler.rows.splits import RowLabels
@@ -160,4 +160,4 @@ def test_the_figures_of_real_sets_are_those_that_are_known(tmp_path):
     counts = {name: sum(part.get(name, 0) for part in tweets["labels"].values()) for name in tweets["labels"]["train"]}
     assert counts == {"positive": 2388, "negative": 1193, "neutral": 419}
     assert tweets["duplicates"]["text"]["rows"] > 100
-    assert any("leaks       0 rows" in line for line in described(tweets))
+    assert any("leaks       0 rows" in line for line in profile_lines(tweets))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from labeler.batches import StorePairs, collate
 from labeler.encoders.image import load_image_encoder
-from labeler.encoders.regions import REGIONS, _build, _with_weights, see_regions
+from labeler.encoders.regions import REGION_COUNT, _build, _with_weights, see_regions
 from labeler.encoders.weights import tower_sha256
 from labeler.errors import BadInputError, LabelerError, UsageError
 from labeler.evaluation import scores_of
@@ -57,15 +57,15 @@ def picture() -> np.ndarray:
 
 def test_regions_are_the_most_confident_boxes_of_the_detector(tower, picture):
     tokens, boxes = tower.see([picture])
-    assert (tokens.shape, tokens.dtype) == ((1, REGIONS, 512), torch.float16)
-    assert (boxes.shape, boxes.dtype) == ((1, REGIONS, 4), torch.float32)
+    assert (tokens.shape, tokens.dtype) == ((1, REGION_COUNT, 512), torch.float16)
+    assert (boxes.shape, boxes.dtype) == ((1, REGION_COUNT, 4), torch.float32)
     with torch.inference_mode():  # torchvision's own way from picture to boxes
         (found,) = tower.module([torch.from_numpy(picture).permute(2, 0, 1) / 255])
     assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
     kept: list[torch.Tensor] = []
     for box in found["boxes"]:
         overlaps = [torchvision.ops.box_iou(box[None], other[None]).item() for other in kept]
-        if max(overlaps, default=0) <= 0.5 and len(kept) < REGIONS:
+        if max(overlaps, default=0) <= 0.5 and len(kept) < REGION_COUNT:
             kept.append(box)
     assert 3 < len(kept) < len(found["boxes"])
     torch.testing.assert_close(boxes[0, : len(kept)] * SIDE, torch.stack(kept), atol=1e-3, rtol=0)
@@ -159,7 +159,7 @@ def test_the_published_architecture_is_as_wide_as_visualbert_takes_it():
     detector = _build("fasterrcnn_resnet50_fpn", SIDE).eval()
     with torch.inference_mode():
         tokens, boxes = see_regions(detector, torch.randn(1, 3, SIDE, SIDE))
-    assert (tokens.shape, boxes.shape) == ((1, REGIONS, 2048), (1, REGIONS, 4))
+    assert (tokens.shape, boxes.shape) == ((1, REGION_COUNT, 2048), (1, REGION_COUNT, 4))
 
 
 def test_the_hash_of_a_detector_follows_its_files(detector, tmp_path):

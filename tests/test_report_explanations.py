@@ -12,11 +12,11 @@ from report_runs import page, simulate, write_run
 
 from labeler.artifacts import read_manifest, verify
 from labeler.cli import cli
-from labeler.evaluation import read_predictions
+from labeler.evaluation import read_predictions, right_rows
 from labeler.explaining.explanation import explain_item, explanation_of
 from labeler.report import explanations, report
 from labeler.report.explanations import asked_rows, attention, explained_cards
-from labeler.report.pictures import confidence, right_rows
+from labeler.report.pictures import confidence
 
 NAMES = ["a", "b", "c"]
 COATTN = "visualbert-coattn"

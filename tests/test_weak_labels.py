@@ -20,7 +20,7 @@ from labeler.losses import TrainingLoss, distillation_loss
 from labeler.preprocessing import preprocess
 from labeler.pretraining import pretrain, pretrain_options
 from labeler.records import read_records
-from labeler.rows.profile import described
+from labeler.rows.profile import profile_lines
 from labeler.store import Store
 from labeler.training import train
 from labeler.training_options import TrainOptions
@@ -63,7 +63,7 @@ def test_rows_without_a_label_are_kept_to_learn_from(part, tmp_path):
     labelled = {record.group for record in records if record.labels is not None}
     assert {record.split for record in without if record.group not in labelled} == {"train"}
     assert {record.split for record in records if record.labels is not None} == {"train", "validation", "test"}
-    assert "  without a label                 19" in described(profile)
+    assert "  without a label                 19" in profile_lines(profile)
     refused = ingest([part.parent / "source/part.jsonl"], tmp_path / "records").profile
     assert refused["rejects"]["label-missing"] == len(without)
 

@@ -12,13 +12,12 @@ from labeler.errors import UsageError
 
 
 @click.command("evaluate")
-@click.argument("run", type=options.FOLDER)
-@click.option("--data", "store", type=options.FOLDER, required=True, help="The store that `labeler preprocess` wrote.")
+@click.argument("run", type=options.PATH)
+@click.option("--data", "store", type=options.PATH, required=True, help="The store that `labeler preprocess` wrote.")
 @options.split
 @options.aim
 @click.option("--zero-shot", is_flag=True, help="RUN is one of `labeler pretrain`: measure labels it was never taught.")
-@click.option("--describe", type=options.FOLDER, metavar="FILE",
-              help='JSON, {"label": ["phrase", ...]}: what zero-shot labels are known by [default: their names].')  # fmt: skip
+@options.describe
 @options.template
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @options.device
@@ -56,5 +55,5 @@ def command(
     lines += [f"  {row['name']:20} {options.headline(row)}" for row in rows]
     if "parents" in result.metrics:
         lines += [f"  {result.metrics['name'] + ', parents':20} {options.headline(result.metrics['parents'])}"]
-    lines += [f"  {line}" for line in options.found(result.metrics.get("retrieval"))]
+    lines += [f"  {line}" for line in options.retrieval_lines(result.metrics.get("retrieval"))]
     options.say("\n".join(lines), result.metrics, as_json)

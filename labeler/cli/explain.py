@@ -15,14 +15,14 @@ COLOURS = ((0.6, (230, 97, 1), (46, 104, 191)), (0.25, (253, 184, 99), (146, 180
 
 
 @click.command("explain")
-@click.argument("run", type=options.FOLDER)
+@click.argument("run", type=options.PATH)
 @click.argument("item", required=False)
-@click.option("--data", "store", type=options.FOLDER, help="The store with ITEM [default: that RUN was trained on].")
-@click.option("--image", type=options.FOLDER, help="A picture's file, in place of ITEM; alone or with --text.")
+@click.option("--data", "store", type=options.PATH, help="The store with ITEM [default: that RUN was trained on].")
+@click.option("--image", type=options.PATH, help="A picture's file, in place of ITEM; alone or with --text.")
 @click.option("--text", help="A text, in place of ITEM; alone or with --image.")
 @click.option("--label", metavar="NAME", help="Explain this label [default: those that RUN gives].")
 @click.option(
-    "--out", type=options.FOLDER, metavar="FILE.png", help="Draw it: a heat map over the picture, shaded words."
+    "--out", type=options.PATH, metavar="FILE.png", help="Draw it: a heat map over the picture, shaded words."
 )
 @click.option("--force", is_flag=True, help="Replace FILE.png whoever wrote it.")
 @options.device

@@ -11,14 +11,14 @@ from labeler.cli import options
 
 
 @click.command("export")
-@click.argument("run", type=options.FOLDER)
+@click.argument("run", type=options.PATH)
 @options.out("The folder to write: graphs, tokenizer, labels, figures of the check, card.")
 @click.option(
     "--format", "form", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="What is written."
 )
 @click.option("--int8", is_flag=True, help="Let the image tower compute in 8 bits; needs --data.")
 @click.option("--visual-tokens", type=int, metavar="N", help="Average the tower's grid to N tokens; needs --data.")
-@click.option("--data", "store", type=options.FOLDER,
+@click.option("--data", "store", type=options.PATH,
               help="The run's store: check on its validation pairs.")  # fmt: skip
 @options.force
 @options.as_json

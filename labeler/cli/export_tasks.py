@@ -10,7 +10,7 @@ from labeler.cli import options
 
 
 @click.command("export-tasks")
-@click.argument("source", type=options.FOLDER)
+@click.argument("source", type=options.PATH)
 @options.out("The file to write; the labelling interface gets the same name with .xml.")
 @click.option("--image-folder", default="", metavar="FOLDER",
               help="Where the pictures lie below Label Studio's LOCAL_FILES_DOCUMENT_ROOT; of several inputs of predict "

@@ -10,8 +10,8 @@ from labeler.cli import options
 
 
 @click.command("index")
-@click.argument("store", type=options.FOLDER)
-@click.option("--model", type=options.FOLDER, required=True, help="The run that `labeler pretrain` wrote.")
+@click.argument("store", type=options.PATH)
+@click.option("--model", type=options.PATH, required=True, help="The run that `labeler pretrain` wrote.")
 @options.out("The index to write: the vectors of all pictures and texts.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @options.device

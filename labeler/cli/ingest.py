@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def parse_columns(context: click.Context, parameter: click.Parameter, values: tu
 
 
 @click.command("ingest")
-@click.argument("sources", nargs=-1, required=True, type=options.FOLDER)
+@click.argument("sources", nargs=-1, required=True, type=options.PATH)
 @options.out("The folder to write: records.jsonl, labels.json, rejects.jsonl, profile.json.")
 @click.option("--format", type=click.Choice(FORMATS), default="auto", show_default=True,
               help="auto: told by names and content. class-folders: sub-folders are labels. hub: as on the hub.")  # fmt: skip
@@ -58,13 +57,13 @@ def parse_columns(context: click.Context, parameter: click.Parameter, values: tu
 )
 @click.option("--label-columns", multiple=True, callback=parse_columns, metavar="A,B,...",
               help="Fields that say of a label each if it applies: 1 or 0, true or false, yes or no, x or blank.")  # fmt: skip
-@click.option("--labels", type=options.FOLDER, metavar="FILE",
+@click.option("--labels", type=options.PATH, metavar="FILE",
               help="All labels that there are, one a line; a row with any other is rejected.")  # fmt: skip
-@click.option("--answers", type=options.FOLDER, metavar="FILE",
+@click.option("--answers", type=options.PATH, metavar="FILE",
               help="The same for answers to questions, but any other answer becomes <unk>.")  # fmt: skip
 @click.option("--top-answers", type=click.IntRange(min=1), metavar="N",
               help="Keep the N most frequent answers, or labels, of the train rows; any other becomes <unk>.")  # fmt: skip
-@click.option("--taxonomy", type=options.FOLDER, metavar="FILE",
+@click.option("--taxonomy", type=options.PATH, metavar="FILE",
               help='JSON, {"child": "parent"} or {"parent": ["child"]}: a label brings its parent.')  # fmt: skip
 @click.option("--task", type=click.Choice(["auto", "single", "multi"]), default="auto", show_default=True,
               help="One label a pair, or any number; auto: multi where a field holds a list.")  # fmt: skip
@@ -154,11 +153,12 @@ def command(
 
 def rare_labels(profile: dict[str, Any], split: str) -> list[str]:
     """Return a warning where no label has rows in all of the splits that were drawn as the option `split` says."""
+    from labeler.rows.profile import label_totals
     from labeler.rows.selection import smallest_share
     from labeler.values import SPLITS
 
     counts = [profile["labels"].get(name, {}) for name in SPLITS]
-    totals = {name: sum(count.get(name, 0) for count in counts) for count in counts for name in count}
+    totals = label_totals(profile)
     if not totals or not profile["split"].startswith("drawn"):
         return []
     least, drawn = smallest_share(split)
@@ -236,7 +236,9 @@ def joint_labels(profile: dict[str, Any]) -> list[str]:
 
     They do where most of them hold a comma or semicolon, or where one holds another: `anger, surprise` beside `anger`.
     """
-    names = list(dict.fromkeys(name for labels in profile["labels"].values() for name in labels))
+    from labeler.rows.profile import label_totals
+
+    names = list(label_totals(profile))
     sign = max(",;", key=lambda sign: sum(sign in name for name in names))
     joint = [name for name in names if sign in name]
     alone = {name.casefold() for name in names}
@@ -265,9 +267,9 @@ def other_labels(profile: dict[str, Any]) -> list[str]:
 
 def told_labels(profile: dict[str, Any]) -> list[str]:
     """Return what the kept rows are made of: how many have which label, a picture, a text."""
-    counts = Counter[str]()
-    for labels in profile["labels"].values():
-        counts.update(labels)
+    from labeler.rows.profile import label_totals
+
+    counts = label_totals(profile)
     shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(MOST_TOLD))
     more = f" and {len(counts) - MOST_TOLD} more" if len(counts) > MOST_TOLD else ""
     kind = {"single": "one a row", "multi": "several a row"}[profile["task"]]

@@ -10,7 +10,7 @@ from labeler.cli import options
 
 
 @click.command("inspect")
-@click.argument("dataset", type=options.FOLDER)
+@click.argument("dataset", type=options.PATH)
 @options.force
 @options.as_json
 def command(dataset: Path, force: bool, as_json: bool) -> None:
@@ -24,7 +24,7 @@ def command(dataset: Path, force: bool, as_json: bool) -> None:
     from labeler.artifacts import read_manifest, verify
     from labeler.errors import BadInputError, UsageError
     from labeler.inspection import inspect, read_profile
-    from labeler.rows.profile import described
+    from labeler.rows.profile import profile_lines
 
     stage = read_manifest(dataset)["stage"]
     if stage not in ("ingest", "preprocess", "inspect"):
@@ -36,5 +36,5 @@ def command(dataset: Path, force: bool, as_json: bool) -> None:
     else:
         verify(dataset)
         profile = read_profile(dataset)
-    lines = map(options.harmless, described(profile))
+    lines = map(options.harmless, profile_lines(profile))
     click.echo(json.dumps(profile, ensure_ascii=False, indent=2) if as_json else "\n".join(lines))

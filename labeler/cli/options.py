@@ -40,7 +40,7 @@ class TargetType(PlaceType):
         return super().convert(value, parameter, context)
 
 
-FOLDER = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 PLACE, TARGET = PlaceType(), TargetType()
 
 force: Decorator = click.option("--force", is_flag=True, help="Make it again even if it is already made.")
@@ -58,8 +58,13 @@ split: Decorator = click.option(
 
 def out(text: str) -> Decorator:
     """Return the --out option with its help."""
-    return click.option("--out", type=FOLDER, required=True, help=text)
+    return click.option("--out", type=PATH, required=True, help=text)
 
+
+describe: Decorator = click.option(
+    "--describe", type=PATH, metavar="FILE",
+    help='JSON, {"label": ["phrase", ...]}: what zero-shot labels are known by [default: their names].',
+)  # fmt: skip
 
 template: Decorator = click.option(
     "--template", "templates", multiple=True, metavar="TEXT",
@@ -111,7 +116,7 @@ mapping: Decorator = click.option(
 
 
 image_folder: Decorator = click.option(
-    "--image-folder", type=FOLDER, metavar="DIR",
+    "--image-folder", type=PATH, metavar="DIR",
     help="Where the pictures lie that rows name [default: the folder of the rows' file].",
 )  # fmt: skip
 
@@ -178,7 +183,7 @@ def interval(bounds: list[float] | None) -> str:
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
 
 
-def found(retrieval: dict[str, Any] | None) -> list[str]:
+def retrieval_lines(retrieval: dict[str, Any] | None) -> list[str]:
     """Return how well texts and pictures find each other, a line a direction; nothing where it was not measured."""
     if not retrieval:
         return []
@@ -192,7 +197,7 @@ def found(retrieval: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def said(result: Any) -> list[str]:
+def trained_lines(result: Any) -> list[str]:
     """Return what is said of a run that was trained."""
     history = result.history
     best = history["epochs"][history["best_epoch"] - 1]

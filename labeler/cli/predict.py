@@ -13,7 +13,7 @@ from labeler.errors import UsageError
 
 @click.command("predict")
 @click.argument("inputs", nargs=-1, required=True, type=options.PLACE)
-@click.option("--model", type=options.FOLDER, required=True,
+@click.option("--model", type=options.PATH, required=True,
               help="The run that `labeler train` wrote, or its export; with --zero-shot `labeler pretrain`.")  # fmt: skip
 @click.option(
     "--out", type=options.TARGET, default="-", show_default=True, help="The file to write; - is standard output."

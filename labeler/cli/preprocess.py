@@ -10,7 +10,7 @@ from labeler.cli import options
 
 
 @click.command("preprocess")
-@click.argument("records", type=options.FOLDER)
+@click.argument("records", type=options.PATH)
 @options.out("The store to write.")
 @click.option("--preset", type=click.Choice(["embedded", "hub", "flava"]), default="embedded", show_default=True,
               help="embedded: towers that came with the installation; hub: VisualBERT's own; flava: FLAVA's own.")  # fmt: skip

@@ -12,7 +12,7 @@ from labeler.cli import options
 
 @click.command("pretrain")
 @click.argument("model")
-@click.argument("store", type=options.FOLDER)
+@click.argument("store", type=options.PATH)
 @options.out("The run to write: both towers, tokenizer, history.")
 @click.option("--epochs", type=int, help="At most so many passes over the train split [default: the model's].")
 @click.option("--batch-size", type=int, help="Pairs among which a text must find its picture [default: the model's].")
@@ -44,4 +44,6 @@ def command(
     result = pretrain(
         model, store, out, pretrain_options(model, given), seed=seed, resume=resume, force=force, device=device
     )
-    options.say("\n".join(options.said(result)), {"out": out, "already": result.already, **result.history}, as_json)
+    options.say(
+        "\n".join(options.trained_lines(result)), {"out": out, "already": result.already, **result.history}, as_json
+    )

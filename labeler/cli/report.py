@@ -10,8 +10,8 @@ from labeler.cli import options
 
 
 @click.command("report")
-@click.argument("runs", nargs=-1, required=True, type=options.FOLDER)
-@click.option("--out", type=options.FOLDER, default=Path("report"), show_default=True, help="The folder to write.")
+@click.argument("runs", nargs=-1, required=True, type=options.PATH)
+@click.option("--out", type=options.PATH, default=Path("report"), show_default=True, help="The folder to write.")
 @options.split
 @click.option("--explain", type=click.IntRange(0, 50), default=6, show_default=True, metavar="N",
               help="Show for N pairs which words and regions drove the best run's label; 0 for none.")  # fmt: skip

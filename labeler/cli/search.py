@@ -12,13 +12,13 @@ from labeler.cli import options
 
 @click.command("search")
 @click.argument("query")
-@click.option("--index", "folder", type=options.FOLDER, required=True, help="The index that `labeler index` wrote.")
+@click.option("--index", "folder", type=options.PATH, required=True, help="The index that `labeler index` wrote.")
 @click.option(
     "--find", type=click.Choice(["pictures", "texts"]), default="pictures", show_default=True, help="What to find."
 )
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many to show.")
-@click.option("--model", type=options.FOLDER, help="Where the index's run is [default: where it was then].")
-@click.option("--html", type=options.FOLDER, metavar="FILE", help="Write what was found as a page with the pictures.")
+@click.option("--model", type=options.PATH, help="Where the index's run is [default: where it was then].")
+@click.option("--html", type=options.PATH, metavar="FILE", help="Write what was found as a page with the pictures.")
 @click.option("--force", is_flag=True, help="Replace the page FILE whoever wrote it.")
 @options.device
 @options.as_json

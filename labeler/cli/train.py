@@ -13,7 +13,7 @@ from labeler.errors import UsageError
 
 @click.command("train")
 @click.argument("model")
-@click.argument("store", type=options.FOLDER)
+@click.argument("store", type=options.PATH)
 @options.out("The run to write: weights, tokenizer, labels, history, model card.")
 @click.option("--epochs", type=int, help="At most so many passes over the train split [default: the model's].")
 @click.option("--batch-size", type=int, help="Pairs a step [default: 32].")
@@ -54,21 +54,20 @@ from labeler.errors import UsageError
 @click.option("--activation-checkpointing", is_flag=True, default=None,
               help="Keep less in memory in training and work it out again: slower.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), help="auto: bf16 where the processor has it.")
-@click.option("--options", "file", type=options.FOLDER, metavar="FILE",
+@click.option("--options", "file", type=options.PATH, metavar="FILE",
               help="JSON with options by name, as `labeler tune` writes it; the command line wins over it.")  # fmt: skip
 @click.option("--teacher", "teachers", multiple=True, metavar="RUN",
               help="A run on the same store to learn from, beside the labels; repeatable: the mean of several. zero-shot:RUN, a "
                    "run of `labeler pretrain`, or zero-shot:NAME, a published CLIP or SigLIP (a folder, or a hub's name), labels "
                    "the train pairs that nobody has labelled.")  # fmt: skip
-@click.option("--describe", type=options.FOLDER, metavar="FILE",
-              help='JSON, {"label": ["phrase", ...]}: what zero-shot labels are known by [default: their names].')  # fmt: skip
+@options.describe
 @options.template
 @click.option(
     "--teacher-weight", type=float, metavar="W", help="Share of the loss that is the teachers' [default: 0.5]."
 )
 @click.option("--teacher-temperature", type=float, metavar="T",
               help="Both sides' logits are divided by T; above 1 the unlikely counts more [default: 2].")  # fmt: skip
-@click.option("--init", type=options.FOLDER, metavar="RUN",
+@click.option("--init", type=options.PATH, metavar="RUN",
               help="Of clip: the run of `labeler pretrain` to start from [default: none].")  # fmt: skip
 @click.option("--freeze", is_flag=True, default=None, help="Train the head alone, what is below it stays.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same arguments.")
@@ -119,11 +118,13 @@ def command(
     }
     if seeds is None:
         result = train(model, store, out, chosen, seed=seed, **how)
-        options.say("\n".join(options.said(result)), {"out": out, "already": result.already, **result.history}, as_json)
+        options.say(
+            "\n".join(options.trained_lines(result)), {"out": out, "already": result.already, **result.history}, as_json
+        )
         return
     results = train_seeds(model, store, out, chosen, range(seed, seed + seeds), **how)
     summary = over_seeds(results)
-    lines = [line for result in results for line in options.said(result)]
+    lines = [line for result in results for line in options.trained_lines(result)]
     spread = "" if summary["sd"] is None else f" ± {summary['sd']:.4f} (standard deviation)"
     lines.append(f"{out}: {seeds} seeds, validation {summary['metric']} {summary['mean']:.4f}{spread}")
     options.say("\n".join(lines), {"out": out, **summary}, as_json)

@@ -11,12 +11,12 @@ from labeler.cli import options
 
 @click.command("tune")
 @click.argument("model")
-@click.argument("store", type=options.FOLDER)
+@click.argument("store", type=options.PATH)
 @options.out("The folder of the search: what was tried, the best options, the best run.")
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="So many trainings in all.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES",
               help="So long in all; no trial is begun that would most likely not end in time, but for the first.")  # fmt: skip
-@click.option("--options", "file", type=options.FOLDER, metavar="FILE",
+@click.option("--options", "file", type=options.PATH, metavar="FILE",
               help="JSON with training options by name that every trial keeps; the others are searched.")  # fmt: skip
 @options.seed
 @options.device

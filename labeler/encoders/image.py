@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,16 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
-from labeler.artifacts import write_json
+from labeler.artifacts import read_json, write_json
 from labeler.encoders.flava import FLAVA, FLAVA_IMAGES, load_flava
 from labeler.encoders.grids import Grid, averages, grid_of, without_registers
 from labeler.encoders.pretrained import load_torchvision, load_transformers, quiet
-from labeler.encoders.regions import LIBRARY, Seen, load_detector, see_regions
-from labeler.encoders.regions import REGIONS as REGION_COUNT
+from labeler.encoders.regions import LIBRARY, REGION_COUNT, Seen, load_detector, see_regions
 from labeler.encoders.weights import (
     EMBEDDED,
     LITE0,
-    REGIONS,
+    REGIONS_PREFIX,
     embedded_path,
     first_line,
     from_folder_or_hub,
@@ -146,7 +144,7 @@ def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
     """
     if name == EMBEDDED:
         return _embedded()
-    if name.startswith(REGIONS):
+    if name.startswith(REGIONS_PREFIX):
         return _regions(name)
     if Path(name).is_dir():
         return _from_folder(Path(name))
@@ -155,7 +153,7 @@ def load_image_encoder(name: str = EMBEDDED) -> ImageEncoder:
         library, architecture = "timm", architecture.removeprefix("timm/")
     if architecture in torchvision.models.list_models(torchvision.models.detection):
         raise LabelerError(
-            f"image encoder {name!r}: a detector; {REGIONS}{architecture} takes what it sees in its regions"
+            f"image encoder {name!r}: a detector; {REGIONS_PREFIX}{architecture} takes what it sees in its regions"
         )
     if library == "hf" or (not library and re.fullmatch(r"\w[\w.-]*/[\w.-]+", architecture)):
         return from_folder_or_hub(name, "image", partial(_transformers, name), "an image encoder")
@@ -203,11 +201,11 @@ def _embedded() -> ImageEncoder:
 
 def _from_folder(folder: Path) -> ImageEncoder:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         if "model_type" in config:
             return _transformers(str(folder), str(folder), True)
         if config.get("library") == LIBRARY:
-            raise LabelerError(f"{folder}: a detector; {REGIONS}{folder} takes what it sees in its regions")
+            raise LabelerError(f"{folder}: a detector; {REGIONS_PREFIX}{folder} takes what it sees in its regions")
         if "architecture" not in config:
             raise ValueError("config.json names no architecture, as timm's do, and no model_type, as transformers' do")
         weights = load_file(folder / "model.safetensors")
@@ -288,7 +286,7 @@ def input_of(name: str, processor: Any) -> tuple[int, tuple[float, ...], tuple[f
 
 
 def _regions(name: str) -> ImageEncoder:
-    detector, size = load_detector(name.removeprefix(REGIONS))
+    detector, size = load_detector(name.removeprefix(REGIONS_PREFIX))
 
     def grid(network: Any, pixels: Tensor) -> Tensor:
         last: Tensor = list(network.backbone.body(pixels).values())[-1]

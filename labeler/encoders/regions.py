@@ -8,7 +8,6 @@ Visual Genome's 1,600, and the features are pooled from the last stage of its Re
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +20,14 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 
+from labeler.artifacts import read_json
 from labeler.encoders.pretrained import load_torchvision
-from labeler.encoders.weights import REGIONS as PREFIX
-from labeler.encoders.weights import first_line
+from labeler.encoders.weights import REGIONS_PREFIX, first_line
 from labeler.errors import LabelerError
 
 DETECTORS = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2")  # those with published weights
 LIBRARY = "torchvision-detection"
-REGIONS = 36
+REGION_COUNT = 36
 SIDE = 800  # pixels: the shorter side that they were trained with
 STRIDE = 32  # of a ResNet's last stage
 GRID = 7  # RoIAlign's cells a side
@@ -69,14 +68,16 @@ def load_detector(name: str) -> Detector:
             f"detector {name!r}: no folder, and torchvision has none; choose from {', '.join(DETECTORS)}"
         )
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    module = load_torchvision(f"{PREFIX}{name}", weights, lambda state: _with_weights(_build(name, SIDE), state))
+    module = load_torchvision(
+        f"{REGIONS_PREFIX}{name}", weights, lambda state: _with_weights(_build(name, SIDE), state)
+    )
     assert isinstance(module, FasterRCNN)
     return Detector(module, SIDE)
 
 
 def _from_folder(folder: Path) -> Detector:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         if config.get("library") != LIBRARY:
             raise LabelerError(f"no detector: config.json does not name the library {LIBRARY!r}")
         side = config.get("input_size", (3, SIDE, SIDE))[-1]
@@ -132,7 +133,7 @@ def _with_weights(model: FasterRCNN, state: dict[str, Tensor], norm_eps: float =
 
 
 def see_regions(model: FasterRCNN, pixels: Tensor) -> Seen:
-    """Return the REGIONS most confident regions of each picture in pixels [B, 3, S, S], the most confident first.
+    """Return the REGION_COUNT most confident regions of each picture in pixels [B, 3, S, S], the most confident first.
 
     After the detector's own non-maximum suppression, which goes class by class, comes one over all classes: what two classes
     claim is one region. A picture in which nothing is found has one region, the picture as a whole, so that it still differs
@@ -151,7 +152,7 @@ def _see_one(model: FasterRCNN, pixels: Tensor) -> tuple[Tensor, Tensor]:
     images = ImageList(pixels, [(side, side)])
     proposals, _ = model.rpn(images, pyramid)
     (found,), _ = model.roi_heads(pyramid, proposals, images.image_sizes)
-    kept = torchvision.ops.nms(found["boxes"], found["scores"], model.roi_heads.nms_thresh)[:REGIONS]
+    kept = torchvision.ops.nms(found["boxes"], found["scores"], model.roi_heads.nms_thresh)[:REGION_COUNT]
     corners = found["boxes"][kept]  # [n, 4] pixels
     if not len(corners):
         corners = pixels.new_tensor([[0, 0, side, side]])
@@ -160,5 +161,5 @@ def _see_one(model: FasterRCNN, pixels: Tensor) -> tuple[Tensor, Tensor]:
     cells = torchvision.ops.roi_align(
         last, [corners], GRID, spatial_scale=last.shape[-1] / side, sampling_ratio=2, aligned=True
     )
-    padding = (0, 0, 0, REGIONS - len(corners))
+    padding = (0, 0, 0, REGION_COUNT - len(corners))
     return nn.functional.pad(cells.mean(dim=(2, 3)), padding), nn.functional.pad(corners / side, padding)

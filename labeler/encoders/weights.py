@@ -16,7 +16,7 @@ from labeler.errors import LabelerError
 from labeler.inputs import near
 
 EMBEDDED = "embedded"
-REGIONS = "regions:"  # what the name of an image tower begins with that is a detector
+REGIONS_PREFIX = "regions:"  # what the name of an image tower begins with that is a detector
 TOWER = "image-tower"  # the folder in a run with the image tower that was fine-tuned
 HUB_SECONDS = 8.0
 
@@ -73,7 +73,7 @@ def tower_sha256(name: str) -> str:
     """Return a hash that stands for a tower's weights: of its files where it is local, else of its name."""
     if name == EMBEDDED:
         return sha256_json([MINILM.sha256, LITE0.sha256])
-    folder = Path(name.removeprefix(REGIONS))
+    folder = Path(name.removeprefix(REGIONS_PREFIX))
     if folder.is_dir():
         return sha256_json({path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()})
     return sha256_json(name)
@@ -88,7 +88,7 @@ def recorded_tower(record: Mapping[str, Any], kind: str, user: Path) -> str:
     name = record["name"]
     if tower_sha256(name) == record["sha256"]:
         return name
-    folder = name.removeprefix(REGIONS)
+    folder = name.removeprefix(REGIONS_PREFIX)
     for place in near(user, Path(folder)):
         moved = name.removesuffix(folder) + str(place)
         if tower_sha256(moved) == record["sha256"]:
@@ -156,8 +156,8 @@ def from_folder_or_hub(
     folder has to hold, for the error.
     """
     if not Path(name).is_dir():
-        endpoint, source = os.environ.get("HF_ENDPOINT", "https://huggingface.co"), name.removeprefix("hf:")
-        found: T = from_hub(name, kind, lambda: load(source, True), lambda: load(source, False), endpoint, advice)
+        source = name.removeprefix("hf:")
+        found: T = from_hub(name, kind, lambda: load(source, True), lambda: load(source, False), hub_address(), advice)
         return found
     try:
         return load(name, True)
@@ -170,6 +170,11 @@ def from_folder_or_hub(
 def first_line(error: Exception) -> str:
     """Return an error's type and the first line of what it says, which for some is but a key."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def hub_address() -> str:
+    """Return where the hub is that is asked: Hugging Face's, unless the environment names another."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
 def unreachable(url: str) -> str | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from labeler.artifacts import verify
+from labeler.artifacts import read_json, verify
 from labeler.errors import UsageError
 from labeler.values import UNKNOWN_SHARE
 
@@ -115,7 +114,7 @@ def choose_way(folder: Path, runtime: str = "auto", precision: Precision = "auto
     if not ways:
         there = ", ".join(f"--runtime {way.runtime} --precision {way.precision}" for way in usable_ways())
         raise UsageError(f"--runtime {runtime} --precision {precision}: not possible here; there are {there}")
-    checks: dict[str, Any] = json.loads((folder / CHECK).read_text(encoding="utf-8"))["ways"]
+    checks: dict[str, Any] = read_json(folder / CHECK)["ways"]
     known = [way for way in ways if str(way) in checks]
     if not known:
         raise UsageError(

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from labeler.artifacts import read_json
 from labeler.decisions import Rule, read_rule
 from labeler.engines import Reader
 from labeler.items import Item
-from labeler.runs import read_json
 
 TOWER, FUSION, TOKENIZER, PREPROCESSOR = "tower.onnx", "fusion.onnx", "tokenizer.json", "preprocessor.json"
 INPUTS = ("input_ids", "text_mask", "visual_tokens", "visual_mask")

@@ -12,7 +12,7 @@ import scipy  # its parts are loaded when they are first used
 from labeler.errors import BadInputError
 from labeler.evaluation.bootstrap import Resampled, resample
 from labeler.evaluation.metrics import HEADLINE, SECOND
-from labeler.evaluation.predictions import Predictions
+from labeler.evaluation.predictions import Predictions, right_rows
 
 ALPHA = 0.05
 LEAST_GROUPS = 6  # of which a sign test can say p < 0.05
@@ -66,7 +66,7 @@ def compare_means(
         {"mcnemar_p": None, "only_a_right": None, "only_b_right": None} if task == "single" else {"mcnemar_p": None}
     )
     if task == "single" and found["ci95"]:
-        right_a, right_b = (np.mean([_right(one) for one in some], axis=0) for some in (a, b))
+        right_a, right_b = (np.mean([right_rows(one) for one in some], axis=0) for some in (a, b))
         group_of_row = np.unique(a[0].groups, return_inverse=True)[1]
         found["p"] = max(found["p"], sign_flip_p(np.bincount(group_of_row, right_b - right_a)))
     judge([found])
@@ -158,15 +158,9 @@ def _first_difference(a: Predictions, b: Predictions) -> str:
     return "with the same ids but another truth or group" if a.ids == b.ids and a.ids else "one ends before the other"
 
 
-def _right(found: Predictions) -> np.ndarray:
-    """Return which rows [N] bool are right."""
-    right: np.ndarray = (found.truth == found.predicted).all(axis=1)
-    return right
-
-
 def _mcnemar(a: Predictions, b: Predictions) -> dict[str, Any]:
     """Return the rows that only one has right, and McNemar's exact p (1.0 without such rows)."""
-    right_a, right_b = _right(a), _right(b)
+    right_a, right_b = right_rows(a), right_rows(b)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p = scipy.stats.binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
     return {"mcnemar_p": float(p), "only_a_right": only_a, "only_b_right": only_b}

@@ -132,6 +132,12 @@ def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
     return Predictions(ids, groups, truth, scores, predicted, agreed)
 
 
+def right_rows(predictions: Predictions) -> np.ndarray:
+    """Return which rows have all labels right and no other, [N] bool."""
+    right: np.ndarray = (predictions.truth == predictions.predicted).all(axis=1)
+    return right
+
+
 def write_predictions(path: Path, names: list[str], predictions: Predictions) -> None:
     """Write one JSON line a row: id, group, truth and predicted as label names, scores by label; of questions vqa_accuracy."""
     write_parts(path, _lines(names, predictions))

@@ -50,8 +50,8 @@ def measure_retrieval(
         ones = np.ones((len(places), 1))
         resampled = Resampled(
             {name: float(values[0]) for name, values in over(places, ones).items()},
-            joined(over(places, weights) for weights in draw_weights(groups, seed, draws)),
-            joined(over(places, weights) for weights in left_out_weights(groups, seed)),
+            concatenated(over(places, weights) for weights in draw_weights(groups, seed, draws)),
+            concatenated(over(places, weights) for weights in left_out_weights(groups, seed)),
         )
         found[direction] = dict(resampled.estimate) | {
             f"{name}_ci95": bounds_of(resampled, name, len(set(groups)), name in RECALLS) for name in resampled.estimate
@@ -70,7 +70,7 @@ def over(places: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     return found | {"median_rank": places[order][middle].astype(float)}
 
 
-def joined(parts: Any) -> dict[str, np.ndarray]:
+def concatenated(parts: Any) -> dict[str, np.ndarray]:
     """Return the values of all parts, one after another."""
     collected = list(parts)
     return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}

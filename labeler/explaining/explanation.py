@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from labeler.artifacts import read_json
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import scores_of, settle
 from labeler.inputs import found_again
@@ -217,7 +218,6 @@ def stored_subjects(run: Run, store: Store, ids: Sequence[str]) -> list[Subject]
 def original_pictures(store: Store, ids: Sequence[str]) -> list[tuple[Record, Path | None, str | None]]:
     """Return the records of those ids, each with its picture's file and sha256; raises BadInputError where they are gone."""
     from labeler.pixels import records_of
-    from labeler.runs import read_json
 
     folder = records_of(store)
     root = folder / read_json(folder / "profile.json")["root"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from labeler.artifacts import appearing
 from labeler.errors import BadInputError
 from labeler.explaining.explanation import Explanation
 from labeler.pictures.images import decode_image
@@ -47,14 +47,11 @@ def write_heat_maps(explanations: Sequence[Explanation], path: Path) -> None:
         top += one.height
     mark = PngInfo()
     mark.add_text("Software", "labeler")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        page.save(partial, "PNG", pnginfo=mark)
-        partial.replace(path)
+        with appearing(path) as partial:
+            page.save(partial, "PNG", pnginfo=mark)
     except OSError as error:
         raise BadInputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def is_heat_map(path: Path) -> bool:

@@ -6,7 +6,6 @@ is never gone on from, nor is one whose best epoch, from which the weights that 
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from labeler.artifacts import MANIFEST, damage, file_hashes, remove, write_json
+from labeler.artifacts import MANIFEST, damage, file_hashes, read_json, remove, write_json
 from labeler.errors import BadInputError, LabelerError
 
 PROGRESS = "progress.json"
@@ -57,7 +56,7 @@ class Progress:
     @classmethod
     def load(cls, checkpoint: Path) -> Progress:
         """Return what `save` wrote into a checkpoint."""
-        values = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        values = read_json(checkpoint / PROGRESS)
         elapsed = values.pop("elapsed")
         return cls(**values | {"started": time.perf_counter() - elapsed})
 
@@ -104,7 +103,7 @@ def by_age(folder: Path) -> list[Path]:
 def what_is_wrong(checkpoint: Path) -> str | None:
     """Return why a checkpoint is not whole, None if it is."""
     try:
-        problem = damage(checkpoint, json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8")))
+        problem = damage(checkpoint, read_json(checkpoint / MANIFEST))
     except FileNotFoundError:
         return "cut off while it was written"
     except (OSError, ValueError, KeyError) as error:
@@ -123,7 +122,7 @@ def wrong_best(checkpoint: Path) -> str | None:
 
 def best_of(checkpoint: Path) -> Path | None:
     """Return the best epoch's checkpoint, as a whole one knows it."""
-    step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["best_global_step"]
+    step = read_json(checkpoint / STATE)["best_global_step"]
     return checkpoint.with_name(f"checkpoint-{step}") if step else None
 
 

@@ -17,7 +17,7 @@ from labeler.artifacts import Input, input_of, read_manifest
 from labeler.encoders.weights import is_published, tower_sha256
 from labeler.errors import BadInputError, UsageError
 from labeler.records import LabelSet, differing_names, read_label_set
-from labeler.zero_shot import TEMPLATES, prompts_of, zero_shot_run
+from labeler.zero_shot import prompts_of, told_by, zero_shot_run
 
 if TYPE_CHECKING:
     from labeler.store import Store
@@ -48,7 +48,7 @@ class ZeroShotTeacher(NamedTuple):
 
     def arguments(self) -> dict[str, Any]:
         """Return what a manifest records."""
-        return {"described": dict(self.described or {}), "templates": list(self.templates or TEMPLATES)}
+        return told_by(self.described, self.templates)
 
 
 def teacher_inputs(
@@ -110,13 +110,13 @@ def teachers_say(
     speaking = torch.zeros(len(rows), 1, dtype=torch.float64)
     for teacher in teachers:
         taught = np.flatnonzero(~store.labelled[rows]) if isinstance(teacher, ZeroShotTeacher) else np.arange(len(rows))
-        softened = torch.from_numpy(asked(teacher, store, rows[taught], device)).double() / temperature
+        softened = torch.from_numpy(teacher_logits(teacher, store, rows[taught], device)).double() / temperature
         total[taught] += softened.softmax(dim=1) if store.label_set.task == "single" else softened.sigmoid()
         speaking[taught] += 1
     return (total / speaking).float().numpy()
 
 
-def asked(teacher: Path | ZeroShotTeacher, store: Store, rows: np.ndarray, device: Any) -> np.ndarray:
+def teacher_logits(teacher: Path | ZeroShotTeacher, store: Store, rows: np.ndarray, device: Any) -> np.ndarray:
     """Return one teacher's logits on `rows`, [N, L] float32; raises what `teachers_say` does."""
     from labeler.batches import StorePairs
     from labeler.embedding import refuse_other_tower

@@ -9,7 +9,6 @@ store and write the run by the same paths. Imports neither ray nor torch until a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import write_json
+from labeler.artifacts import read_json, write_json
 from labeler.errors import InterruptedRun, LabelerError, UsageError
 from labeler.interrupts import stop_on_interrupt
 from labeler.ray_cluster import cpus_each, ray_running
@@ -27,7 +26,7 @@ from labeler.training_options import TrainOptions
 
 DEVICES = ("auto", "cpu", "cuda")  # which one of several GPUs a worker has is for Ray to say
 MAX_FAILURES = 10  # as often are workers started again
-LOST, SAID = "error.json", "said.txt"  # what the workers leave for whoever started them
+ERROR_FILE, MESSAGES_FILE = "error.json", "said.txt"  # what the workers leave for whoever started them
 STOP = "stop"  # and what that leaves for them
 HISTORY = "history.json"
 
@@ -92,10 +91,10 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
         say_if_waiting(ray.nodes(), workers, gpus)
         resources = {"CPU": cpus_each(ray.nodes(), workers)} | ({"GPU": 1} if gpus else {})
         config = {"fit": fit, "gpus": gpus, "folder": str(folder.resolve()), "cwd": os.getcwd()}
-        lost, storage = folder / LOST, folder / "ray"
+        lost, storage = folder / ERROR_FILE, folder / "ray"
         lost.unlink(missing_ok=True)
         asked = Asked(folder / STOP)
-        (folder / SAID).write_text("")
+        (folder / MESSAGES_FILE).write_text("")
         trainer = TorchTrainer(
             work,
             train_loop_config=config,
@@ -106,7 +105,7 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
             ),
         )  # fmt: skip
         try:
-            with meanwhile(partial(repeat, folder / SAID)), stop_on_interrupt(asked):
+            with meanwhile(partial(repeat, folder / MESSAGES_FILE)), stop_on_interrupt(asked):
                 in_a_thread(trainer.fit)
         except ray.train.TrainingFailedError as error:
             if not lost.is_file():
@@ -115,18 +114,18 @@ def fit_on_workers(fit: dict[str, Any], folder: Path, *, workers: int, address: 
                 ) from error
         finally:
             shutil.rmtree(storage, ignore_errors=True)
-            (folder / SAID).unlink()
+            (folder / MESSAGES_FILE).unlink()
     stopped = asked.interrupted and not (folder / HISTORY).is_file()
     asked.file.unlink(missing_ok=True)
     if stopped:
         raise InterruptedRun("stopped; the same command with --resume goes on from the last checkpoint")
     if lost.is_file():
-        told = json.loads(lost.read_text(encoding="utf-8"))
+        told = read_json(lost)
         lost.unlink()
         raised = LabelerError(told["message"])
         raised.exit_code = told["exit_code"]
         raise raised
-    return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+    return read_json(folder / HISTORY)
 
 
 def decode_ahead(data: Path, options: TrainOptions, teachers: Sequence[Any]) -> None:
@@ -226,11 +225,11 @@ def work(config: dict[str, Any]) -> None:
         os.chdir(config["cwd"])
     if workers.is_first():
         log.setLevel(logging.INFO)
-        log.addHandler(logging.FileHandler(folder / SAID, encoding="utf-8"))
+        log.addHandler(logging.FileHandler(folder / MESSAGES_FILE, encoding="utf-8"))
     fit = None
     # one that finds another's error ends too, but not before they have met: that one waits for it
     with contextlib.suppress(LabelerError), left_in(folder):
-        if not (folder / LOST).is_file():
+        if not (folder / ERROR_FILE).is_file():
             fit = Fit(**config["fit"] | {"device": str(get_device()) if config["gpus"] else "cpu"})
     if workers.any_of(fit is None) or fit is None:
         return
@@ -254,5 +253,5 @@ def left_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except LabelerError as error:
-        write_json(folder / LOST, {"message": str(error), "exit_code": error.exit_code})
+        write_json(folder / ERROR_FILE, {"message": str(error), "exit_code": error.exit_code})
         raise

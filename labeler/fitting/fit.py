@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from labeler.artifacts import write_json
+from labeler.artifacts import read_json, write_json
 from labeler.baselines import linear_probe
 from labeler.batches import StorePairs, label_targets
 from labeler.decisions import VALIDATION
@@ -29,7 +29,7 @@ from labeler.fitting.arguments import training_arguments, use_bf16
 from labeler.fitting.averaging import AveragedWeights
 from labeler.fitting.checkpoints import Progress, newest_checkpoint, writing
 from labeler.fitting.distillation import ZeroShotTeacher, refuse_idle, teachers_say
-from labeler.fitting.pretext import check_pretext, learn_pretext, told
+from labeler.fitting.pretext import check_pretext, learn_pretext, read_pretraining
 from labeler.fitting.sharding import ShardedTrainer
 from labeler.fitting.trainer import (
     LabelTrainer,
@@ -42,7 +42,6 @@ from labeler.losses import TrainingLoss, labelling_loss
 from labeler.memory import give_back_freed_memory, keep_few_shapes, keep_freed_memory
 from labeler.models import Building, Built, constant, model_module
 from labeler.pixels import Pixels, stored_pixels
-from labeler.runs import read_json
 from labeler.store import Store
 from labeler.taxonomy import taxonomy_of
 from labeler.training_options import METRICS, TrainOptions
@@ -186,7 +185,7 @@ class Fit:
             self.tell_if_worse(history)
         history |= {"train_pairs": len(self.train_pairs), "validation_pairs": len(self.validation_pairs)}
         if self.options.pretrain:
-            history["pretraining"] = told(pretraining)
+            history["pretraining"] = read_pretraining(pretraining)
         return history | {
             "train_seconds": round(self.progress.elapsed, 2),
             "pairs_per_second": round(self.progress.pairs / self.progress.seconds, 2),

@@ -6,7 +6,6 @@ train split is read. What is learned besides the model, the heads of the objecti
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import set_seed
 
-from labeler.artifacts import write_json
+from labeler.artifacts import read_json, write_json
 from labeler.end_to_end import reader
 from labeler.errors import BadInputError, UsageError
 from labeler.fitting import workers
@@ -136,6 +135,6 @@ def learn_pretext(fit: Fit, folder: Path, *, resume: bool) -> None:
     set_seed(fit.seed)
 
 
-def told(folder: Path) -> dict[str, Any]:
+def read_pretraining(folder: Path) -> dict[str, Any]:
     """Return what pretraining left in `folder` to be told in the history: each epoch's losses, and the seconds."""
-    return cast("dict[str, Any]", json.loads((folder / TOLD).read_text(encoding="utf-8")))
+    return cast("dict[str, Any]", read_json(folder / TOLD))

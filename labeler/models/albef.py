@@ -42,12 +42,12 @@ class Model(FusedClassifier):
     def __init__(self, config: Config, visual_bert: VisualBertModel | None = None):
         """Take the layers of `visual_bert`, or make untrained ones from `config`."""
         super().__init__(config, visual_bert)
-        self.upper = (config.num_hidden_layers + 1) // 2  # how many layers come before fusion
+        self.n_lower = (config.num_hidden_layers + 1) // 2  # layers before fusion
         self.attending = nn.ModuleList(
             CoAttentionStream(
                 config.hidden_size, config.num_attention_heads, config.intermediate_size, config.hidden_dropout_prob
             )
-            for _ in range(config.num_hidden_layers - self.upper)
+            for _ in range(config.num_hidden_layers - self.n_lower)
         )
         widths = config.hidden_size, config.visual_embedding_dim
         self.head = ProbeHead(widths, cast(int, config.num_labels), config.head_dropout)
@@ -72,14 +72,14 @@ class Model(FusedClassifier):
     def read(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """Return text [B, T, D] after the lower layers, for embedded words [B, T, D]."""
         bias = self.text_bias(text_mask).to(text.dtype)
-        for layer in self.fused.encoder.layer[: self.upper]:
+        for layer in self.fused.encoder.layer[: self.n_lower]:
             text = layer(text, bias)[0]
         return text
 
     def fuse(self, streams: Streams, text_mask: Tensor, visual_mask: Tensor) -> Tensor:
         """Return text [B, T, D] after the upper layers, before each of which it attends the picture."""
         text, bias = streams.text, self.text_bias(text_mask).to(streams.text.dtype)
-        for attend, layer in zip(self.attending, self.fused.encoder.layer[self.upper :], strict=True):
+        for attend, layer in zip(self.attending, self.fused.encoder.layer[self.n_lower :], strict=True):
             text = layer(attend(text, streams.visual, visual_mask), bias)[0]
         return text
 
@@ -89,8 +89,8 @@ class Model(FusedClassifier):
         return attention_bias(text_mask, text_mask[:, :0])
 
 
-def build(task: Building) -> Built:
+def build(building: Building) -> Built:
     """Return ALBEF on the text tower's weights, with its tokenizer."""
-    start = load_visualbert(task.text_encoder, task.visual_width)
-    config = Config(**{**start.config_values, "num_labels": len(task.label_set.labels)})
+    start = load_visualbert(building.text_encoder, building.visual_width)
+    config = Config(**{**start.config_values, "num_labels": len(building.label_set.labels)})
     return Built(Model(config, start.visual_bert), start.tokenizer)

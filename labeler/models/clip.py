@@ -152,20 +152,20 @@ def load_towers(folder: Path) -> tuple[TwoTowers, PreTrainedTokenizerBase]:
     )
 
 
-def build(task: Building) -> Built:
-    """Return a head on the towers of the run `task.init`, or on embedded ones that have never seen each other.
+def build(building: Building) -> Built:
+    """Return a head on the towers of the run `building.init`, or on embedded ones that have never seen each other.
 
-    Raises BadInputError when `task.init` is no run of `labeler pretrain`, damaged, or of other pictures than the store.
+    Raises BadInputError when `building.init` is no run of `labeler pretrain`, damaged, or of other pictures than the store.
     """
-    if task.init:
-        verify(task.init, "pretrain")
-        towers, tokenizer = load_towers(task.init)
-        if towers.config.visual_width != task.visual_width:
+    if building.init:
+        verify(building.init, "pretrain")
+        towers, tokenizer = load_towers(building.init)
+        if towers.config.visual_width != building.visual_width:
             raise BadInputError(
-                f"{task.init}: its pictures are {towers.config.visual_width} numbers wide, the store's "
-                f"{task.visual_width}; preprocess with its image encoder, or pretrain on this store"
+                f"{building.init}: its pictures are {towers.config.visual_width} numbers wide, the store's "
+                f"{building.visual_width}; preprocess with its image encoder, or pretrain on this store"
             )
     else:
-        towers, tokenizer = build_towers(task.text_encoder, task.visual_width)
-    config = Config(**{**towers.config.to_dict(), "num_labels": len(task.label_set.labels)})
+        towers, tokenizer = build_towers(building.text_encoder, building.visual_width)
+    config = Config(**{**towers.config.to_dict(), "num_labels": len(building.label_set.labels)})
     return Built(Model(config, towers), tokenizer)

@@ -106,24 +106,24 @@ def streams_of(hidden: Tensor, text_mask: Tensor) -> Streams:
     return Streams(hidden[:, 1:end], hidden[:, end:])
 
 
-def build(task: Building) -> Built:
+def build(building: Building) -> Built:
     """Return FLAVA as it was released where the text tower is its own, else a new multimodal encoder on the text tower.
 
     Raises LabelerError when released FLAVA is given visual tokens of another width than its own.
     """
-    tower = load_text_encoder(task.text_encoder)
+    tower = load_text_encoder(building.text_encoder)
     released = tower.flava
-    if released and released.image_hidden_size != task.visual_width:
+    if released and released.image_hidden_size != building.visual_width:
         raise LabelerError(
             f"{tower.name} takes visual tokens of width {released.image_hidden_size}, the image encoder gives "
-            f"{task.visual_width}; preprocess with --image-encoder {tower.name}"
+            f"{building.visual_width}; preprocess with --image-encoder {tower.name}"
         )
     sizes: dict[str, Any] = {
         "tower": config_values(tower),
         "fusion": released.multimodal_model.config.to_diff_dict() if released else fusion_sizes(tower.model.config),
         "pretrained_fusion": released is not None,
-        "visual_width": task.visual_width,
-        "num_labels": len(task.label_set.labels),
+        "visual_width": building.visual_width,
+        "num_labels": len(building.label_set.labels),
     }
     model = Model(Config(**sizes), pretrained_tower(tower))
     if released:

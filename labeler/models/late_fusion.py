@@ -64,12 +64,12 @@ class Model(TextTowerClassifier):
         return torch.cat([unit(part.float()) for part in parts], dim=1)
 
 
-def build(task: Building) -> Built:
+def build(building: Building) -> Built:
     """Return both towers on the text tower's weights, with its tokenizer."""
-    tower = load_text_encoder(task.text_encoder)
+    tower = load_text_encoder(building.text_encoder)
     sizes: dict[str, Any] = {
         "tower": config_values(tower),
-        "visual_width": task.visual_width,
-        "num_labels": len(task.label_set.labels),
+        "visual_width": building.visual_width,
+        "num_labels": len(building.label_set.labels),
     }
     return Built(Model(Config(**sizes), pretrained_tower(tower)), tower.tokenizer)

@@ -89,13 +89,13 @@ class Model(Classifier):
         return states[-2:].transpose(0, 1).flatten(1)
 
 
-def build(task: Building) -> Built:
+def build(building: Building) -> Built:
     """Return the untrained baseline and a tokenizer over the words or characters of the training texts."""
-    tokenizer = own_tokenizer(task.texts, task.vocabulary)
+    tokenizer = own_tokenizer(building.texts, building.vocabulary)
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "visual_width": task.visual_width,
-        "num_labels": len(task.label_set.labels),
+        "visual_width": building.visual_width,
+        "num_labels": len(building.label_set.labels),
     }
     config = Config(**sizes)
     return Built(Model(config), tokenizer)

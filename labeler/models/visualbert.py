@@ -54,8 +54,8 @@ class Model(FusedClassifier):
         return self.fused(self.fused.embed(input_ids, visual_tokens), text_mask, visual_mask)
 
 
-def build(task: Building) -> Built:
+def build(building: Building) -> Built:
     """Return VisualBERT on the text tower's weights, with its tokenizer."""
-    start = load_visualbert(task.text_encoder, task.visual_width)
-    config = Config(**{**start.config_values, "num_labels": len(task.label_set.labels)})
+    start = load_visualbert(building.text_encoder, building.visual_width)
+    config = Config(**{**start.config_values, "num_labels": len(building.label_set.labels)})
     return Built(Model(config, start.visual_bert), start.tokenizer)

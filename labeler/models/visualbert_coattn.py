@@ -98,9 +98,9 @@ def depths(config: Config) -> list[int]:
     return [round(number * layers / (count + 1)) for number in range(1, count + 1)]
 
 
-def build(task: Building) -> Built:
+def build(building: Building) -> Built:
     """Return VisualBERT on the text tower's weights with `n_coattn` fresh blocks, and its tokenizer."""
-    start = load_visualbert(task.text_encoder, task.visual_width)
-    blocks = {"n_coattn": task.n_coattn, "coattention": task.coattention, "coattn_place": task.coattn_place}
-    config = Config(**{**start.config_values, "num_labels": len(task.label_set.labels), **blocks})
+    start = load_visualbert(building.text_encoder, building.visual_width)
+    blocks = {"n_coattn": building.n_coattn, "coattention": building.coattention, "coattn_place": building.coattn_place}
+    config = Config(**{**start.config_values, "num_labels": len(building.label_set.labels), **blocks})
     return Built(Model(config, start.visual_bert), start.tokenizer)

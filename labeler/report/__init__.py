@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from labeler.artifacts import (
     adding,
     already_made,
     input_of,
+    read_json,
     read_manifest,
     write_json,
     write_text,
@@ -23,7 +23,7 @@ from labeler.report.comparison import collect, compare_models, trained
 from labeler.report.data_page import DataSet, first_errors, read_data, render_data
 from labeler.report.explanations import explain_rows
 from labeler.report.page import render_csv, render_markdown, render_page
-from labeler.report.runs import Run, read_runs
+from labeler.report.runs import MeasuredRun, read_runs
 
 log = logging.getLogger("labeler")
 
@@ -56,7 +56,7 @@ def report(
     _refuse_foreign(out)
     if not force and already_made(out, recipe):
         log.info("%s: already made from the same inputs; --force makes it again", out)
-        return json.loads((out / FILES[0]).read_text(encoding="utf-8"))
+        return read_json(out / FILES[0])
     models = collect(found)
     comparison = compare_models(found, models)
     explained = explain_rows(trained(comparison, models)[0], comparison["task"], out, explain, force, device)
@@ -71,7 +71,7 @@ def report(
     return comparison
 
 
-def _recipe(runs: list[Run], data: DataSet, asked: dict[str, Any]) -> Recipe:
+def _recipe(runs: list[MeasuredRun], data: DataSet, asked: dict[str, Any]) -> Recipe:
     """Return what decides the report: the runs' files and paths, what is asked for, what is known of the data, the pictures."""
     inputs = [*(item for run in runs for item in run.inputs), data.source]
     for store in dict.fromkeys(run.store for run in runs):

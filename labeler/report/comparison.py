@@ -12,7 +12,7 @@ from labeler.errors import BadInputError
 from labeler.evaluation import ANSWERS, BEST_F1, HEADLINE, Predictions
 from labeler.model_card import aimed_at
 from labeler.report.contenders import compared, contenders, entry, seeds_of
-from labeler.report.runs import Run, read_rows
+from labeler.report.runs import MeasuredRun, read_rows
 
 METRICS = {
     "single": ("accuracy", "balanced_accuracy", "weighted_f1", "macro_f1", "auroc",
@@ -31,17 +31,17 @@ class Model(NamedTuple):
 
     name: str  # unique in the report
     baseline: bool
-    run: Run
+    run: MeasuredRun
     metrics: dict[str, Any]
     predictions: Predictions
 
 
-def collect(runs: list[Run]) -> list[Model]:
+def collect(runs: list[MeasuredRun]) -> list[Model]:
     """Return the baselines in a fixed order, each distinct one once, then the runs in the order given.
 
     Raises BadInputError when a predictions file is damaged or not the one that the metrics are from, or for other rows.
     """
-    found: list[tuple[bool, Run, dict[str, Any], Predictions]] = []
+    found: list[tuple[bool, MeasuredRun, dict[str, Any], Predictions]] = []
     seen = set()
     baselines = [(run, metrics) for run in runs for metrics in run.metrics["baselines"]]
     for run, metrics in sorted(baselines, key=_baseline_order):
@@ -67,7 +67,7 @@ def collect(runs: list[Run]) -> list[Model]:
     return [Model(name, *parts) for name, parts in zip(names, found, strict=True)]
 
 
-def aimed(run: Run) -> str:
+def aimed(run: MeasuredRun) -> str:
     """Return what the thresholds of a run's figures were fitted for."""
     return run.metrics.get("aim") or str(BEST_F1)
 
@@ -77,12 +77,12 @@ def _same_scores(one: Predictions, other: Predictions) -> bool:
     return one.scores.shape == other.scores.shape and np.allclose(one.scores, other.scores, rtol=0, atol=SAME)
 
 
-def _baseline_order(pair: tuple[Run, dict[str, Any]]) -> int:
+def _baseline_order(pair: tuple[MeasuredRun, dict[str, Any]]) -> int:
     name = pair[1]["name"]
     return BASELINES.index(name) if name in BASELINES else len(BASELINES)
 
 
-def _unique(pairs: list[tuple[str, Run]]) -> list[str]:
+def _unique(pairs: list[tuple[str, MeasuredRun]]) -> list[str]:
     """Return the names, each made unique by the run folder's name or, where that is not enough, its path."""
     names = [name for name, _ in pairs]
     for suffix in (lambda run: run.folder.name, lambda run: str(run.folder)):
@@ -94,7 +94,7 @@ def _unique(pairs: list[tuple[str, Run]]) -> list[str]:
     return names
 
 
-def compare_models(runs: list[Run], models: list[Model]) -> dict[str, Any]:
+def compare_models(runs: list[MeasuredRun], models: list[Model]) -> dict[str, Any]:
     """Return what `comparison.json` holds: the data, a row for each model, all pairs of contenders, seeds, the answer.
 
     `seeds` has the mean and the standard deviation for each model that was trained more than once, and measured, with nothing but

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +15,9 @@ from labeler.pictures.quality import THRESHOLDS
 from labeler.report.charts import histogram_chart
 from labeler.report.page import environment
 from labeler.report.pictures import data_uri, examples_of, shortened
-from labeler.report.runs import Run
-from labeler.rows.profile import KINDS
-from labeler.values import SPLITS
+from labeler.report.runs import MeasuredRun
+from labeler.rows.profile import KINDS, label_totals
+from labeler.values import SPLITS, writable
 
 log = logging.getLogger("labeler")
 
@@ -49,7 +48,7 @@ class DataSet(NamedTuple):
     source: Input  # where the profile is from
 
 
-def read_data(run: Run) -> DataSet:
+def read_data(run: MeasuredRun) -> DataSet:
     """Return the profile with the data's quality if `labeler inspect` has made it for the store of `run`, else the store's.
 
     Neither is of another store that lies there now. Nothing is raised where there is none: stores may be deleted afterwards.
@@ -75,7 +74,7 @@ def read_data(run: Run) -> DataSet:
         return DataSet(None, None, Input(str(path), "missing"))
 
 
-def render_data(data: DataSet, run: Run) -> str:
+def render_data(data: DataSet, run: MeasuredRun) -> str:
     """Return the page as one HTML document that loads nothing."""
     template = environment().get_template("data.html.j2")
     name, store = run.metrics["data"]["name"], str(run.store)
@@ -103,10 +102,10 @@ def render_data(data: DataSet, run: Run) -> str:
         changes_shown=CHANGES_SHOWN,
         **_cards(run, profile.get("suspicious_pictures"), profile.get("label_errors")),
     )
-    return html.encode("utf-8", "replace").decode("utf-8")  # as in the other page
+    return writable(html)  # as in the other page
 
 
-def first_errors(data: DataSet, run: Run, split: str) -> dict[str, Any]:
+def first_errors(data: DataSet, run: MeasuredRun, split: str) -> dict[str, Any]:
     """Return what the other page shows of the likely label errors: {count, checked, here, cards}, no cards without any.
 
     here: how many are in `split`, None where that is not known; the cards are the first of these, or of all.
@@ -133,12 +132,9 @@ def found_errors(quality: Path, split: str) -> list[dict[str, Any]]:
 
 def _labels(profile: dict[str, Any]) -> list[dict[str, Any]]:
     """Return {name, total, share, splits: [(rows, share of the split)]} for each label, most frequent first."""
-    totals = Counter[str]()
-    for counts in profile["labels"].values():
-        totals.update(counts)
     sizes = profile["splits"]
     rows = []
-    for name, total in totals.most_common():
+    for name, total in label_totals(profile).most_common():
         counts = [(split, profile["labels"][split].get(name, 0)) for split in SPLITS]
         shares = [(count, count / sizes[split] if sizes[split] else None) for split, count in counts]
         rows.append({"name": name, "total": total, "share": total / profile["kept"], "splits": shares})
@@ -153,7 +149,7 @@ def _matrix(profile: dict[str, Any]) -> dict[str, Any] | None:
     return {"labels": matrix["labels"], "rows": list(zip(matrix["labels"], matrix["counts"], strict=True))}
 
 
-def _cards(run: Run, pictures: dict[str, Any] | None, errors: dict[str, Any] | None) -> dict[str, Any]:
+def _cards(run: MeasuredRun, pictures: dict[str, Any] | None, errors: dict[str, Any] | None) -> dict[str, Any]:
     """Return what the page shows row by row, and a sentence when pictures are missing.
 
     {pictures, errors: as in the profile, sections: [{kind, count, meaning, cards}], cards: of the errors, missing}

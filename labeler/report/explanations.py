@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from labeler.artifacts import Input, Recipe, adding, already_made, input_of, read_manifest, sha256_json, write_json
+from labeler.artifacts import (
+    Input,
+    Recipe,
+    adding,
+    already_made,
+    input_of,
+    read_json,
+    read_manifest,
+    sha256_json,
+    write_json,
+)
 from labeler.errors import BadInputError, LockedError
 from labeler.evaluating import refuse_mismatch
-from labeler.evaluation import Predictions
+from labeler.evaluation import Predictions, right_rows
 from labeler.explaining.explanation import (
     Explanation,
     Region,
@@ -29,7 +38,7 @@ from labeler.explaining.heat_maps import heat_map
 from labeler.inspection import named
 from labeler.pictures.images import decode_image
 from labeler.report.comparison import Model
-from labeler.report.pictures import confidence, data_uri, examples_of, right_rows
+from labeler.report.pictures import confidence, data_uri, examples_of
 from labeler.store import Store
 
 log = logging.getLogger("labeler")
@@ -113,7 +122,7 @@ def explain_rows(best: Model, task: str, out: Path, count: int, force: bool, dev
     except (BadInputError, OSError) as error:
         log.warning("explanations are left out: %s", error)
         return Explained(asked, [], f"Explanations are left out: {error}.")
-    values = json.loads((out / FILE).read_text(encoding="utf-8"))
+    values = read_json(out / FILE)
     return Explained(asked, [explanation_of(one, None) for one in values])
 
 

@@ -9,6 +9,7 @@ from labeler.inputs import replaced
 from labeler.replacing import is_marked
 from labeler.report.page import environment
 from labeler.report.pictures import BUDGET, data_uri, examples_of, shortened
+from labeler.values import writable
 
 if TYPE_CHECKING:
     from labeler.searching import Found
@@ -22,7 +23,7 @@ def render_found(query: str, found: Found) -> str:
         picture, budget = data_uri(examples.get(hit.id), budget)
         cards.append({"id": hit.id, "text": shortened(hit.text), "score": hit.score, "picture": picture})
     html = environment().get_template("found.html.j2").render(query=query, cards=cards, missing=missing)
-    return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in what was typed must not stop the page
+    return writable(html)  # a lone surrogate in what was typed must not stop the page
 
 
 def is_found_page(path: Path) -> bool:

@@ -7,14 +7,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from labeler.artifacts import read_manifest
+from labeler.artifacts import read_json, read_manifest
 from labeler.encoders.weights import EMBEDDED
 from labeler.errors import BadInputError, UsageError
 from labeler.inputs import replaced
-from labeler.model_card import command, described
+from labeler.model_card import command, prompt_words
 from labeler.pretraining import pretrain_command
 from labeler.report.comparison import Model
-from labeler.report.runs import Run
+from labeler.report.runs import MeasuredRun
 
 
 def how(model: Model) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def how(model: Model) -> dict[str, Any]:
     return {"name": model.name, "baseline": model.baseline, "values": [(key, plain(v)) for key, v in values.items()]}
 
 
-def commands(runs: list[Run], split: str, explain: int) -> list[str]:
+def commands(runs: list[MeasuredRun], split: str, explain: int) -> list[str]:
     """Return what to type to make store, runs and report again, from the records on."""
     folders = [str(run.folder) for run in runs]
     lines = [
@@ -53,15 +53,15 @@ def commands(runs: list[Run], split: str, explain: int) -> list[str]:
     return [shlex.join(words) for words in lines]
 
 
-def zero_shot_words(run: Run, split: str) -> list[str]:
+def zero_shot_words(run: MeasuredRun, split: str) -> list[str]:
     """Return what says how labels were told to a run that has learned none."""
     if run.manifest["stage"] != "pretrain":
         return []
     told = read_manifest(run.folder, "evaluate", f"manifest-{split}.json")["arguments"]["zero_shot"]
-    return ["--zero-shot", *described(told)]
+    return ["--zero-shot", *prompt_words(told)]
 
 
-def preprocess_command(run: Run) -> list[tuple[str, ...]]:
+def preprocess_command(run: MeasuredRun) -> list[tuple[str, ...]]:
     """Return the words of the command that makes the store that `run` was measured on, none where it is gone or replaced."""
     if replaced(run.store, run.measured_on):
         return []
@@ -82,12 +82,12 @@ def preprocess_command(run: Run) -> list[tuple[str, ...]]:
 def has_unknown_words(store: Path) -> bool:
     """Return whether the text tower knows too few of the store's words for `labeler preprocess` to make it unasked."""
     try:
-        return "unknown_share" in json.loads((store / "towers.json").read_text(encoding="utf-8"))["text"]
+        return "unknown_share" in read_json(store / "towers.json")["text"]
     except (OSError, ValueError, KeyError):
         return False
 
 
-def train_command(run: Run) -> list[str]:
+def train_command(run: MeasuredRun) -> list[str]:
     """Return the words of the command that trains `run`, none where this labeler does not have its model."""
     made = pretrain_command if run.manifest["stage"] == "pretrain" else command
     try:

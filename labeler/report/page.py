@@ -17,9 +17,9 @@ from labeler.report.explanations import Explained, explained_cards
 from labeler.report.labels import confusion, per_class
 from labeler.report.making import commands, how
 from labeler.report.pictures import cards, sections
-from labeler.report.runs import Run
+from labeler.report.runs import MeasuredRun
 from labeler.report.sureness import sureness
-from labeler.values import neutral
+from labeler.values import neutral, writable
 
 TITLES = {
     "accuracy": "Accuracy",
@@ -130,7 +130,11 @@ def render_csv(comparison: dict[str, Any]) -> str:
 
 
 def render_page(
-    comparison: dict[str, Any], runs: list[Run], models: list[Model], explained: Explained, errors: dict[str, Any]
+    comparison: dict[str, Any],
+    runs: list[MeasuredRun],
+    models: list[Model],
+    explained: Explained,
+    errors: dict[str, Any],
 ) -> str:
     """Return the page as one HTML document that loads nothing; errors: see `data_page.first_errors`."""
     by_name = {model.name: model for model in models}
@@ -160,7 +164,7 @@ def render_page(
             commands=commands(runs, comparison["data"]["split"], len(explained.asked)),
         )
     )
-    return html.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate in a text must not stop the report
+    return writable(html)  # a lone surrogate in a text must not stop the report
 
 
 def _basics(comparison: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labeler.errors import BadInputError
-from labeler.evaluation import Predictions
+from labeler.evaluation import Predictions, right_rows
 from labeler.inputs import replaced
 from labeler.inspection import named
 from labeler.report.comparison import Model
-from labeler.report.runs import Run
+from labeler.report.runs import MeasuredRun
 
 log = logging.getLogger("labeler")
 
@@ -60,11 +60,6 @@ def sections(task: str, best: Model, rival: Model | None) -> list[Section]:
     return found
 
 
-def right_rows(predictions: Predictions) -> np.ndarray:
-    """Return which rows have all labels right and no other, [N] bool."""
-    return (predictions.truth == predictions.predicted).all(axis=1)
-
-
 def confidence(task: str, predictions: Predictions) -> np.ndarray:
     """Return how sure the model was of each row, [N] in 0..1.
 
@@ -78,7 +73,7 @@ def confidence(task: str, predictions: Predictions) -> np.ndarray:
     return np.where(right_rows(predictions), np.where(truth, scores, 1.0).min(axis=1), off)
 
 
-def cards(run: Run, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
+def cards(run: MeasuredRun, shown: list[Section]) -> tuple[list[dict[str, Any]], str | None]:
     """Return each section as {title, cards} for the page, and a sentence when pictures are missing, else None."""
     ids = shown[0].models[0].predictions.ids
     examples, missing = examples_of(run.store, run.measured_on, {ids[row] for section in shown for row in section.rows})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from labeler.artifacts import MANIFEST, Input, input_of, read_manifest, sha256_file, work_folder
+from labeler.artifacts import MANIFEST, Input, input_of, read_json, read_manifest, sha256_file, work_folder
 from labeler.errors import BadInputError, UsageError
 from labeler.evaluation import HEADLINE, Predictions, read_predictions, without_parents
 from labeler.inputs import found_again
@@ -17,7 +16,7 @@ from labeler.records import LabelSet
 from labeler.taxonomy import Taxonomy, taxonomy_of
 
 
-class Run(NamedTuple):
+class MeasuredRun(NamedTuple):
     """One run folder, read."""
 
     folder: Path
@@ -36,7 +35,7 @@ class Run(NamedTuple):
         return found
 
 
-def read_runs(folders: list[Path], split: str) -> list[Run]:
+def read_runs(folders: list[Path], split: str) -> list[MeasuredRun]:
     """Return the runs in the order given, with labels in the first one's order; one given twice, or by a link too, counts once.
 
     Raises UsageError without folders, and BadInputError when one is no run or not evaluated on `split`, or when the
@@ -55,7 +54,7 @@ def read_runs(folders: list[Path], split: str) -> list[Run]:
     return [_in_order_of(runs[0], run) for run in runs]
 
 
-def _in_order_of(first: Run, run: Run) -> Run:
+def _in_order_of(first: MeasuredRun, run: MeasuredRun) -> MeasuredRun:
     """Return the run with its labels in the order of those of `first`: they stand by how frequent its data had them."""
     places = {name: place for place, name in enumerate(first.names)}
 
@@ -67,7 +66,7 @@ def _in_order_of(first: Run, run: Run) -> Run:
     return run._replace(metrics=metrics, names=first.names, taxonomy=first.taxonomy)
 
 
-def _read_run(folder: Path, split: str) -> Run:
+def _read_run(folder: Path, split: str) -> MeasuredRun:
     """Return the run in `folder`; raises BadInputError saying what is missing and what to type."""
     _refuse_unfinished(folder)
     manifest = read_manifest(folder)
@@ -100,7 +99,7 @@ def _read_run(folder: Path, split: str) -> Run:
             raise BadInputError(f"{folder / name}: missing; type `{command}`")
     inputs = [input_of(folder, manifest), *(Input(str(folder / name), sha256_file(folder / name)) for name in files)]
     curve = _read_json(history, command) if history.is_file() else None
-    return Run(folder, manifest, metrics, curve, labels.names, taxonomy_of(labels), store, tuple(inputs))
+    return MeasuredRun(folder, manifest, metrics, curve, labels.names, taxonomy_of(labels), store, tuple(inputs))
 
 
 def labels_file(folder: Path, split: str) -> str:
@@ -132,12 +131,12 @@ def _refuse_unfinished(folder: Path) -> None:
 
 def _read_json(path: Path, command: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: not readable as JSON; type `{command}`") from error
 
 
-def _refuse_other_rows(first: Run, run: Run) -> None:
+def _refuse_other_rows(first: MeasuredRun, run: MeasuredRun) -> None:
     """Raise BadInputError when `run` was not measured on the rows and labels of `first`."""
     parents = [{run.taxonomy.names[child]: run.taxonomy.names[parent] for child, parent in run.taxonomy.pairs}
                for run in (first, run)]  # fmt: skip
@@ -162,7 +161,7 @@ def _refuse_other_rows(first: Run, run: Run) -> None:
             )
 
 
-def read_rows(run: Run, name: str, count: int) -> Predictions:
+def read_rows(run: MeasuredRun, name: str, count: int) -> Predictions:
     """Return the predictions in the run's file `name`; raises BadInputError when they are not `count` rows."""
     predictions = without_parents(run.taxonomy, read_predictions(run.folder / name, run.taxonomy.names))
     if len(predictions.ids) != count:

@@ -20,8 +20,7 @@ from labeler.records import Reject, Row, borrowed_id, canonical_fields, field_ca
 from labeler.rows.keys import comparables, encoded, keys_of, word_counts
 from labeler.rows.lines import Fields, lines_of
 from labeler.rows.splits import RowLabels
-from labeler.sources import Reading, image_root
-from labeler.sources import rows_of as stands_for
+from labeler.sources import Reading, image_root, stands_for
 from labeler.sources.answers import UNKNOWN
 from labeler.sources.jsonl import Piece, plain_columns, rows_of
 from labeler.sources.label_columns import called, with_labels

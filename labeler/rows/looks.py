@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from labeler.rows.splits import joined
+from labeler.rows.splits import components
 
 NEAR = 0.15  # the share of their gradients that copies may differ in; how it was chosen: docs/LOG.md
 BLOCK = 1024
@@ -20,7 +20,7 @@ def look_groups(hashes: np.ndarray) -> np.ndarray:
     """
     distinct, which = np.unique(hashes, axis=0, return_inverse=True)
     blocks = [enough(*pairs) for pairs in near_blocks(distinct, NEAR)]
-    groups = joined(*joint(blocks), len(distinct))[which]
+    groups = components(*joint(blocks), len(distinct))[which]
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     return first[member]
 
@@ -50,7 +50,7 @@ def near_blocks(hashes: np.ndarray, distance: float) -> Iterator[tuple[np.ndarra
 def enough(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs that join what the pairs (a, b) do, fewer than there are rows: many copies of one picture have many pairs."""
     rows, places = np.unique(np.concatenate([a, b]), return_inverse=True)
-    first = joined(places[: len(a)], places[len(a) :], len(rows))
+    first = components(places[: len(a)], places[len(a) :], len(rows))
     others = np.flatnonzero(first != np.arange(len(rows)))
     return rows[first[others]], rows[others]
 

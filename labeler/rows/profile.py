@@ -236,7 +236,7 @@ def duplicates(keys: Keys) -> dict[str, dict[str, int]]:
     return found
 
 
-def described(profile: dict[str, Any]) -> list[str]:
+def profile_lines(profile: dict[str, Any]) -> list[str]:
     """Return the profile as lines for a terminal."""
     lines = [f"rows        {profile['rows']:,} read, {profile['kept']:,} kept, {profile['rejected']:,} rejected"]
     lines += [f"  {code:<24} {count:>9,}" for code, count in profile["rejects"].items()]
@@ -292,11 +292,17 @@ def quality_lines(profile: dict[str, Any]) -> list[str]:
     return lines
 
 
-def label_table(profile: dict[str, Any]) -> list[str]:
-    """Return a line for each label, most frequent first: its rows in each split, its share, and a bar of it."""
+def label_totals(profile: dict[str, Any]) -> Counter[str]:
+    """Return on how many rows of all splits each label stands."""
     totals = Counter[str]()
     for counts in profile["labels"].values():
         totals.update(counts)
+    return totals
+
+
+def label_table(profile: dict[str, Any]) -> list[str]:
+    """Return a line for each label, most frequent first: its rows in each split, its share, and a bar of it."""
+    totals = label_totals(profile)
     width = max([len(name) for name in totals] + [12])
     heads = "".join(f"{split:>12}" for split in SPLITS)
     sizes = "".join(f"{profile['splits'][split]:>12,}" for split in SPLITS)

@@ -45,10 +45,10 @@ def group_rows(keys: Keys, rows: int) -> np.ndarray:
     a, b = (
         (np.concatenate(ends) for ends in zip(*pairs, strict=True)) if pairs else (np.zeros(0, int), np.zeros(0, int))
     )
-    return joined(a, b, rows)
+    return components(a, b, rows)
 
 
-def joined(a: np.ndarray, b: np.ndarray, rows: int) -> np.ndarray:
+def components(a: np.ndarray, b: np.ndarray, rows: int) -> np.ndarray:
     """Return [N] int64: the first row of everything that the pairs (a, b) join with each row."""
     groups = np.arange(rows)
     if not len(a):

@@ -67,10 +67,10 @@ def read_source(path: Path, how: Reading | None = None) -> Iterator[Row | Reject
     """
     how = how or Reading()
     items = FORMATS[find_format(path, how.format)](path, how)
-    return (row for item in items for row in rows_of(item, how))
+    return (row for item in items for row in stands_for(item, how))
 
 
-def rows_of(item: Row | Reject, how: Reading) -> Iterator[Row | Reject]:
+def stands_for(item: Row | Reject, how: Reading) -> Iterator[Row | Reject]:
     """Yield what a source's row stands for: a row with its most frequent answer as label, or one for each caption."""
     if isinstance(item, Reject):
         yield item

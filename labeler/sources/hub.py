@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from labeler.encoders.weights import unreachable
+from labeler.encoders.weights import hub_address, unreachable
 from labeler.errors import BadInputError
 from labeler.pictures.images import ImageError, read_image_file, resolve_image
 from labeler.records import Reject, Row, find_field
@@ -87,7 +87,7 @@ def load(path: Path, source: Source) -> dict[str, Any]:
     local = Path(source.name).is_dir()
     if not local and source.name.startswith((".", "/")):
         raise BadInputError(f"{path}: no such folder")
-    problem = None if local else unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    problem = None if local else unreachable(hub_address())
     if problem:
         message = f"the data set {source.name!r} is no folder here, and its hub is out of reach ({problem})"
         raise BadInputError(f"{path}: {message}; {local_way(source)}")
