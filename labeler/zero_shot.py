@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from labeler.artifacts import read_manifest
 from labeler.errors import BadInputError, UsageError
 from labeler.records import Label, LabelSet
+from labeler.sources.jsonl import unique_keys
 from labeler.values import RowError, clean_text
 
 if TYPE_CHECKING:
@@ -61,13 +62,14 @@ def parse_prompts(text: str, templates: Sequence[str] = ()) -> Prompts:
 def read_phrases(path: Path) -> dict[str, list[str]]:
     """Return {label: phrases} of a JSON file, cleaned as texts are; raises BadInputError where it holds something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-        given = {name: [phrases] if isinstance(phrases, str) else list(phrases) for name, phrases in found.items()}
+        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+        given = {name: [phrases] if isinstance(phrases, str) else phrases for name, phrases in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise BadInputError(
             f'{path}: expected JSON like {{"signs": ["flag", "road sign"], "animals": "animal"}} ({error})'
         ) from error
-    if not all(isinstance(phrase, str) for phrases in given.values() for phrase in phrases):
+    lists = all(isinstance(phrases, list) for phrases in given.values())
+    if not lists or not all(isinstance(phrase, str) for phrases in given.values() for phrase in phrases):
         raise BadInputError(f"{path}: a phrase that is no string; expected each label with a phrase or a list of them")
     try:
         return tidied(given)

@@ -185,10 +185,13 @@ def test_a_wrong_description_is_said(tmp_path, label_set):
         prompts_of(label_set, {"box": ["a box"]})
     with pytest.raises(BadInputError, match="expected JSON like"):
         parse_prompts(str(tmp_path / "missing.json"))
-    for content in ("[1]", '{"joy": [1], "anger": "x"}', "{"):
+    for content in ("[1]", '{"joy": [1], "anger": "x"}', "{", '{"joy": {"glad": 1}, "anger": "x"}', '{"joy": 7}'):
         (tmp_path / "labels.json").write_text(content, encoding="utf-8")
         with pytest.raises(BadInputError, match=r"expected (JSON|each label)"):
             parse_prompts(str(tmp_path / "labels.json"))
+    (tmp_path / "labels.json").write_text('{"joy": "glad", "anger": "y", "joy": "merry"}', encoding="utf-8")
+    with pytest.raises(BadInputError, match=r"the key 'joy' stands twice"):
+        parse_prompts(str(tmp_path / "labels.json"))
     (tmp_path / "labels.json").write_text(r'{"joy": "x\ud800", "anger": "y"}', encoding="utf-8")
     with pytest.raises(BadInputError, match=r"labels\.json: phrase holds a NUL or half a surrogate pair"):
         parse_prompts(str(tmp_path / "labels.json"))
