@@ -272,8 +272,8 @@ class Search:
         best, finished = self.best(), self.finished()
         if not best:
             raise LabelerError(
-                f"{self.out}: no trial came to its end (of {len(finished)}): the first loss was no longer a number, and others "
-                "were stopped for that or for the time; give lower rates in --options"
+                f"{self.out}: no trial came to its end (of {len(finished)}), the first since its loss was no longer a number, "
+                "others for that or for the time; give lower rates in --options"
             )
         states = [trial.state.name for trial in self.study.trials]
         return {
